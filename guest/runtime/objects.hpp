@@ -1,0 +1,139 @@
+// The client's own objects behind CUcontext, CUstream, CUevent, CUmodule, CUlibrary, CUfunction and CUkernel.
+//
+// A driver handle that the program holds is the address of one of these, in a slab reserved for its type; so a
+// look-up is one range check and one load, and a wild or destroyed handle is recognised without touching foreign
+// memory. Every other handle type (graphs, pools, arrays...) is the wire handle itself, cast to the pointer type:
+// the worker checks those.
+#pragma once
+
+#include <cuda.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "guest/runtime/slab.hpp"
+#include "wire/cpp/types.hpp"
+
+namespace gpupool::guest {
+
+struct Context;
+struct Module;
+
+// One stream-capture in progress; shared by the streams that have joined it.
+struct Capture {
+  u64 id = 0;
+  CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+  u32 thread = 0;  // client thread that began it
+  struct Stream* origin = nullptr;
+  std::atomic<bool> invalidated{false};
+};
+
+struct Stream {
+  wire::Handle handle;
+  Context* context = nullptr;
+  u32 flags = 0;  // CUstream_flags
+  int priority = 0;
+  u64 id = 0;                         // cuStreamGetId
+  std::atomic<u64> last_work{0};      // ticket + 1 of the newest slot that put work on this stream
+  std::shared_ptr<Capture> capture;   // guarded by capture_mutex(); `capturing` mirrors it for the launch path
+  std::atomic<bool> capturing{false};
+  bool implicit = false;  // the legacy or a per-thread default stream: never destroyed by the program
+};
+
+struct Event {
+  wire::Handle handle;
+  Context* context = nullptr;
+  u32 flags = 0;  // CUevent_flags
+  // Where completion shows: word index << 48 | value; 0 when never recorded (then it counts as complete).
+  std::atomic<u64> recorded{0};
+  std::shared_ptr<Capture> capture;  // set when last recorded into a capturing stream; guarded by capture_mutex()
+};
+
+struct Parameter {
+  u32 offset = 0;
+  u32 size = 0;
+};
+
+// A CUfunction or CUkernel. Cached: what the client must know to launch without asking.
+struct Function {
+  wire::Handle handle;
+  Context* context = nullptr;  // null for a CUkernel, which belongs to a library and works in every context
+  struct Library* library = nullptr;
+  Module* module = nullptr;
+  std::string name;
+  std::vector<Parameter> parameters;
+  u32 parameter_bytes = 0;          // size of the packed parameter buffer
+  std::atomic<i32> attributes[32];  // CUfunction_attribute -> value; kUnknownAttribute where the driver gave none
+  static constexpr i32 kUnknownAttribute = static_cast<i32>(0x8000'0000);
+};
+
+struct Module {
+  wire::Handle handle;
+  Context* context = nullptr;
+  Library* library = nullptr;  // when it is a library's module (cuLibraryGetModule)
+  std::mutex mutex;
+  std::vector<Function*> functions;
+};
+
+struct Library {
+  wire::Handle handle;
+  std::mutex mutex;
+  std::vector<Function*> kernels;
+};
+
+struct Context {
+  u32 index = 0;  // wire::Handle index of HandleKind::context; slots carry it
+  int device = 0;
+  bool primary = false;
+  std::atomic<u32> flags{0};
+  std::atomic<bool> alive{true};
+  u32 api_version = 3020;
+  u64 id = 0;
+  Stream* legacy = nullptr;  // CU_STREAM_LEGACY of this context
+  std::mutex mutex;          // guards `streams`
+  std::vector<Stream*> streams;  // all live streams, the implicit ones too
+};
+
+// One slab a type. Defined in objects.cpp.
+extern Slab<Context> g_contexts;
+extern Slab<Stream> g_streams;
+extern Slab<Event> g_events;
+extern Slab<Function> g_functions;
+extern Slab<Module> g_modules;
+extern Slab<Library> g_libraries;
+
+// Null when `handle` is not a live object of that type.
+inline Context* find(CUcontext handle) { return g_contexts.find(handle); }
+inline Event* find(CUevent handle) { return g_events.find(handle); }
+inline Function* find(CUfunction handle) { return g_functions.find(handle); }
+inline Function* find(CUkernel handle) { return g_functions.find(handle); }
+inline Module* find(CUmodule handle) { return g_modules.find(handle); }
+inline Library* find(CUlibrary handle) { return g_libraries.find(handle); }
+// Streams go through resolve_stream() in thread_state.hpp, which knows 0, CU_STREAM_LEGACY and _PER_THREAD.
+
+// Hands out wire handles for objects that the client names itself. Thread-safe.
+class HandleAllocator {
+ public:
+  explicit HandleAllocator(wire::HandleKind kind, u32 limit) : kind_(kind), limit_(limit) {}
+  // An unused handle, or a null handle when `limit` objects are alive.
+  wire::Handle take();
+  void give_back(wire::Handle handle);
+
+ private:
+  std::mutex mutex_;
+  wire::HandleKind kind_;
+  u32 limit_;
+  u32 next_ = 1;
+  std::vector<wire::Handle> free_;
+};
+
+// The allocator of one kind; lives for the process.
+HandleAllocator& handles(wire::HandleKind kind);
+
+// Guards Stream::capture and Event::capture. Captures are rare: one lock for all of them.
+std::mutex& capture_mutex();
+
+}  // namespace gpupool::guest

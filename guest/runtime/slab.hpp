@@ -1,0 +1,83 @@
+// A slab of objects of one type in address space reserved for it, so that whether a handle from the program
+// names a live object is a range check and one flag. Objects keep their address for the life of the process;
+// a destroyed one is reused last, so that stale handles are recognised for as long as possible.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <deque>
+#include <mutex>
+#include <new>
+
+#include "wire/cpp/types.hpp"
+
+namespace gpupool::guest {
+
+template <typename T>
+class Slab {
+ public:
+  // Null when the slab is full or the address space cannot be reserved.
+  T* create() {
+    const std::lock_guard lock(mutex_);
+    Cell* cell = nullptr;
+    if (free_.size() > kQuarantine) {
+      cell = free_.front();
+      free_.pop_front();
+    } else {
+      if (base_ == nullptr && !reserve()) return nullptr;
+      const u64 used = used_.load(std::memory_order_relaxed);
+      if (used == kCapacity) {
+        if (free_.empty()) return nullptr;
+        cell = free_.front();
+        free_.pop_front();
+      } else {
+        cell = base_ + used;
+        used_.store(used + 1, std::memory_order_release);
+      }
+    }
+    T* object = new (cell->storage) T();
+    cell->live.store(true, std::memory_order_release);
+    return object;
+  }
+
+  void destroy(T* object) {
+    Cell* cell = reinterpret_cast<Cell*>(object);
+    cell->live.store(false, std::memory_order_release);
+    object->~T();
+    const std::lock_guard lock(mutex_);
+    free_.push_back(cell);
+  }
+
+  // The live object at this address, or null. Safe for any value.
+  T* find(const void* handle) const {
+    const u64 distance = reinterpret_cast<u64>(handle) - reinterpret_cast<u64>(base_);
+    if (distance >= used_.load(std::memory_order_acquire) * sizeof(Cell) || distance % sizeof(Cell) != 0)
+      return nullptr;
+    Cell* cell = reinterpret_cast<Cell*>(const_cast<void*>(handle));
+    return cell->live.load(std::memory_order_acquire) ? reinterpret_cast<T*>(cell->storage) : nullptr;
+  }
+
+ private:
+  struct Cell {
+    alignas(T) u8 storage[sizeof(T)];  // first, so that the object's address is the cell's
+    std::atomic<bool> live;
+  };
+  static constexpr u64 kCapacity = 1u << 20;
+  static constexpr u64 kQuarantine = 64;
+
+  bool reserve() {
+    void* memory = mmap(nullptr, kCapacity * sizeof(Cell), PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) return false;
+    base_ = static_cast<Cell*>(memory);
+    return true;
+  }
+
+  std::mutex mutex_;
+  Cell* base_ = nullptr;
+  std::atomic<u64> used_{0};
+  std::deque<Cell*> free_;
+};
+
+}  // namespace gpupool::guest

@@ -1,0 +1,49 @@
+// What the driver API keeps per thread: the stack of current contexts, the default-stream flavour of the call
+// in progress, the per-thread streams, the capture mode; and our index in the window.
+#pragma once
+
+#include <cuda.h>
+
+#include <vector>
+
+#include "guest/runtime/objects.hpp"
+
+namespace gpupool::guest {
+
+struct ThreadState {
+  std::vector<Context*> stack;  // back() is current
+  CUstreamCaptureMode capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+  std::vector<Stream*> per_thread_streams;  // one a context, made on first use
+  u32 index = kNoIndex;                     // wire thread index, taken on the first message
+  bool per_thread_default = false;          // inside a _ptds / _ptsz entry point: stream 0 means per-thread
+
+  static constexpr u32 kNoIndex = ~0u;
+};
+
+// This thread's state; created on first use, released when the thread ends.
+ThreadState& thread_state();
+
+// The context that is current in this thread, or null. Hot: one thread-local load.
+Context* current_context();
+
+// Resolves 0, CU_STREAM_LEGACY, CU_STREAM_PER_THREAD and real handles. On failure returns null and sets
+// `error` to what the driver would answer (INVALID_CONTEXT without a current context, INVALID_HANDLE,
+// CONTEXT_IS_DESTROYED).
+Stream* resolve_stream(CUstream stream, CUresult& error);
+
+// Marks the entry points whose stream 0 is the per-thread stream. Used by generated entry points only.
+class PerThreadDefault {
+ public:
+  PerThreadDefault() : state_(thread_state()), before_(state_.per_thread_default) {
+    state_.per_thread_default = true;
+  }
+  ~PerThreadDefault() { state_.per_thread_default = before_; }
+  PerThreadDefault(const PerThreadDefault&) = delete;
+  PerThreadDefault& operator=(const PerThreadDefault&) = delete;
+
+ private:
+  ThreadState& state_;
+  bool before_;
+};
+
+}  // namespace gpupool::guest

@@ -1,0 +1,83 @@
+// The worker's state while it serves one client, and the interface that handlers are written against.
+//
+// One dispatcher thread executes slots in ticket order; it is the only thread that calls the driver, so handlers
+// need no locks. A handler reads its arguments from `request.in` (a private copy), looks handles up, calls the
+// driver through `worker.driver` and writes results to `request.out`. It returns the driver's result. It throws
+// wire::ProtocolError for what no honest client sends; a stale handle is an honest mistake and gives
+// CUDA_ERROR_INVALID_HANDLE.
+#pragma once
+
+#include <cuda.h>
+
+#include <memory>
+#include <unordered_map>
+
+#include "hostd/worker/handle_table.hpp"
+#include "wire/cpp/layout.hpp"
+#include "wire/cpp/reader.hpp"
+#include "driver_api.hpp"      // generated: struct worker::DriverApi, one typed pointer an export
+#include "wire_functions.hpp"  // generated: enum class wire::Function
+
+namespace gpupool::worker {
+
+// The fields of a slot after the one copy, and its payload.
+struct Request {
+  wire::Function function{};
+  u16 flags = 0;
+  u32 thread = 0;
+  u64 ticket = 0;
+  CUcontext context = nullptr;  // current in the driver already when the handler runs
+  u32 context_index = 0;
+  wire::Handle stream_handle;
+  CUstream stream = nullptr;  // looked up from the header; null when the header names none
+  u64 bulk_offset = 0;        // checked: inside the window's data area
+  u64 bulk_size = 0;
+  wire::Reader in{std::span<const u8>{}};
+  wire::Writer* out = nullptr;
+  bool marked = false;  // set by a handler that has issued the mark itself
+};
+
+struct StreamEntry {
+  CUstream stream = nullptr;
+  u32 context = 0;         // handle index of its context
+  bool capturing = false;  // between begin and end of a capture that this stream began or joined
+};
+
+struct EventEntry {
+  CUevent event = nullptr;
+};
+
+class Worker {
+ public:
+  DriverApi driver{};
+  wire::Window window;
+  bool shared_memory = true;  // false over a stream transport
+
+  // Objects by wire handle. Every type has a cap (limits.hpp).
+  HandleTable<CUcontext> contexts{wire::HandleKind::context};
+  HandleTable<StreamEntry> streams{wire::HandleKind::stream};
+  HandleTable<EventEntry> events{wire::HandleKind::event};
+  HandleTable<CUmodule> modules{wire::HandleKind::module};
+  HandleTable<CUlibrary> libraries{wire::HandleKind::library};
+  HandleTable<CUfunction> functions{wire::HandleKind::function};
+  HandleTable<CUgraph> graphs{wire::HandleKind::graph};
+  HandleTable<CUgraphExec> graph_execs{wire::HandleKind::graph_exec};
+  HandleTable<CUgraphNode> graph_nodes{wire::HandleKind::graph_node};
+  HandleTable<CUmemoryPool> mem_pools{wire::HandleKind::mem_pool};
+  HandleTable<CUarray> arrays{wire::HandleKind::array};
+  HandleTable<CUmipmappedArray> mipmapped_arrays{wire::HandleKind::mipmapped_array};
+  HandleTable<CUlinkState> link_states{wire::HandleKind::link_state};
+  HandleTable<CUmemGenericAllocationHandle> mem_allocations{wire::HandleKind::mem_allocation};
+
+  // Writes ticket + 1 into the word of `stream` from the GPU, after everything issued to it so far.
+  CUresult mark(wire::Handle stream, u64 ticket);
+  // Registers [offset, +bytes) of the window with the driver (host memory the GPU can reach).
+  CUresult register_window(u64 offset, u64 bytes);
+  CUresult unregister_window(u64 offset);
+  // Address of a piece of the window, already checked.
+  u8* at(u64 offset) const { return window.base + offset; }
+};
+
+using Handler = CUresult (*)(Worker&, Request&);
+
+}  // namespace gpupool::worker

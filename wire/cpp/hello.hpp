@@ -1,0 +1,64 @@
+// The first bytes on a connection, before the window exists. Fixed little-endian structs, the same over a unix
+// socket and over a stream transport. The client sends Hello; hostd checks it and starts a worker that owns
+// the connection from then on; the worker (or hostd, to refuse) answers with Welcome. On shared memory the
+// Welcome carries the window's memfd as SCM_RIGHTS. hostd's Python twin of these structs is wire/hello.py;
+// tests/test_hello.py holds the two together.
+#pragma once
+
+#include <type_traits>
+
+#include "wire/cpp/types.hpp"
+
+namespace gpupool::wire {
+
+inline constexpr u32 kHelloMagic = 0x4c4f'4f50;    // "POOL"
+inline constexpr u32 kWelcomeMagic = 0x4c4f'4f57;  // "WOOL"
+inline constexpr u16 kProtocolMajor = 1;           // differs: refused, both versions named
+inline constexpr u16 kProtocolMinor = 0;           // a client one minor behind its host is served
+
+enum class TransportKind : u32 { shm = 1, tcp = 2, vsock = 3, rdma = 4 };
+
+enum class WelcomeStatus : u32 {
+  ok = 0,
+  version = 1,      // protocol versions do not fit
+  token = 2,        // missing or wrong token
+  no_device = 3,    // the host has no GPU to give
+  limit = 4,        // sessions, memory or share exhausted; the text says which
+  base_taken = 5,   // the proposed window base is occupied in the worker: propose another
+  worker = 6,       // the worker could not start; the text says why
+  bad_request = 7,  // the Hello itself is malformed
+};
+
+struct Hello {
+  u32 magic = kHelloMagic;
+  u16 protocol_major = kProtocolMajor;
+  u16 protocol_minor = kProtocolMinor;
+  u32 bytes = 0;  // sizeof(Hello): a later minor version may append
+  TransportKind transport = TransportKind::shm;
+  u64 window_base = 0;
+  u32 pid = 0;              // in the client's own pid namespace, for logs only
+  u32 compute_percent = 0;  // 0: whatever the host's default is
+  u32 memory_mib = 0;       // 0: likewise
+  u32 cuda_version = 0;     // CUDA version that the guest runtime was generated for, e.g. 13000
+  char client_version[32] = {};
+  char program[64] = {};  // comm of the client, for `gpupool status`
+  u8 token[64] = {};      // text, zero padded; all zero where the endpoint needs none
+};
+static_assert(std::is_trivially_copyable_v<Hello> && sizeof(Hello) == 208);
+
+struct Welcome {
+  u32 magic = kWelcomeMagic;
+  u16 protocol_major = kProtocolMajor;
+  u16 protocol_minor = kProtocolMinor;
+  u32 bytes = 0;
+  WelcomeStatus status = WelcomeStatus::ok;
+  u64 window_bytes = 0;
+  u64 session_id = 0;
+  u32 driver_version = 0;  // of the host's libcuda
+  u32 device_count = 0;
+  char host_version[32] = {};
+  char text[256] = {};  // the reason, for people, when status is not ok
+};
+static_assert(std::is_trivially_copyable_v<Welcome> && sizeof(Welcome) == 328);
+
+}  // namespace gpupool::wire

@@ -38,6 +38,7 @@ struct Stream {
   int priority = 0;
   u64 id = 0;                         // cuStreamGetId
   std::atomic<u64> last_work{0};      // ticket + 1 of the newest slot that put work on this stream
+  std::atomic<u64> last_mark{0};      // the same for the newest slot that carried kMark
   std::shared_ptr<Capture> capture;   // guarded by capture_mutex(); `capturing` mirrors it for the launch path
   std::atomic<bool> capturing{false};
   bool implicit = false;  // the legacy or a per-thread default stream: never destroyed by the program

@@ -10,7 +10,9 @@
 #include <cuda.h>
 
 #include <memory>
+#include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "hostd/worker/handle_table.hpp"
 #include "wire/cpp/layout.hpp"
@@ -52,6 +54,7 @@ class Worker {
   DriverApi driver{};
   wire::Window window;
   bool shared_memory = true;  // false over a stream transport
+  std::vector<CUdevice> devices;  // the session's vGPUs, in the order that the client sees
 
   // Objects by wire handle. Every type has a cap (limits.hpp).
   HandleTable<CUcontext> contexts{wire::HandleKind::context};

@@ -1,0 +1,66 @@
+#include "guest/runtime/log.hpp"
+
+#include <unistd.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <string>
+
+namespace gpupool::guest {
+namespace {
+
+enum class Level { off, normal, debug };
+
+Level level() {
+  static const Level chosen = [] {
+    const char* value = std::getenv("GPUPOOL_LOG");
+    if (value == nullptr) return Level::normal;
+    if (std::strcmp(value, "off") == 0) return Level::off;
+    return std::strcmp(value, "debug") == 0 ? Level::debug : Level::normal;
+  }();
+  return chosen;
+}
+
+// One write() a line, so that lines of several processes do not mix.
+void write_line(const char* format, va_list arguments) {
+  char line[1024];
+  int used = std::snprintf(line, sizeof line, "gpupool: ");
+  const int body = std::vsnprintf(line + used, sizeof line - static_cast<size_t>(used) - 1, format, arguments);
+  if (body < 0) return;
+  used += body;
+  if (used > static_cast<int>(sizeof line) - 2) used = static_cast<int>(sizeof line) - 2;
+  line[used++] = '\n';
+  // A closed stderr is the program's choice; there is nowhere else to say it.
+  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line, static_cast<size_t>(used));
+}
+
+}  // namespace
+
+void log_line(const char* format, ...) {
+  if (level() == Level::off) return;
+  va_list arguments;
+  va_start(arguments, format);
+  write_line(format, arguments);
+  va_end(arguments);
+}
+
+void log_debug(const char* format, ...) {
+  if (level() != Level::debug) return;
+  va_list arguments;
+  va_start(arguments, format);
+  write_line(format, arguments);
+  va_end(arguments);
+}
+
+void log_unsupported(const char* name) {
+  static std::mutex mutex;
+  static std::set<std::string> seen;
+  const std::lock_guard lock(mutex);
+  if (seen.insert(name).second) log_line("%s is not forwarded; the program was told NOT_SUPPORTED", name);
+}
+
+}  // namespace gpupool::guest

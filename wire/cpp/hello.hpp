@@ -44,7 +44,7 @@ struct Hello {
   char program[64] = {};  // comm of the client, for `gpupool status`
   u8 token[64] = {};      // text, zero padded; all zero where the endpoint needs none
 };
-static_assert(std::is_trivially_copyable_v<Hello> && sizeof(Hello) == 208);
+static_assert(std::is_trivially_copyable_v<Hello> && sizeof(Hello) == 200);
 
 struct Welcome {
   u32 magic = kWelcomeMagic;

@@ -1,0 +1,42 @@
+// How the session reaches its worker. Once connected every transport looks the same to the rest of the guest
+// runtime: a window in memory. On shared memory the worker maps the same pages; over a stream a pump of two
+// threads mirrors slots and data to the worker, and words, answers and data back.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "wire/cpp/hello.hpp"
+#include "wire/cpp/layout.hpp"
+
+namespace gpupool::guest {
+
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  // False once the worker is gone. Does not block.
+  virtual bool peer_alive() = 0;
+  // "shm", "tcp": for `gpupool status` and log lines.
+  virtual const char* name() const = 0;
+  // True when both sides see the same pages.
+  virtual bool shared_memory() const = 0;
+  // Forgets the connection in a forked child without touching what the parent uses.
+  virtual void abandon() = 0;
+};
+
+struct Connection {
+  std::unique_ptr<Transport> transport;
+  wire::Window window;
+  wire::Welcome welcome;
+};
+
+// Dials the endpoint that the environment names (GPUPOOL_ENDPOINT, else the system's socket, else this user's),
+// over GPUPOOL_TRANSPORT or the best that the endpoint offers. On failure returns false with `why` in words for
+// the user; `refused` is true when a host answered and said no.
+bool dial(Connection& connection, std::string& why, bool& refused);
+
+// The two kinds. They take over `socket` and the reserved address range at window.base.
+std::unique_ptr<Transport> make_shared_memory(int socket, int window_fd, wire::Window window, std::string& why);
+std::unique_ptr<Transport> make_stream(int socket, wire::Window window, std::string& why);
+
+}  // namespace gpupool::guest

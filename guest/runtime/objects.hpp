@@ -8,13 +8,18 @@
 
 #include <cuda.h>
 
+#include <array>
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "guest/runtime/slab.hpp"
+#include "wire/cpp/device_info.hpp"
 #include "wire/cpp/types.hpp"
 
 namespace gpupool::guest {
@@ -58,31 +63,61 @@ struct Parameter {
   u32 size = 0;
 };
 
-// A CUfunction or CUkernel. Cached: what the client must know to launch without asking.
+// What a function is on one device. `attributes` is what a launch there obeys; `kernel_attributes` what
+// cuKernelGetAttribute answers, which cuFuncSetAttribute does not change.
+struct FunctionOnDevice {
+  static constexpr u32 kAttributes = 16;  // CU_FUNC_ATTRIBUTE_MAX
+  static constexpr i32 kUnknown = static_cast<i32>(0x8000'0000);  // where the host's driver gave none
+  std::atomic<i32> attributes[kAttributes];
+  std::atomic<i32> kernel_attributes[kAttributes];
+  std::atomic<u32> overridden{0};  // bit a: attribute a was set through cuFuncSetAttribute
+};
+
+// A CUfunction or CUkernel; a kernel stands for its function in every context too. Cached: what the client must
+// know to launch without asking.
 struct Function {
   wire::Handle handle;
   Context* context = nullptr;  // null for a CUkernel, which belongs to a library and works in every context
   struct Library* library = nullptr;
   Module* module = nullptr;
   std::string name;
+  // Written before `described` is set, never afterwards.
   std::vector<Parameter> parameters;
-  u32 parameter_bytes = 0;          // size of the packed parameter buffer
-  std::atomic<i32> attributes[32];  // CUfunction_attribute -> value; kUnknownAttribute where the driver gave none
-  static constexpr i32 kUnknownAttribute = static_cast<i32>(0x8000'0000);
+  u32 parameter_bytes = 0;  // size of the packed parameter buffer
+  std::atomic<bool> described{false};
+  // By CUdevice; null until asked for. Owned; they live as long as the function.
+  std::array<std::atomic<FunctionOnDevice*>, wire::kMaxDevices> on_device{};
+  std::atomic<u32> epoch{0};  // counts attribute changes: cached occupancy answers end with it
+
+  Function() = default;
+  Function(const Function&) = delete;
+  Function& operator=(const Function&) = delete;
+  ~Function() {
+    for (std::atomic<FunctionOnDevice*>& entry : on_device) delete entry.load();
+  }
+};
+
+// A module variable's place.
+struct Global {
+  u64 address = 0;
+  u64 bytes = 0;
 };
 
 struct Module {
   wire::Handle handle;
   Context* context = nullptr;
   Library* library = nullptr;  // when it is a library's module (cuLibraryGetModule)
-  std::mutex mutex;
-  std::vector<Function*> functions;
+  std::mutex mutex;            // guards the maps
+  std::unordered_map<std::string, Function*> functions;
+  std::unordered_map<std::string, Global> globals;
 };
 
 struct Library {
   wire::Handle handle;
-  std::mutex mutex;
-  std::vector<Function*> kernels;
+  std::mutex mutex;  // guards the maps
+  std::unordered_map<std::string, Function*> kernels;
+  std::map<std::pair<u64, std::string>, Global> globals;  // by Context::id and name
+  std::map<u64, Module*> modules;                         // by Context::id
 };
 
 struct Context {

@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "hostd/worker/code_entries.hpp"
 #include "hostd/worker/handle_table.hpp"
 #include "wire/cpp/layout.hpp"
 #include "wire/cpp/reader.hpp"
@@ -60,16 +61,16 @@ class Worker {
   HandleTable<CUcontext> contexts{wire::HandleKind::context};
   HandleTable<StreamEntry> streams{wire::HandleKind::stream};
   HandleTable<EventEntry> events{wire::HandleKind::event};
-  HandleTable<CUmodule> modules{wire::HandleKind::module};
-  HandleTable<CUlibrary> libraries{wire::HandleKind::library};
-  HandleTable<CUfunction> functions{wire::HandleKind::function};
+  HandleTable<ModuleEntry> modules{wire::HandleKind::module};
+  HandleTable<LibraryEntry> libraries{wire::HandleKind::library};
+  HandleTable<FunctionEntry> functions{wire::HandleKind::function};
   HandleTable<CUgraph> graphs{wire::HandleKind::graph};
   HandleTable<CUgraphExec> graph_execs{wire::HandleKind::graph_exec};
   HandleTable<CUgraphNode> graph_nodes{wire::HandleKind::graph_node};
   HandleTable<CUmemoryPool> mem_pools{wire::HandleKind::mem_pool};
   HandleTable<CUarray> arrays{wire::HandleKind::array};
   HandleTable<CUmipmappedArray> mipmapped_arrays{wire::HandleKind::mipmapped_array};
-  HandleTable<CUlinkState> link_states{wire::HandleKind::link_state};
+  HandleTable<std::shared_ptr<LinkEntry>> link_states{wire::HandleKind::link_state};
   HandleTable<CUmemGenericAllocationHandle> mem_allocations{wire::HandleKind::mem_allocation};
 
   // Writes ticket + 1 into the word of `stream` from the GPU, after everything issued to it so far.

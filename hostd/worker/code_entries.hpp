@@ -1,0 +1,50 @@
+// What the worker keeps for modules, libraries, functions and linker states.
+//
+// Invariant: a function's entry lives no longer than its module or library; drop_functions() takes the list
+// an owner keeps. Functions carry the size of their parameter buffer, so that a client can never make the
+// driver read beyond what it sent.
+#pragma once
+
+#include <cuda.h>
+
+#include <memory>
+#include <vector>
+
+#include "wire/cpp/types.hpp"
+
+namespace gpupool::worker {
+
+class Worker;
+
+// A private copy of an image, zero-padded at its end. Some drivers read it for as long as its library is
+// loaded.
+class ImageCopy;
+
+struct ModuleEntry {
+  CUmodule module = nullptr;
+  u32 context = 0;       // handle index of its context
+  wire::Handle library;  // when it is a library's module: never unloaded by itself
+  std::vector<wire::Handle> functions;
+};
+
+struct LibraryEntry {
+  CUlibrary library = nullptr;
+  std::shared_ptr<ImageCopy> image;
+  std::vector<wire::Handle> kernels;
+  std::vector<wire::Handle> modules;  // what cuLibraryGetModule gave out
+};
+
+struct FunctionEntry {
+  CUfunction function = nullptr;  // or a CUkernel, cast as the driver allows
+  bool kernel = false;
+  bool described = false;  // parameter_bytes is known
+  u32 parameter_bytes = 0;
+};
+
+struct LinkEntry;
+
+// Forgets every module of a context, and their functions, without calling the driver: it destroys them with
+// the context. For the handlers that destroy or reset a context.
+void drop_modules(Worker& worker, u32 context_index);
+
+}  // namespace gpupool::worker

@@ -29,7 +29,8 @@ Level level() {
 void write_line(const char* format, va_list arguments) {
   char line[1024];
   int used = std::snprintf(line, sizeof line, "gpupool: ");
-  const int body = std::vsnprintf(line + used, sizeof line - static_cast<size_t>(used) - 1, format, arguments);
+  const int body =
+      std::vsnprintf(line + used, sizeof line - static_cast<size_t>(used) - 1, format, arguments);
   if (body < 0) return;
   used += body;
   if (used > static_cast<int>(sizeof line) - 2) used = static_cast<int>(sizeof line) - 2;

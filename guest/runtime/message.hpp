@@ -1,8 +1,8 @@
-// Building a message and reading its answer, for every function that is not on the launch path. Generated stubs
-// and hand-written functions use this; launches fill their slot directly (manual/launch.cpp).
+// Building a message and reading its answer, for every function that is not on the launch path. Generated
+// stubs and hand-written functions use this; launches fill their slot directly (manual/launch.cpp).
 //
-// Encoding: values one after the other, each at a multiple of min(its size, 8); arrays are a u64 count and then
-// the elements at a multiple of 8. wire/cpp/reader.hpp is the other end.
+// Encoding: values one after the other, each at a multiple of min(its size, 8); arrays are a u64 count and
+// then the elements at a multiple of 8. wire/cpp/reader.hpp is the other end.
 #pragma once
 
 #include <cuda.h>
@@ -62,7 +62,8 @@ class Call {
   // The ticket that send() or wait() used.
   u64 ticket() const { return ticket_; }
 
-  // Reads the next result of wait(). A short answer (a protocol violation) gives zeroes and fails the session.
+  // Reads the next result of wait(). A short answer (a protocol violation) gives zeroes and fails the
+  // session.
   template <typename T>
     requires std::is_trivially_copyable_v<T>
   T get() {
@@ -75,7 +76,8 @@ class Call {
   u64 get_array(T* out, u64 capacity) {
     const u64 count = get<u64>();
     const u8* data = take_bytes(count * sizeof(T), 8);
-    if (data != nullptr && out != nullptr) std::memcpy(out, data, (count < capacity ? count : capacity) * sizeof(T));
+    if (data != nullptr && out != nullptr)
+      std::memcpy(out, data, (count < capacity ? count : capacity) * sizeof(T));
     return data == nullptr ? 0 : count;
   }
 

@@ -1,9 +1,9 @@
 // The client's own objects behind CUcontext, CUstream, CUevent, CUmodule, CUlibrary, CUfunction and CUkernel.
 //
-// A driver handle that the program holds is the address of one of these, in a slab reserved for its type; so a
-// look-up is one range check and one load, and a wild or destroyed handle is recognised without touching foreign
-// memory. Every other handle type (graphs, pools, arrays...) is the wire handle itself, cast to the pointer type:
-// the worker checks those.
+// A driver handle that the program holds is the address of one of these, in a slab reserved for its type; so
+// a look-up is one range check and one load, and a wild or destroyed handle is recognised without touching
+// foreign memory. Every other handle type (graphs, pools, arrays...) is the wire handle itself, cast to the
+// pointer type: the worker checks those.
 #pragma once
 
 #include <cuda.h>
@@ -41,10 +41,10 @@ struct Stream {
   Context* context = nullptr;
   u32 flags = 0;  // CUstream_flags
   int priority = 0;
-  u64 id = 0;                         // cuStreamGetId
-  std::atomic<u64> last_work{0};      // ticket + 1 of the newest slot that put work on this stream
-  std::atomic<u64> last_mark{0};      // the same for the newest slot that carried kMark
-  std::shared_ptr<Capture> capture;   // guarded by capture_mutex(); `capturing` mirrors it for the launch path
+  u64 id = 0;                        // cuStreamGetId
+  std::atomic<u64> last_work{0};     // ticket + 1 of the newest slot that put work on this stream
+  std::atomic<u64> last_mark{0};     // the same for the newest slot that carried kMark
+  std::shared_ptr<Capture> capture;  // guarded by capture_mutex(); `capturing` mirrors it for the launch path
   std::atomic<bool> capturing{false};
   bool implicit = false;  // the legacy or a per-thread default stream: never destroyed by the program
 };
@@ -55,7 +55,8 @@ struct Event {
   u32 flags = 0;  // CUevent_flags
   // Where completion shows: word index << 48 | value; 0 when never recorded (then it counts as complete).
   std::atomic<u64> recorded{0};
-  std::shared_ptr<Capture> capture;  // set when last recorded into a capturing stream; guarded by capture_mutex()
+  std::shared_ptr<Capture>
+      capture;  // set when last recorded into a capturing stream; guarded by capture_mutex()
 };
 
 struct Parameter {
@@ -66,15 +67,15 @@ struct Parameter {
 // What a function is on one device. `attributes` is what a launch there obeys; `kernel_attributes` what
 // cuKernelGetAttribute answers, which cuFuncSetAttribute does not change.
 struct FunctionOnDevice {
-  static constexpr u32 kAttributes = 16;  // CU_FUNC_ATTRIBUTE_MAX
+  static constexpr u32 kAttributes = 16;                          // CU_FUNC_ATTRIBUTE_MAX
   static constexpr i32 kUnknown = static_cast<i32>(0x8000'0000);  // where the host's driver gave none
   std::atomic<i32> attributes[kAttributes];
   std::atomic<i32> kernel_attributes[kAttributes];
   std::atomic<u32> overridden{0};  // bit a: attribute a was set through cuFuncSetAttribute
 };
 
-// A CUfunction or CUkernel; a kernel stands for its function in every context too. Cached: what the client must
-// know to launch without asking.
+// A CUfunction or CUkernel; a kernel stands for its function in every context too. Cached: what the client
+// must know to launch without asking.
 struct Function {
   wire::Handle handle;
   Context* context = nullptr;  // null for a CUkernel, which belongs to a library and works in every context
@@ -128,8 +129,8 @@ struct Context {
   std::atomic<bool> alive{true};
   u32 api_version = 3020;
   u64 id = 0;
-  Stream* legacy = nullptr;  // CU_STREAM_LEGACY of this context
-  std::mutex mutex;          // guards `streams`
+  Stream* legacy = nullptr;      // CU_STREAM_LEGACY of this context
+  std::mutex mutex;              // guards `streams`
   std::vector<Stream*> streams;  // all live streams, the implicit ones too
 };
 
@@ -142,12 +143,24 @@ extern Slab<Module> g_modules;
 extern Slab<Library> g_libraries;
 
 // Null when `handle` is not a live object of that type.
-inline Context* find(CUcontext handle) { return g_contexts.find(handle); }
-inline Event* find(CUevent handle) { return g_events.find(handle); }
-inline Function* find(CUfunction handle) { return g_functions.find(handle); }
-inline Function* find(CUkernel handle) { return g_functions.find(handle); }
-inline Module* find(CUmodule handle) { return g_modules.find(handle); }
-inline Library* find(CUlibrary handle) { return g_libraries.find(handle); }
+inline Context* find(CUcontext handle) {
+  return g_contexts.find(handle);
+}
+inline Event* find(CUevent handle) {
+  return g_events.find(handle);
+}
+inline Function* find(CUfunction handle) {
+  return g_functions.find(handle);
+}
+inline Function* find(CUkernel handle) {
+  return g_functions.find(handle);
+}
+inline Module* find(CUmodule handle) {
+  return g_modules.find(handle);
+}
+inline Library* find(CUlibrary handle) {
+  return g_libraries.find(handle);
+}
 // Streams go through resolve_stream() in thread_state.hpp, which knows 0, CU_STREAM_LEGACY and _PER_THREAD.
 
 // Hands out wire handles for objects that the client names itself. Thread-safe.

@@ -1,5 +1,5 @@
-// The connection of this process to its worker: the ring, the staging area, waiting, errors, the device table.
-// Everything in guest/runtime/manual is written against this file and message.hpp.
+// The connection of this process to its worker: the ring, the staging area, waiting, errors, the device
+// table. Everything in guest/runtime/manual is written against this file and message.hpp.
 //
 // Invariants: no thread of ours exists before connect(); after a fork the child's session is gone (current()
 // is null there); once failed() is true every call returns that result and nothing waits any more.
@@ -32,31 +32,37 @@ struct Claim {
   u64 ticket = 0;
 };
 
-// What completes a piece of staging: the stream's word reaching `value`, or, for a null stream, the worker having
-// executed every ticket below `value`.
+// What completes a piece of staging: the stream's word reaching `value`, or, for a null stream, the worker
+// having executed every ticket below `value`.
 struct Completion {
   u32 word = 0;
   u64 value = 0;
 };
 
 class Transport;
+class Staging;
+class Heap;
 
 class Session {
  public:
+  ~Session();
   // Connects once for the process; later calls return the first result. Called by cuInit.
   static CUresult connect();
   // Null before a successful connect() and in a forked child.
   static Session* current() { return g_current.load(std::memory_order_acquire); }
 
-  // --- hot path ---------------------------------------------------------------------------------------------
-  // Claims the next slot with `thread`, `context` filled in and everything else zero but the payload. Waits only
-  // when the ring is full. The caller fills it and publishes it without doing anything that can block between.
+  // --- hot path
+  // --------------------------------------------------------------------------------------------- Claims the
+  // next slot with `thread`, `context` filled in and everything else zero but the payload. Waits only when
+  // the ring is full. The caller fills it and publishes it without doing anything that can block between.
   Claim claim();
-  // Makes the slot visible and wakes the worker if it sleeps. With a stream, records it as that stream's newest work.
+  // Makes the slot visible and wakes the worker if it sleeps. With a stream, records it as that stream's
+  // newest work.
   void publish(const Claim& claim, Stream* stream = nullptr);
 
-  // --- waiting ----------------------------------------------------------------------------------------------
-  // True when everything put on the stream so far has completed on the GPU. Reads memory only.
+  // --- waiting
+  // ---------------------------------------------------------------------------------------------- True when
+  // everything put on the stream so far has completed on the GPU. Reads memory only.
   bool idle(const Stream& stream) const {
     return word(stream.handle.index()) >= stream.last_work.load(std::memory_order_acquire);
   }
@@ -70,49 +76,63 @@ class Session {
   CUresult wait_reply(u64 ticket, wire::ReplyBox*& box);
   u64 word(u32 index) const { return window_.word(index).value.load(std::memory_order_acquire); }
 
-  // --- data area --------------------------------------------------------------------------------------------
-  // Staging memory of at most kMaxStaging bytes, first come first served; waits for older pieces to complete.
-  // A null Bulk means that the session has failed.
+  // --- data area
+  // -------------------------------------------------------------------------------------------- Staging
+  // memory of at most kMaxStaging bytes, first come first served; waits for older pieces to complete. A null
+  // Bulk means that the session has failed.
   Bulk stage(u64 bytes);
   // Says when the piece may be reused. Must follow every stage(), in the thread that called it.
   void release(const Bulk& bulk, Completion completion);
   static constexpr u64 kMaxStaging = 4u << 20;
-  // Memory of any size from the window's heap; not registered with the GPU (for large payloads), or registered
-  // (for pinned memory). Null when the window is full.
+  // Memory of any size from the window's heap; not registered with the GPU (for large payloads), or
+  // registered (for pinned memory). Null when the window is full.
   Bulk heap_allocate(u64 bytes, bool registered, CUresult& error);
   void heap_free(const Bulk& bulk);
   // Offset in the window if [address, +bytes) lies in its registered heap, else 0.
   u64 pinned_offset(const void* address, u64 bytes) const;
 
-  // --- errors -----------------------------------------------------------------------------------------------
-  // The result that every call must now return (worker gone, context faulted), or CUDA_SUCCESS. One load.
+  // --- errors
+  // ----------------------------------------------------------------------------------------------- The
+  // result that every call must now return (worker gone, context faulted), or CUDA_SUCCESS. One load.
   CUresult failed() const { return static_cast<CUresult>(failed_.load(std::memory_order_acquire)); }
   // Takes the pending error of an asynchronous call, if any. Called by everything that waits.
   CUresult take_async_error();
 
-  // --- facts ------------------------------------------------------------------------------------------------
+  // --- facts
+  // ------------------------------------------------------------------------------------------------
   std::span<const wire::DeviceInfo> devices() const { return {devices_.data(), device_count_}; }
   int driver_version() const { return driver_version_; }
   const wire::Window& window() const { return window_; }
+  const char* transport_name() const;
   bool shared_memory() const { return shared_memory_; }  // false over TCP: host memory cannot be mapped
 
  private:
-  friend class Connector;
-  Session() = default;
+  friend class Claimer;
+  Session();
+  CUresult start();
+  CUresult load_devices();
+  // Ends the session for good: every call from now on returns `result`.
   CUresult fail(CUresult result, const char* why);
-  // Checks life, fatal errors; called by every wait each few milliseconds. False: stop waiting.
-  bool still_alive();
+  // Looks at the worker's life and at fatal errors; called by every wait each few milliseconds.
+  CUresult check_alive();
+  // Asks the worker to look at the stream behind a word, since a faulted context never writes it.
+  void poke(u32 word);
+  bool wait_for_slot(u64 ticket);
+  // Waits until the worker has executed every slot before `ticket`.
+  CUresult wait_executed(u64 ticket);
+  CUresult wait_completion(const Completion& completion);
+  static void after_fork_in_child();
 
   static std::atomic<Session*> g_current;
   wire::Window window_;
   std::unique_ptr<Transport> transport_;
-  std::atomic<u32> failed_{0};
+  alignas(64) std::atomic<u64> seen_head_{
+      0};  // a copy of Control::head, so that claim() rarely reads the worker's line
+  alignas(64) std::atomic<u32> failed_{0};
   std::array<wire::DeviceInfo, wire::kMaxDevices> devices_{};
   u32 device_count_ = 0;
   int driver_version_ = 0;
   bool shared_memory_ = true;
-  struct Staging;
-  struct Heap;
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<Heap> heap_;
 };

@@ -23,8 +23,8 @@ struct ThreadState {
 // This thread's state; created on first use, released when the thread ends.
 ThreadState& thread_state();
 
-// This thread's wire index, taken on first use and given back when the thread ends. ThreadState::kNoIndex when
-// wire::kThreads threads hold one already.
+// This thread's wire index, taken on first use and given back when the thread ends. ThreadState::kNoIndex
+// when wire::kThreads threads hold one already.
 u32 thread_index();
 
 // The context that is current in this thread, or null. Hot: one thread-local load.

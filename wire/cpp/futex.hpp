@@ -16,7 +16,8 @@ namespace gpupool::wire {
 
 // Sleeps while *address == expected, at most `timeout_ms`. Returns for any reason: the caller looks again.
 inline void futex_wait(const std::atomic<u32>& address, u32 expected, u32 timeout_ms) {
-  const timespec timeout{static_cast<time_t>(timeout_ms / 1000), static_cast<long>(timeout_ms % 1000) * 1'000'000};
+  const timespec timeout{static_cast<time_t>(timeout_ms / 1000),
+                         static_cast<long>(timeout_ms % 1000) * 1'000'000};
   syscall(SYS_futex, &address, FUTEX_WAIT, expected, &timeout, nullptr, 0);
 }
 inline void futex_wait(const std::atomic<u64>& address, u64 expected, u32 timeout_ms) {
@@ -34,11 +35,13 @@ inline u64 monotonic_ns() {
   return static_cast<u64>(now.tv_sec) * 1'000'000'000u + static_cast<u64>(now.tv_nsec);
 }
 
-// Waiting for something that usually takes microseconds: spin with pauses first where there are cores to spare,
-// then sleep in growing steps. Never longer than `longest_us` at a time, so the caller's conditions are looked at.
+// Waiting for something that usually takes microseconds: spin with pauses first where there are cores to
+// spare, then sleep in growing steps. Never longer than `longest_us` at a time, so the caller's conditions
+// are looked at.
 class Backoff {
  public:
-  explicit Backoff(u32 spin_us, u32 longest_us) : spin_ns_(spare_cores() ? u64{spin_us} * 1000 : 0), longest_us_(longest_us) {}
+  explicit Backoff(u32 spin_us, u32 longest_us)
+      : spin_ns_(spare_cores() ? u64{spin_us} * 1000 : 0), longest_us_(longest_us) {}
 
   // One step. True while still in the spinning phase.
   bool step() {

@@ -1,8 +1,8 @@
-// The first bytes on a connection, before the window exists. Fixed little-endian structs, the same over a unix
-// socket and over a stream transport. The client sends Hello; hostd checks it and starts a worker that owns
-// the connection from then on; the worker (or hostd, to refuse) answers with Welcome. On shared memory the
-// Welcome carries the window's memfd as SCM_RIGHTS. hostd's Python twin of these structs is wire/hello.py;
-// tests/test_hello.py holds the two together.
+// The first bytes on a connection, before the window exists. Fixed little-endian structs, the same over a
+// unix socket and over a stream transport. The client sends Hello; hostd checks it and starts a worker that
+// owns the connection from then on; the worker (or hostd, to refuse) answers with Welcome. On shared memory
+// the Welcome carries the window's memfd as SCM_RIGHTS. hostd's Python twin of these structs is
+// wire/hello.py; tests/test_hello.py holds the two together.
 #pragma once
 
 #include <type_traits>

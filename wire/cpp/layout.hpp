@@ -4,7 +4,8 @@
 // Invariants
 //  * A slot is written by one client thread between taking its ticket and storing `sequence`, and read by the
 //    worker after it has seen `sequence`; the worker copies it out once and checks only the copy.
-//  * Word i belongs to the stream with handle index i. It holds (ticket + 1) of the latest marked slot of that
+//  * Word i belongs to the stream with handle index i. It holds (ticket + 1) of the latest marked slot of
+//  that
 //    stream whose work has completed on the GPU. Tickets grow over the whole session, so words only grow.
 //  * Reply box i belongs to the client thread with index i; one call at most is outstanding in it.
 //  * Offsets in slots are relative to the window's base. The base address is the same in both processes on
@@ -17,7 +18,7 @@
 
 namespace gpupool::wire {
 
-inline constexpr u64 kWindowBase = 0x2000'0000'0000;      // first candidate; the client proposes another if taken
+inline constexpr u64 kWindowBase = 0x2000'0000'0000;  // first candidate; the client proposes another if taken
 inline constexpr u64 kWindowBaseStep = 0x0010'0000'0000;  // 64 GiB between candidates
 inline constexpr u32 kWindowBaseTries = 64;
 
@@ -33,7 +34,8 @@ enum SlotFlag : u16 {
   kBulkIn = 1 << 2,   // [bulk_offset, +bulk_size) carries data from the client to the worker
   kBulkOut = 1 << 3,  // ... from the worker to the client: valid when the mark or the reply is
   kPayloadInBulk = 1 << 4,  // with kBulkIn: the payload is in the bulk piece, `payload` is unused
-  kAnswerInBulk = 1 << 5,   // with kBulkOut and kReply: the answer goes to the bulk piece, not into the reply box
+  kAnswerInBulk =
+      1 << 5,  // with kBulkOut and kReply: the answer goes to the bulk piece, not into the reply box
 };
 
 struct alignas(64) Slot {
@@ -56,7 +58,7 @@ struct alignas(64) Word {
 static_assert(sizeof(Word) == 64);
 
 struct alignas(64) ReplyBox {
-  std::atomic<u64> done;     // ticket + 1 of the slot that this answers; the low half is also the futex
+  std::atomic<u64> done;      // ticket + 1 of the slot that this answers; the low half is also the futex
   std::atomic<u32> sleeping;  // the client is, or is about to be, in futex wait on `done`
   i32 status;                 // CUresult
   u32 size;                   // bytes used in `payload`
@@ -67,13 +69,14 @@ static_assert(sizeof(ReplyBox) == 4096);
 
 // Single-writer lines are kept apart so that the launch path shares no cache line with the worker.
 struct Control {
-  alignas(128) std::atomic<u64> tail;             // next ticket; client threads only
-  alignas(128) std::atomic<u64> head;             // slots before this are executed and may be reused; worker only
+  alignas(128) std::atomic<u64> tail;  // next ticket; client threads only
+  alignas(128) std::atomic<u64> head;  // slots before this are executed and may be reused; worker only
   alignas(128) std::atomic<u32> worker_sleeping;  // worker is, or is about to be, in futex wait on `doorbell`
   std::atomic<u32> doorbell;
-  alignas(128) std::atomic<u32> async_error;  // first CUresult of an asynchronous call since the client took it
-  std::atomic<u32> async_function;            // wire::Function that failed
-  std::atomic<u32> fatal_error;               // CUresult that ended the context for good; never cleared
+  alignas(
+      128) std::atomic<u32> async_error;  // first CUresult of an asynchronous call since the client took it
+  std::atomic<u32> async_function;        // wire::Function that failed
+  std::atomic<u32> fatal_error;           // CUresult that ended the context for good; never cleared
 };
 
 inline constexpr u64 kControlOffset = 0;
@@ -81,7 +84,8 @@ inline constexpr u64 kWordsOffset = 0x1'0000;
 inline constexpr u64 kRingOffset = 0x10'0000;
 inline constexpr u64 kReplyOffset = 0x30'0000;
 inline constexpr u64 kStagingOffset = 0x80'0000;
-inline constexpr u64 kHeapOffset = 0x200'0000;  // pinned memory and large payloads; before it: registered at start
+inline constexpr u64 kHeapOffset =
+    0x200'0000;  // pinned memory and large payloads; before it: registered at start
 inline constexpr u64 kStagingBytes = kHeapOffset - kStagingOffset;
 inline constexpr u64 kWindowMinBytes = kHeapOffset + 0x200'0000;
 

@@ -1,6 +1,6 @@
-// Reads a message that came from a guest, from a private copy that nobody else can change. Every access is checked
-// against the copy's length; a short or malformed message throws ProtocolError, which ends the session. The
-// encoding is the one of guest/runtime/message.hpp.
+// Reads a message that came from a guest, from a private copy that nobody else can change. Every access is
+// checked against the copy's length; a short or malformed message throws ProtocolError, which ends the
+// session. The encoding is the one of guest/runtime/message.hpp.
 #pragma once
 
 #include <cstring>
@@ -37,7 +37,9 @@ class Reader {
     requires std::is_trivially_copyable_v<T>
   std::vector<T> get_array(u64 limit) {
     const u64 count = get<u64>();
-    if (count > limit) throw ProtocolError("array of " + std::to_string(count) + " elements, at most " + std::to_string(limit));
+    if (count > limit)
+      throw ProtocolError("array of " + std::to_string(count) + " elements, at most " +
+                          std::to_string(limit));
     std::vector<T> values(count);
     const u8* data = take(count * sizeof(T), 8);
     if (count != 0) std::memcpy(values.data(), data, count * sizeof(T));
@@ -47,13 +49,15 @@ class Reader {
   // A counted run of bytes, in place: valid as long as the message is. For images and other large payloads.
   std::span<const u8> get_bytes(u64 limit) {
     const u64 count = get<u64>();
-    if (count > limit) throw ProtocolError("payload of " + std::to_string(count) + " bytes, at most " + std::to_string(limit));
+    if (count > limit)
+      throw ProtocolError("payload of " + std::to_string(count) + " bytes, at most " + std::to_string(limit));
     return {take(count, 8), count};
   }
 
   std::string get_string(u64 limit) {
     const std::span<const u8> bytes = get_bytes(limit);
-    if (std::memchr(bytes.data(), 0, bytes.size()) != nullptr) throw ProtocolError("string with a NUL inside");
+    if (std::memchr(bytes.data(), 0, bytes.size()) != nullptr)
+      throw ProtocolError("string with a NUL inside");
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
   }
 

@@ -48,8 +48,7 @@ struct Handle {
   static constexpr u32 kWorkerAssigned = 0x8000'0000u;
 
   static constexpr Handle make(HandleKind kind, u32 generation, u32 index) {
-    return Handle{(static_cast<u64>(kind) << 56) | (static_cast<u64>(generation & 0xff'ffffu) << 32) |
-                  index};
+    return Handle{(static_cast<u64>(kind) << 56) | (static_cast<u64>(generation & 0xff'ffffu) << 32) | index};
   }
   [[nodiscard]] constexpr HandleKind kind() const { return static_cast<HandleKind>(bits >> 56); }
   [[nodiscard]] constexpr u32 generation() const { return static_cast<u32>(bits >> 32) & 0xff'ffffu; }

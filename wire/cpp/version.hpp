@@ -1,4 +1,5 @@
-// The versions that both ends name to each other. tests/test_tidy.py holds kVersion and pyproject.toml together.
+// The versions that both ends name to each other. tests/test_tidy.py holds kVersion and pyproject.toml
+// together.
 #pragma once
 
 #include "wire/cpp/types.hpp"
@@ -6,7 +7,8 @@
 namespace gpupool::wire {
 
 inline constexpr char kVersion[] = "0.1.0";
-// The CUDA version whose headers the API description was generated from; cuDriverGetVersion never answers more.
+// The CUDA version whose headers the API description was generated from; cuDriverGetVersion never answers
+// more.
 inline constexpr u32 kCudaVersion = 13000;
 
 }  // namespace gpupool::wire

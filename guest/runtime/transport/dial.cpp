@@ -100,8 +100,10 @@ bool candidates(std::vector<Endpoint>& endpoints, std::string& why) {
     if (!parse_endpoint("unix:" + path, endpoints.back(), why)) return false;
   }
   if (!endpoints.empty()) return true;
-  why = "no hostd is running on this machine; start one (`gpupool hostd`), use `gpupool run -- PROGRAM`, or set "
-        "GPUPOOL_ENDPOINT";
+  why =
+      "no hostd is running on this machine; start one (`gpupool hostd`), use `gpupool run -- PROGRAM`, or "
+      "set "
+      "GPUPOOL_ENDPOINT";
   return false;
 }
 
@@ -173,7 +175,8 @@ bool read_token(wire::Hello& hello, std::string& why) {
   char text[sizeof hello.token + 1] = {};
   const ssize_t got = fd.get() < 0 ? -1 : read(fd.get(), text, sizeof text);
   if (got < 0 || got > static_cast<ssize_t>(sizeof hello.token)) {
-    why = "GPUPOOL_TOKEN_FILE " + path + (got < 0 ? std::string(": ") + std::strerror(errno) : ": longer than 64 bytes");
+    why = "GPUPOOL_TOKEN_FILE " + path +
+          (got < 0 ? std::string(": ") + std::strerror(errno) : ": longer than 64 bytes");
     return false;
   }
   size_t used = static_cast<size_t>(got);
@@ -191,7 +194,8 @@ bool read_number(const char* name, u32 highest, u32& value, std::string& why) {
     value = static_cast<u32>(number);
     return true;
   }
-  why = std::string(name) + " is '" + text + "'; it must be a whole number from 1 to " + std::to_string(highest);
+  why = std::string(name) + " is '" + text + "'; it must be a whole number from 1 to " +
+        std::to_string(highest);
   return false;
 }
 
@@ -241,7 +245,8 @@ bool receive_welcome(int fd, wire::Welcome& welcome, Descriptor& window_fd, std:
                        : std::string("no answer from the host: ") + std::strerror(errno);
       return false;
     }
-    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+         header = CMSG_NXTHDR(&message, header)) {
       if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
       int received = -1;
       std::memcpy(&received, CMSG_DATA(header), sizeof received);
@@ -269,13 +274,15 @@ u8* reserve(u64 base) {
 
 enum class Attempt { connected, next_base, failed };
 
-Attempt attempt(const Endpoint& endpoint, wire::Hello hello, u8* base, Connection& connection, std::string& why,
-                bool& refused) {
-  Descriptor fd(endpoint.kind == wire::TransportKind::shm ? dial_unix(endpoint, why) : dial_tcp(endpoint, why));
+Attempt attempt(const Endpoint& endpoint, wire::Hello hello, u8* base, Connection& connection,
+                std::string& why, bool& refused) {
+  Descriptor fd(endpoint.kind == wire::TransportKind::shm ? dial_unix(endpoint, why)
+                                                          : dial_tcp(endpoint, why));
   if (fd.get() < 0) return Attempt::failed;
   hello.window_base = reinterpret_cast<u64>(base);
   Descriptor window_fd;
-  if (!send_all(fd.get(), &hello, sizeof hello)) why = "the host closed the connection: " + std::string(std::strerror(errno));
+  if (!send_all(fd.get(), &hello, sizeof hello))
+    why = "the host closed the connection: " + std::string(std::strerror(errno));
   if (!receive_welcome(fd.get(), connection.welcome, window_fd, why)) return Attempt::failed;
   const wire::Welcome& welcome = connection.welcome;
   if (welcome.status == wire::WelcomeStatus::base_taken) return Attempt::next_base;

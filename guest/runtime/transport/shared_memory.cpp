@@ -1,5 +1,5 @@
-// The transport of one machine: the worker maps the same memfd at the same address. There is nothing to do per
-// message; the socket stays open only to tell each side that the other is gone.
+// The transport of one machine: the worker maps the same memfd at the same address. There is nothing to do
+// per message; the socket stays open only to tell each side that the other is gone.
 #include <poll.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -36,13 +36,15 @@ class SharedMemory final : public Transport {
 
 }  // namespace
 
-std::unique_ptr<Transport> make_shared_memory(int socket, int window_fd, wire::Window window, std::string& why) {
+std::unique_ptr<Transport> make_shared_memory(int socket, int window_fd, wire::Window window,
+                                              std::string& why) {
   auto transport = std::make_unique<SharedMemory>(socket);
   void* mapped = window_fd < 0 ? MAP_FAILED
-                               : mmap(window.base, window.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-                                      window_fd, 0);
+                               : mmap(window.base, window.size, PROT_READ | PROT_WRITE,
+                                      MAP_SHARED | MAP_FIXED, window_fd, 0);
   if (mapped == MAP_FAILED) {
-    why = window_fd < 0 ? "the host sent no window" : std::string("cannot map the window: ") + std::strerror(errno);
+    why = window_fd < 0 ? "the host sent no window"
+                        : std::string("cannot map the window: ") + std::strerror(errno);
   }
   if (window_fd >= 0) close(window_fd);
   if (mapped == MAP_FAILED) return nullptr;

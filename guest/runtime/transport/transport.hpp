@@ -30,13 +30,14 @@ struct Connection {
   wire::Welcome welcome;
 };
 
-// Dials the endpoint that the environment names (GPUPOOL_ENDPOINT, else the system's socket, else this user's),
-// over GPUPOOL_TRANSPORT or the best that the endpoint offers. On failure returns false with `why` in words for
-// the user; `refused` is true when a host answered and said no.
+// Dials the endpoint that the environment names (GPUPOOL_ENDPOINT, else the system's socket, else this
+// user's), over GPUPOOL_TRANSPORT or the best that the endpoint offers. On failure returns false with `why`
+// in words for the user; `refused` is true when a host answered and said no.
 bool dial(Connection& connection, std::string& why, bool& refused);
 
 // The two kinds. They take over `socket` and the reserved address range at window.base.
-std::unique_ptr<Transport> make_shared_memory(int socket, int window_fd, wire::Window window, std::string& why);
+std::unique_ptr<Transport> make_shared_memory(int socket, int window_fd, wire::Window window,
+                                              std::string& why);
 std::unique_ptr<Transport> make_stream(int socket, wire::Window window, std::string& why);
 
 }  // namespace gpupool::guest

@@ -1,0 +1,176 @@
+// Every wait of the guest runtime. All of them watch three things: what they wait for, the session's error
+// words, and whether the worker still lives; none sleeps for longer than 100 ms without looking.
+#include <sched.h>
+
+#include <functional>
+#include <vector>
+
+#include "guest/runtime/heap.hpp"
+#include "guest/runtime/message.hpp"
+#include "guest/runtime/session.hpp"
+#include "guest/runtime/staging.hpp"
+#include "guest/runtime/thread_state.hpp"
+#include "wire/cpp/futex.hpp"
+
+namespace gpupool::guest {
+namespace {
+
+constexpr u32 kSpinUs = 200;  // about the longest wait in which a sleep would be noticed
+constexpr u32 kNapUs = 100;   // a word is written by the GPU, which cannot wake us: naps stay short
+constexpr u64 kAliveEveryNs = 5'000'000;
+constexpr u64 kPokeEveryNs = 50'000'000;
+constexpr u32 kReplySleepMs = 100;
+
+}  // namespace
+
+CUresult Session::wait_word(u32 index, u64 value) {
+  if (word(index) >= value) return take_async_error();
+  wire::Backoff backoff(kSpinUs, kNapUs);
+  u64 next_alive = kAliveEveryNs;
+  u64 next_poke = kPokeEveryNs / 5;
+  while (word(index) < value) {
+    backoff.step();
+    const u64 elapsed = backoff.elapsed_ns();
+    if (elapsed >= next_alive) {
+      next_alive = elapsed + kAliveEveryNs;
+      if (const CUresult result = check_alive(); result != CUDA_SUCCESS) return result;
+    }
+    if (elapsed >= next_poke) {
+      next_poke = elapsed + kPokeEveryNs;
+      poke(index);
+    }
+  }
+  return take_async_error();
+}
+
+void Session::poke(u32 index) {
+  Context* context = current_context();
+  if (context == nullptr) return;
+  Stream* owner = nullptr;
+  {
+    const std::lock_guard lock(context->mutex);
+    for (Stream* stream : context->streams)
+      if (stream->handle.index() == index) owner = stream;
+  }
+  if (owner == nullptr || owner->capturing.load(std::memory_order_acquire)) return;
+  const Claim slot = claim();
+  if (slot.slot == nullptr) return;
+  slot.slot->function = static_cast<u16>(wire::Function::stream_poke);
+  slot.slot->stream = owner->handle;
+  publish(slot);  // no work: last_work stays
+}
+
+CUresult Session::synchronize(Stream& stream) {
+  if (idle(stream)) return take_async_error();
+  // The newest work may carry a mark already (an event record, a copy): then there is nothing to send.
+  const u64 work = stream.last_work.load(std::memory_order_acquire);
+  if (stream.last_mark.load(std::memory_order_acquire) >= work) return wait_word(stream.handle.index(), work);
+  Call call(wire::Function::stream_mark);
+  call.on(stream);
+  call.mark();
+  if (const CUresult result = call.send(); result != CUDA_SUCCESS) return result;
+  return wait_word(stream.handle.index(), call.ticket() + 1);
+}
+
+CUresult Session::synchronize(Context& context) {
+  std::vector<std::pair<u32, u64>> waits;
+  {
+    const std::lock_guard lock(context.mutex);
+    for (Stream* stream : context.streams) {
+      if (idle(*stream) || stream->capturing.load(std::memory_order_acquire)) continue;
+      u64 value = stream->last_work.load(std::memory_order_acquire);
+      if (stream->last_mark.load(std::memory_order_acquire) < value) {
+        Call call(wire::Function::stream_mark);
+        call.on(*stream);
+        call.mark();
+        if (const CUresult result = call.send(); result != CUDA_SUCCESS) return result;
+        value = call.ticket() + 1;
+      }
+      waits.emplace_back(stream->handle.index(), value);
+    }
+  }
+  for (const auto& [index, value] : waits)
+    if (const CUresult result = wait_word(index, value); result != CUDA_SUCCESS) return result;
+  return take_async_error();
+}
+
+CUresult Session::wait_reply(u64 ticket, wire::ReplyBox*& box) {
+  box = &window_.reply(thread_index());
+  const u64 wanted = ticket + 1;
+  const auto answered = [&] { return box->done.load(std::memory_order_acquire) == wanted; };
+  if (answered()) return CUDA_SUCCESS;
+  if (wire::Backoff::spare_cores()) {
+    const u64 start = wire::monotonic_ns();
+    while (wire::monotonic_ns() - start < u64{kSpinUs} * 1000) {
+      for (int i = 0; i < 16; ++i) __builtin_ia32_pause();
+      if (answered()) return CUDA_SUCCESS;
+    }
+  }
+  while (true) {
+    const u64 seen = box->done.load(std::memory_order_acquire);
+    if (seen == wanted) return CUDA_SUCCESS;
+    box->sleeping.store(1, std::memory_order_seq_cst);
+    if (!answered()) wire::futex_wait(box->done, seen, kReplySleepMs);
+    box->sleeping.store(0, std::memory_order_relaxed);
+    if (answered()) return CUDA_SUCCESS;
+    if (const CUresult result = check_alive(); result != CUDA_SUCCESS && !answered()) return result;
+  }
+}
+
+CUresult Session::wait_executed(u64 ticket) {
+  wire::Backoff backoff(kSpinUs, kNapUs);
+  u64 next_alive = kAliveEveryNs;
+  while (window_.control().head.load(std::memory_order_acquire) < ticket) {
+    backoff.step();
+    if (backoff.elapsed_ns() < next_alive) continue;
+    next_alive = backoff.elapsed_ns() + kAliveEveryNs;
+    if (const CUresult result = check_alive(); result != CUDA_SUCCESS) return result;
+  }
+  return CUDA_SUCCESS;
+}
+
+CUresult Session::wait_completion(const Completion& completion) {
+  if (completion.word == 0) return wait_executed(completion.value);
+  // An asynchronous error is left for the program's own next wait.
+  wire::Backoff backoff(kSpinUs, kNapUs);
+  u64 next_alive = kAliveEveryNs;
+  while (word(completion.word) < completion.value) {
+    backoff.step();
+    if (backoff.elapsed_ns() < next_alive) continue;
+    next_alive = backoff.elapsed_ns() + kAliveEveryNs;
+    if (const CUresult result = check_alive(); result != CUDA_SUCCESS) return result;
+    poke(completion.word);
+  }
+  return CUDA_SUCCESS;
+}
+
+Bulk Session::stage(u64 bytes) {
+  const auto complete = [this](const Completion& completion) {
+    return completion.word == 0 ? window_.control().head.load(std::memory_order_acquire) >= completion.value
+                                : word(completion.word) >= completion.value;
+  };
+  for (const Bulk& piece : staging_->finished_heap_pieces(complete)) heap_->free(piece);
+  wire::Backoff unreleased(0, kNapUs);
+  while (true) {
+    Completion oldest;
+    if (const Bulk bulk = staging_->try_take(bytes, oldest, complete)) return bulk;
+    if (oldest.value != 0) {
+      if (wait_completion(oldest) != CUDA_SUCCESS) return {};
+      continue;
+    }
+    // The oldest piece belongs to a thread that is still filling it. Should it hold the area for long (many
+    // threads with several pieces each could wait for one another), the heap has room.
+    unreleased.step();
+    if (failed() != CUDA_SUCCESS) return {};
+    if (unreleased.elapsed_ns() > 100'000'000) {
+      CUresult error = CUDA_SUCCESS;
+      return heap_->allocate(bytes, true, error);
+    }
+  }
+}
+
+void Session::release(const Bulk& bulk, Completion completion) {
+  staging_->release(bulk, completion);
+}
+
+}  // namespace gpupool::guest

@@ -9,6 +9,7 @@
 
 #include <cuda.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -29,7 +30,7 @@ struct Request {
   u16 flags = 0;
   u32 thread = 0;
   u64 ticket = 0;
-  CUcontext context = nullptr;  // current in the driver already when the handler runs
+  CUcontext context = nullptr;  // current in the driver already when the handler runs; null for none
   u32 context_index = 0;
   wire::Handle stream_handle;
   CUstream stream = nullptr;  // looked up from the header; null when the header names none
@@ -72,6 +73,14 @@ class Worker {
   HandleTable<CUmipmappedArray> mipmapped_arrays{wire::HandleKind::mipmapped_array};
   HandleTable<std::shared_ptr<LinkEntry>> link_states{wire::HandleKind::link_state};
   HandleTable<CUmemGenericAllocationHandle> mem_allocations{wire::HandleKind::mem_allocation};
+
+  // The GPU can write words itself (CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS); else a host function does.
+  bool stream_memory_operations = true;
+
+  // A handler that makes another context current in the driver (or destroys one) sets this.
+  bool context_changed = false;
+  // Answers whether the client is stopped (Ctrl-Z, a debugger); null where that cannot be known.
+  std::function<bool()> client_stopped;
 
   // Writes ticket + 1 into the word of `stream` from the GPU, after everything issued to it so far.
   CUresult mark(wire::Handle stream, u64 ticket);

@@ -1,0 +1,56 @@
+#include "hostd/worker/client_watch.hpp"
+
+#include <poll.h>
+
+#include <cstdio>
+#include <fstream>
+#include <string>
+#include <thread>
+
+#include "hostd/worker/log.hpp"
+
+namespace gpupool::worker {
+namespace {
+
+void watch(int socket_fd, int pidfd) {
+  // poll() skips negative descriptors.
+  pollfd ends[2] = {{socket_fd, POLLIN | POLLRDHUP, 0}, {pidfd, POLLIN, 0}};
+  while (true) {
+    if (poll(ends, 2, -1) <= 0) continue;  // interrupted
+    if (ends[1].revents != 0) end_session(kExitClientGone, "client exited");
+    if ((ends[0].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0) end_session(kExitClientGone, "client closed the connection");
+    if ((ends[0].revents & POLLIN) != 0) end_session(kExitProtocol, "client sent data on the control socket");
+  }
+}
+
+// The "Pid:" line of a pidfd, in our own pid namespace; 0 when there is none.
+long pid_behind(int pidfd) {
+  std::ifstream info("/proc/self/fdinfo/" + std::to_string(pidfd));
+  for (std::string line; std::getline(info, line);)
+    if (line.rfind("Pid:", 0) == 0) return std::stol(line.substr(4));
+  return 0;
+}
+
+}  // namespace
+
+void watch_client(int socket_fd, int pidfd) {
+  if (socket_fd < 0 && pidfd < 0) return;
+  std::thread(watch, socket_fd, pidfd).detach();
+}
+
+std::function<bool()> stopped_probe(int pidfd) {
+  if (pidfd < 0) return nullptr;
+  return [pidfd] {
+    const long pid = pid_behind(pidfd);
+    if (pid <= 0) return true;  // unknown: do not judge
+    std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
+    std::string text;
+    std::getline(stat, text);
+    const size_t after_name = text.rfind(") ");
+    if (after_name == std::string::npos) return true;
+    const char state = text[after_name + 2];
+    return state == 'T' || state == 't';
+  };
+}
+
+}  // namespace gpupool::worker

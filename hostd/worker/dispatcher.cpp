@@ -1,0 +1,210 @@
+#include "hostd/worker/dispatcher.hpp"
+
+#include <cstring>
+
+#include "hostd/worker/log.hpp"
+#include "wire/cpp/futex.hpp"
+#include "worker_dispatch.hpp"  // generated: kHandlers, kHandlerCount
+
+namespace gpupool::worker {
+namespace {
+
+constexpr u64 kPublishHeadEvery = 64;        // a fresh head costs the client a cache miss; the ring has 8192 slots
+constexpr u64 kSpinNs = 2'000'000;           // covers the gaps between launches of a busy program
+constexpr u32 kSleepMs = 1000;               // only a look at stalled slots: the client's bell ends the sleep
+constexpr u64 kStalledNs = 10'000'000'000;   // a ticket taken and not published for so long has lost its thread
+constexpr u64 kPayloadLimit = 2ull << 30;
+constexpr u16 kKnownFlags =
+    wire::kReply | wire::kMark | wire::kBulkIn | wire::kBulkOut | wire::kPayloadInBulk | wire::kAnswerInBulk;
+
+// Errors after which the context can do nothing more (cuda.h: "the process must be terminated and relaunched").
+bool is_fatal(CUresult result) {
+  switch (result) {
+    case CUDA_ERROR_ILLEGAL_ADDRESS:
+    case CUDA_ERROR_LAUNCH_TIMEOUT:
+    case CUDA_ERROR_ASSERT:
+    case CUDA_ERROR_HARDWARE_STACK_ERROR:
+    case CUDA_ERROR_ILLEGAL_INSTRUCTION:
+    case CUDA_ERROR_MISALIGNED_ADDRESS:
+    case CUDA_ERROR_INVALID_ADDRESS_SPACE:
+    case CUDA_ERROR_INVALID_PC:
+    case CUDA_ERROR_LAUNCH_FAILED:
+    case CUDA_ERROR_ECC_UNCORRECTABLE:
+    case CUDA_ERROR_CONTAINED:
+    case CUDA_ERROR_TENSOR_MEMORY_LEAK:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+void Dispatcher::run() {
+  u64 head = 0;
+  while (true) {
+    wire::Slot& slot = worker_.window.slot(head);
+    if (slot.sequence.load(std::memory_order_acquire) != head + 1) {
+      wait_for(head);
+      continue;
+    }
+    alignas(64) u8 copy[sizeof(wire::Slot)];
+    std::memcpy(copy, static_cast<const void*>(&slot), sizeof copy);
+    execute(*reinterpret_cast<const wire::Slot*>(copy), head);
+    ++head;
+    if (head % kPublishHeadEvery == 0) worker_.window.control().head.store(head, std::memory_order_release);
+  }
+}
+
+void Dispatcher::wait_for(u64 head) {
+  wire::Control& control = worker_.window.control();
+  wire::Slot& slot = worker_.window.slot(head);
+  const auto ready = [&] { return slot.sequence.load(std::memory_order_seq_cst) == head + 1; };
+  control.head.store(head, std::memory_order_release);
+  const u64 start = wire::monotonic_ns();
+  if (wire::Backoff::spare_cores()) {
+    while (wire::monotonic_ns() - start < kSpinNs) {
+      for (int i = 0; i < 64; ++i) {
+        if (ready()) return;
+        __builtin_ia32_pause();
+      }
+    }
+  }
+  while (!ready()) {
+    const u32 bell = control.doorbell.load(std::memory_order_acquire);
+    control.worker_sleeping.store(1, std::memory_order_seq_cst);
+    // The client stores its slot, fences, and then reads worker_sleeping: one of us sees the other.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (!ready()) wire::futex_wait(control.doorbell, bell, kSleepMs);
+    control.worker_sleeping.store(0, std::memory_order_relaxed);
+    check_stalled(head, wire::monotonic_ns() - start);
+  }
+}
+
+void Dispatcher::check_stalled(u64 head, u64 waited_ns) {
+  if (waited_ns < kStalledNs || worker_.client_stopped == nullptr) return;
+  if (worker_.window.control().tail.load(std::memory_order_relaxed) <= head || worker_.client_stopped()) return;
+  throw wire::ProtocolError("a client thread took a ticket and never published it");
+}
+
+void Dispatcher::read_header(const wire::Slot& slot, Request& request) {
+  if (slot.function >= kHandlerCount || kHandlers[slot.function] == nullptr)
+    throw wire::ProtocolError("no such function: " + std::to_string(slot.function));
+  if ((slot.flags & ~kKnownFlags) != 0) throw wire::ProtocolError("unknown slot flags");
+  if (slot.thread >= wire::kThreads) throw wire::ProtocolError("thread index out of range");
+  if (slot.inline_size > wire::kInlineBytes) throw wire::ProtocolError("inline payload too long");
+  request.function = static_cast<wire::Function>(slot.function);
+  request.flags = slot.flags;
+  request.thread = slot.thread;
+  request.context_index = slot.context;
+  request.stream_handle = slot.stream;
+  if ((slot.flags & (wire::kBulkIn | wire::kBulkOut)) != 0) {
+    if (!worker_.window.holds_data(slot.bulk_offset, slot.bulk_size))
+      throw wire::ProtocolError("bulk piece outside the window's data area");
+    request.bulk_offset = slot.bulk_offset;
+    request.bulk_size = slot.bulk_size;
+  }
+  if ((slot.flags & wire::kPayloadInBulk) != 0 && (slot.flags & wire::kBulkIn) == 0)
+    throw wire::ProtocolError("payload in bulk without a bulk piece");
+  if ((slot.flags & wire::kAnswerInBulk) != 0 && (slot.flags & wire::kBulkOut) == 0)
+    throw wire::ProtocolError("answer in bulk without a bulk piece");
+  if ((slot.flags & wire::kMark) != 0 && !slot.stream) throw wire::ProtocolError("a mark without a stream");
+}
+
+std::span<const u8> Dispatcher::payload_of(const wire::Slot& slot, const Request& request) {
+  if ((slot.flags & wire::kPayloadInBulk) == 0) return {slot.payload, slot.inline_size};
+  if (request.bulk_size > kPayloadLimit) throw wire::ProtocolError("payload above the limit");
+  const u8* source = worker_.at(request.bulk_offset);
+  payload_.assign(source, source + request.bulk_size);
+  return payload_;
+}
+
+bool Dispatcher::make_current(u32 context_index, CUresult& error) {
+  if (context_index == current_context_) return true;
+  CUcontext* context = worker_.contexts.find(wire::Handle::make(wire::HandleKind::context, 0, context_index));
+  if (context_index != 0 && context == nullptr) {
+    error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    return false;
+  }
+  error = worker_.driver.cuCtxSetCurrent(context == nullptr ? nullptr : *context);
+  if (error != CUDA_SUCCESS) return false;
+  current_context_ = context_index;
+  current_ = context == nullptr ? nullptr : *context;
+  return true;
+}
+
+void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
+  Request request;
+  request.ticket = ticket;
+  read_header(slot, request);
+  answer_.clear();
+  request.out = &answer_;
+  request.in = wire::Reader(payload_of(slot, request));
+  CUresult result = CUDA_SUCCESS;
+  bool ready = make_current(slot.context, result);
+  if (ready && slot.stream) {
+    const StreamEntry* stream = worker_.streams.find(slot.stream);
+    if (stream != nullptr) {
+      request.stream = stream->stream;
+    } else {
+      ready = false;
+      result = CUDA_ERROR_INVALID_HANDLE;
+    }
+  }
+  if (ready) {
+    request.context = current_;
+    result = kHandlers[slot.function](worker_, request);
+    if (worker_.context_changed) {  // a handler created or destroyed a context: the driver's current one moved
+      worker_.context_changed = false;
+      current_context_ = ~0u;
+    }
+  }
+  result = finish(request, result);
+  if ((request.flags & wire::kReply) != 0) answer(request, result);
+}
+
+CUresult Dispatcher::finish(Request& request, CUresult result) {
+  if (result != CUDA_SUCCESS) report(request, result);
+  if ((request.flags & wire::kMark) != 0 && !request.marked) {
+    const CUresult marked = worker_.mark(request.stream_handle, request.ticket);
+    if (marked != CUDA_SUCCESS) {
+      // Nobody would ever write this word: whoever waits must learn it from the error instead.
+      report(request, marked);
+      worker_.window.word(request.stream_handle.index() % wire::kWords).value.store(request.ticket + 1, std::memory_order_release);
+      if (result == CUDA_SUCCESS) result = marked;
+    }
+  }
+  return result;
+}
+
+void Dispatcher::report(const Request& request, CUresult result) {
+  wire::Control& control = worker_.window.control();
+  if (is_fatal(result)) {
+    u32 none = 0;
+    if (control.fatal_error.compare_exchange_strong(none, static_cast<u32>(result), std::memory_order_acq_rel))
+      log(LogLevel::error, "the context faulted", std::string(wire::function_name(request.function)) + " returned " + std::to_string(result));
+    return;
+  }
+  if ((request.flags & wire::kReply) != 0) return;
+  // A poke or a query of something unfinished is an answer, not an error.
+  if (result == CUDA_ERROR_NOT_READY) return;
+  log(LogLevel::debug, "asynchronous call failed", std::string(wire::function_name(request.function)) + " returned " + std::to_string(result));
+  control.async_function.store(static_cast<u32>(request.function), std::memory_order_relaxed);
+  u32 none = 0;
+  control.async_error.compare_exchange_strong(none, static_cast<u32>(result), std::memory_order_acq_rel);
+}
+
+void Dispatcher::answer(const Request& request, CUresult result) {
+  wire::ReplyBox& box = worker_.window.reply(request.thread);
+  const std::span<const u8> bytes = answer_.bytes();
+  const bool in_bulk = (request.flags & wire::kAnswerInBulk) != 0;
+  const u64 capacity = in_bulk ? request.bulk_size : u64{wire::kReplyBytes};
+  if (bytes.size() > capacity) throw wire::ProtocolError("the client left too little room for the answer");
+  if (!bytes.empty()) std::memcpy(in_bulk ? worker_.at(request.bulk_offset) : box.payload, bytes.data(), bytes.size());
+  box.status = static_cast<i32>(result);
+  box.size = static_cast<u32>(bytes.size());
+  box.done.store(request.ticket + 1, std::memory_order_seq_cst);
+  if (box.sleeping.load(std::memory_order_seq_cst) != 0) wire::futex_wake(box.done);
+}
+
+}  // namespace gpupool::worker

@@ -1,0 +1,38 @@
+// Executes the client's slots in ticket order. The only thread that calls the driver.
+//
+// Invariant: a slot is copied out of the window once and only the copy is looked at; so is its payload.
+#pragma once
+
+#include <vector>
+
+#include "hostd/worker/worker.hpp"
+
+namespace gpupool::worker {
+
+class Dispatcher {
+ public:
+  explicit Dispatcher(Worker& worker) : worker_(worker) {}
+  // Never returns: the process ends with the session. Throws wire::ProtocolError when the client breaks the protocol.
+  [[noreturn]] void run();
+  // Executes one slot (already copied). Public for the fuzzer and tests.
+  void execute(const wire::Slot& slot, u64 ticket);
+
+ private:
+  // Waits for the slot `head`: spins while work is likely, then sleeps until the client rings.
+  void wait_for(u64 head);
+  void check_stalled(u64 head, u64 waited_ns);
+  void read_header(const wire::Slot& slot, Request& request);
+  std::span<const u8> payload_of(const wire::Slot& slot, const Request& request);
+  bool make_current(u32 context_index, CUresult& error);
+  CUresult finish(Request& request, CUresult result);
+  void answer(const Request& request, CUresult result);
+  void report(const Request& request, CUresult result);
+
+  Worker& worker_;
+  wire::Writer answer_;
+  std::vector<u8> payload_;  // private copy of a payload that came in bulk
+  u32 current_context_ = 0;      // handle index; ~0 when unknown
+  CUcontext current_ = nullptr;
+};
+
+}  // namespace gpupool::worker

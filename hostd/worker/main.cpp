@@ -1,0 +1,181 @@
+// gpupool-worker: serves one client on one host, from Welcome to the client's end.
+//
+// Started by hostd with the client's socket, the window and a list of devices. It loads the libcuda named on its
+// command line, so that NVIDIA's and the software GPU are the same to it.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/personality.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <string>
+
+#include "hostd/worker/client_watch.hpp"
+#include "hostd/worker/dispatcher.hpp"
+#include "hostd/worker/log.hpp"
+#include "hostd/worker/options.hpp"
+#include "hostd/worker/stream_mirror.hpp"
+#include "hostd/worker/worker.hpp"
+#include "wire/cpp/version.hpp"
+
+namespace gpupool::worker {
+namespace {
+
+// With this personality the driver's own allocations fall around 0x2b..., far from where an ordinary client maps
+// its libraries (0x7f...), so device addresses rarely collide there. Measured on driver 580.
+void use_compatible_layout(char** argv) {
+  const int current = personality(0xffff'ffff);
+  if (current < 0 || (current & ADDR_COMPAT_LAYOUT) != 0) return;
+  if (personality(static_cast<unsigned long>(current) | ADDR_COMPAT_LAYOUT) < 0) return;
+  execv("/proc/self/exe", argv);
+  log(LogLevel::warning, "cannot restart with the compatible address layout", std::strerror(errno));
+}
+
+void welcome(const Options& options, const wire::Welcome& message, int window_fd) {
+  iovec piece{const_cast<wire::Welcome*>(&message), sizeof message};
+  msghdr header{};
+  header.msg_iov = &piece;
+  header.msg_iovlen = 1;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  if (window_fd >= 0) {
+    header.msg_control = control;
+    header.msg_controllen = sizeof control;
+    cmsghdr* rights = CMSG_FIRSTHDR(&header);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(rights), &window_fd, sizeof window_fd);
+  }
+  // 328 bytes into an empty socket buffer: one call takes them all or the client is gone.
+  if (sendmsg(options.socket_fd, &header, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof message))
+    end_session(kExitClientGone, "client left before the welcome");
+}
+
+[[noreturn]] void refuse(const Options& options, wire::WelcomeStatus status, const std::string& text) {
+  wire::Welcome message;
+  message.bytes = sizeof message;
+  message.status = status;
+  std::strncpy(message.text, text.c_str(), sizeof message.text - 1);
+  std::strncpy(message.host_version, wire::kVersion, sizeof message.host_version - 1);
+  welcome(options, message, -1);
+  end_session(kExitDriver, "session refused", text);
+}
+
+void map_window(const Options& options, Worker& worker) {
+  void* wanted = reinterpret_cast<void*>(options.window_base);
+  const bool shared = options.transport == wire::TransportKind::shm;
+  const int flags = MAP_FIXED_NOREPLACE | MAP_NORESERVE | (shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS);
+  void* got = mmap(wanted, options.window_bytes, PROT_READ | PROT_WRITE, flags, shared ? options.window_fd : -1, 0);
+  if (got != wanted) {
+    if (got == MAP_FAILED && errno != EEXIST)
+      refuse(options, wire::WelcomeStatus::worker, std::string("cannot map the window: ") + std::strerror(errno));
+    refuse(options, wire::WelcomeStatus::base_taken, "the window's address is taken in the worker");
+  }
+  worker.window = wire::Window{static_cast<u8*>(got), options.window_bytes};
+  worker.shared_memory = shared;
+}
+
+std::string uuid_text(const CUuuid& uuid) {
+  static constexpr char kHex[] = "0123456789abcdef";
+  std::string text = "GPU-";
+  for (int i = 0; i < 16; ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    const auto byte = static_cast<unsigned char>(uuid.bytes[i]);
+    text += kHex[byte >> 4];
+    text += kHex[byte & 15];
+  }
+  return text;
+}
+
+// The driver's ordinals of the devices that hostd gave this session, in hostd's order.
+void choose_devices(const Options& options, Worker& worker) {
+  int count = 0;
+  if (worker.driver.cuDeviceGetCount(&count) != CUDA_SUCCESS || count == 0)
+    refuse(options, wire::WelcomeStatus::no_device, "the host's driver finds no GPU");
+  std::vector<std::pair<std::string, CUdevice>> found;
+  for (int i = 0; i < count; ++i) {
+    CUdevice device = 0;
+    CUuuid uuid{};
+    if (worker.driver.cuDeviceGet(&device, i) != CUDA_SUCCESS) continue;
+    if (worker.driver.cuDeviceGetUuid_v2(&uuid, device) != CUDA_SUCCESS) continue;
+    found.emplace_back(uuid_text(uuid), device);
+  }
+  if (options.devices.empty())
+    for (const auto& [uuid, device] : found) worker.devices.push_back(device);
+  for (const std::string& wanted : options.devices) {
+    const size_t before = worker.devices.size();
+    for (const auto& [uuid, device] : found)
+      if (uuid == wanted) worker.devices.push_back(device);
+    if (worker.devices.size() == before) refuse(options, wire::WelcomeStatus::no_device, "the host's GPU " + wanted + " is gone");
+  }
+  for (const CUdevice device : worker.devices) {
+    int able = 0;
+    if (worker.driver.cuDeviceGetAttribute(&able, CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS, device) != CUDA_SUCCESS || able == 0)
+      worker.stream_memory_operations = false;
+  }
+}
+
+int initialise_driver(const Options& options, Worker& worker) {
+  std::string error;
+  if (!worker.driver.load(options.library.c_str(), error)) refuse(options, wire::WelcomeStatus::worker, "the host cannot load its libcuda: " + error);
+  const CUresult started = worker.driver.cuInit(0);
+  if (started != CUDA_SUCCESS)
+    refuse(options, wire::WelcomeStatus::no_device, "the host's driver did not initialise: CUDA error " + std::to_string(started));
+  int version = 0;
+  worker.driver.cuDriverGetVersion(&version);
+  if (version < 12040)
+    refuse(options, wire::WelcomeStatus::worker, "the host's driver supports CUDA " + std::to_string(version / 1000) + "." +
+                                                     std::to_string(version % 1000 / 10) + "; 12.4 or later is needed");
+  choose_devices(options, worker);
+  return version;
+}
+
+int serve(const Options& options) {
+  // The worker outlives this function's locals by _exit(); nothing here is ever unwound.
+  auto* worker = new Worker();
+  map_window(options, *worker);
+  wire::Welcome message;
+  message.driver_version = static_cast<u32>(initialise_driver(options, *worker));
+  message.bytes = sizeof message;
+  message.window_bytes = options.window_bytes;
+  message.session_id = options.session_id;
+  message.device_count = static_cast<u32>(worker->devices.size());
+  std::strncpy(message.host_version, wire::kVersion, sizeof message.host_version - 1);
+  const bool shared = options.transport == wire::TransportKind::shm;
+  worker->client_stopped = stopped_probe(options.client_pidfd);
+  welcome(options, message, shared ? options.window_fd : -1);
+  if (shared)
+    watch_client(options.socket_fd, options.client_pidfd);
+  else
+    start_stream_mirror(options.socket_fd, worker->window);
+  log(LogLevel::info, "session started", shared ? "transport=shm" : "transport=tcp");
+  try {
+    Dispatcher(*worker).run();
+  } catch (const wire::ProtocolError& error) {
+    end_session(kExitProtocol, "the client broke the protocol", error.what());
+  } catch (const std::exception& error) {
+    end_session(kExitProtocol, "the session failed", error.what());
+  }
+}
+
+}  // namespace
+}  // namespace gpupool::worker
+
+int main(int argc, char** argv) {
+  using namespace gpupool::worker;  // main() cannot live in the namespace it belongs to
+  use_compatible_layout(argv);
+  Options options;
+  std::string error;
+  if (!parse_options(argc, argv, options, error)) {
+    log(LogLevel::error, "bad command line; this program is started by hostd", error);
+    return kExitUsage;
+  }
+  configure_log(options.log_level, options.session_id);
+  for (const int fd : {options.socket_fd, options.window_fd, options.client_pidfd})
+    if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
+  prctl(PR_SET_NAME, "gpupool-worker");
+  return serve(options);
+}

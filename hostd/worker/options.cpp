@@ -1,0 +1,117 @@
+#include "hostd/worker/options.hpp"
+
+#include <getopt.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "wire/cpp/layout.hpp"
+
+namespace gpupool::worker {
+namespace {
+
+bool parse_number(const char* text, int base, u64& value) {
+  if (*text == 0 || *text == '-') return false;
+  char* end = nullptr;
+  value = std::strtoull(text, &end, base);
+  return *end == 0;
+}
+
+bool parse_fd(const char* text, int& fd) {
+  u64 value = 0;
+  if (!parse_number(text, 10, value) || value > 1'000'000) return false;
+  fd = static_cast<int>(value);
+  return true;
+}
+
+bool parse_u32(const char* text, u32& number) {
+  u64 value = 0;
+  if (!parse_number(text, 10, value) || value > 0xffff'ffffu) return false;
+  number = static_cast<u32>(value);
+  return true;
+}
+
+bool parse_transport(const char* text, wire::TransportKind& kind) {
+  if (std::strcmp(text, "shm") == 0)
+    kind = wire::TransportKind::shm;
+  else if (std::strcmp(text, "tcp") == 0)
+    kind = wire::TransportKind::tcp;
+  else
+    return false;
+  return true;
+}
+
+bool parse_level(const char* text, LogLevel& level) {
+  static constexpr const char* kNames[] = {"debug", "info", "warning", "error"};
+  for (int i = 0; i < 4; ++i)
+    if (std::strcmp(text, kNames[i]) == 0) {
+      level = static_cast<LogLevel>(i);
+      return true;
+    }
+  return false;
+}
+
+void split(const std::string& text, std::vector<std::string>& parts) {
+  size_t start = 0;
+  while (start <= text.size()) {
+    const size_t comma = std::min(text.find(',', start), text.size());
+    if (comma > start) parts.push_back(text.substr(start, comma - start));
+    start = comma + 1;
+  }
+}
+
+enum Option { kSocket = 1, kWindowFd, kPidfd, kTransport, kBase, kBytes, kLibrary, kDevices, kSession, kCompute, kMemory, kLevel, kProtocol, kHost };
+
+bool take(int option, const char* text, Options& options) {
+  switch (option) {
+    case kSocket: return parse_fd(text, options.socket_fd);
+    case kWindowFd: return parse_fd(text, options.window_fd);
+    case kPidfd: return parse_fd(text, options.client_pidfd);
+    case kTransport: return parse_transport(text, options.transport);
+    case kBase: return parse_number(text, 16, options.window_base);
+    case kBytes: return parse_number(text, 10, options.window_bytes);
+    case kLibrary: options.library = text; return text[0] == '/';
+    case kDevices: split(text, options.devices); return true;
+    case kSession: return parse_number(text, 10, options.session_id);
+    case kCompute: return parse_u32(text, options.compute_percent);
+    case kMemory: return parse_u32(text, options.memory_mib);
+    case kLevel: return parse_level(text, options.log_level);
+    case kProtocol: return true;  // hostd has compared it with the client's; ours is compiled in
+    case kHost: options.host_version = text; return true;
+    default: return false;
+  }
+}
+
+}  // namespace
+
+bool parse_options(int argc, char** argv, Options& options, std::string& error) {
+  static constexpr option kOptions[] = {
+      {"socket-fd", required_argument, nullptr, kSocket},       {"window-fd", required_argument, nullptr, kWindowFd},
+      {"client-pidfd", required_argument, nullptr, kPidfd},     {"transport", required_argument, nullptr, kTransport},
+      {"window-base", required_argument, nullptr, kBase},       {"window-bytes", required_argument, nullptr, kBytes},
+      {"library", required_argument, nullptr, kLibrary},        {"devices", required_argument, nullptr, kDevices},
+      {"session-id", required_argument, nullptr, kSession},     {"compute-percent", required_argument, nullptr, kCompute},
+      {"memory-mib", required_argument, nullptr, kMemory},      {"log-level", required_argument, nullptr, kLevel},
+      {"protocol", required_argument, nullptr, kProtocol},      {"host-version", required_argument, nullptr, kHost},
+      {nullptr, 0, nullptr, 0}};
+  int index = 0;
+  for (int found; (found = getopt_long(argc, argv, "", kOptions, &index)) != -1;) {
+    if (found == '?') {
+      error = "unknown option";
+      return false;
+    }
+    if (!take(found, optarg, options)) {
+      error = std::string("--") + kOptions[index].name + " has the value '" + optarg + "'";
+      return false;
+    }
+  }
+  if (options.socket_fd < 0 || options.library.empty()) error = "--socket-fd and --library are needed";
+  if (options.transport == wire::TransportKind::shm && options.window_fd < 0) error = "--window-fd is needed for shm";
+  if (options.window_bytes < wire::kWindowMinBytes || options.window_bytes > wire::kWindowBaseStep)
+    error = "--window-bytes is out of range";
+  if (options.window_base < 0x1000'0000 || options.window_base % 4096 != 0 || options.window_base > 0x7000'0000'0000)
+    error = "--window-base is out of range";
+  return error.empty();
+}
+
+}  // namespace gpupool::worker

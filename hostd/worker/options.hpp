@@ -1,0 +1,31 @@
+// The worker's command line, which only hostd writes (hostd/adapters/worker_process.py is the other end).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "hostd/worker/log.hpp"
+#include "wire/cpp/hello.hpp"
+
+namespace gpupool::worker {
+
+struct Options {
+  int socket_fd = -1;
+  int window_fd = -1;        // shm only
+  int client_pidfd = -1;     // where hostd could get one
+  wire::TransportKind transport = wire::TransportKind::shm;
+  u64 window_base = 0;
+  u64 window_bytes = 0;
+  std::string library;               // absolute path of the libcuda to use
+  std::vector<std::string> devices;  // UUIDs, as NVML writes them; empty: every device
+  u64 session_id = 0;
+  u32 compute_percent = 0;
+  u32 memory_mib = 0;
+  LogLevel log_level = LogLevel::info;
+  std::string host_version;
+};
+
+// False with `error` saying which option is wrong.
+bool parse_options(int argc, char** argv, Options& options, std::string& error);
+
+}  // namespace gpupool::worker

@@ -1,0 +1,82 @@
+#include "hostd/worker/worker.hpp"
+
+#include "hostd/worker/log.hpp"
+#include "worker_manual.hpp"  // generated
+
+namespace gpupool::worker {
+namespace {
+
+struct HostMark {
+  std::atomic<u64>* word;
+  u64 value;
+};
+
+void CUDA_CB write_word(void* argument) {
+  const std::unique_ptr<HostMark> mark(static_cast<HostMark*>(argument));
+  mark->word->store(mark->value, std::memory_order_release);
+}
+
+}  // namespace
+
+CUresult Worker::mark(wire::Handle handle, u64 ticket) {
+  const StreamEntry* entry = streams.find(handle);
+  if (entry == nullptr || handle.index() >= wire::kWords) return CUDA_ERROR_INVALID_HANDLE;
+  std::atomic<u64>& word = window.word(handle.index()).value;
+  if (stream_memory_operations) {
+    // The barrier that the default flags imply is wanted: results must be visible before the word is.
+    return driver.cuStreamWriteValue64_v2(entry->stream, reinterpret_cast<CUdeviceptr>(&word), ticket + 1, 0);
+  }
+  auto host_mark = std::make_unique<HostMark>(HostMark{&word, ticket + 1});
+  const CUresult result = driver.cuLaunchHostFunc(entry->stream, &write_word, host_mark.get());
+  if (result == CUDA_SUCCESS) static_cast<void>(host_mark.release());  // write_word owns it now
+  return result;
+}
+
+CUresult Worker::register_window(u64 offset, u64 bytes) {
+  if (offset > window.size || bytes > window.size - offset) return CUDA_ERROR_INVALID_VALUE;
+  u8* address = window.base + offset;
+  const CUresult result =
+      driver.cuMemHostRegister_v2(address, bytes, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
+  if (result != CUDA_SUCCESS) return result;
+  CUdeviceptr device = 0;
+  const CUresult mapped = driver.cuMemHostGetDevicePointer_v2(&device, address, 0);
+  if (mapped == CUDA_SUCCESS && device == reinterpret_cast<CUdeviceptr>(address)) return CUDA_SUCCESS;
+  // Everything relies on one address for host and device: better no session than a wrong one.
+  log(LogLevel::error, "the driver maps host memory at another device address");
+  driver.cuMemHostUnregister(address);
+  return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+CUresult Worker::unregister_window(u64 offset) {
+  return driver.cuMemHostUnregister(window.base + offset);
+}
+
+// Heap segments, asked for by the client's pinned allocator. Only whole pages of the heap, so that the part
+// registered at the start stays as it is.
+CUresult handle_window_register(Worker& worker, Request& request) {
+  const u64 offset = request.in.get<u64>();
+  const u64 bytes = request.in.get<u64>();
+  if (offset < wire::kHeapOffset || offset % 4096 != 0 || bytes == 0 || bytes % 4096 != 0 ||
+      !worker.window.holds_data(offset, bytes))
+    throw wire::ProtocolError("window_register outside the heap");
+  return worker.register_window(offset, bytes);
+}
+
+CUresult handle_window_unregister(Worker& worker, Request& request) {
+  const u64 offset = request.in.get<u64>();
+  if (offset < wire::kHeapOffset || offset >= worker.window.size) throw wire::ProtocolError("window_unregister outside the heap");
+  return worker.unregister_window(offset);
+}
+
+CUresult handle_ping(Worker&, Request&) { return CUDA_SUCCESS; }
+
+CUresult handle_function_describe(Worker&, Request&) { throw wire::ProtocolError("function_describe is reserved"); }
+
+// A faulted context answers every call with its error; this is the cheapest call that looks.
+CUresult handle_fault_check(Worker& worker, Request& request) {
+  if (request.context == nullptr) return CUDA_SUCCESS;
+  CUdevice device = 0;
+  return worker.driver.cuCtxGetDevice(&device);
+}
+
+}  // namespace gpupool::worker

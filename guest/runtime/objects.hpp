@@ -10,6 +10,7 @@
 
 #include <array>
 #include <atomic>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -27,6 +28,8 @@ namespace gpupool::guest {
 struct Context;
 struct Module;
 
+struct GraphContents;
+
 // One stream-capture in progress; shared by the streams that have joined it.
 struct Capture {
   u64 id = 0;
@@ -34,6 +37,10 @@ struct Capture {
   u32 thread = 0;  // client thread that began it
   struct Stream* origin = nullptr;
   std::atomic<bool> invalidated{false};
+  // Guarded by capture_mutex().
+  std::vector<struct Stream*> streams;      // the origin and those that joined
+  bool ended = false;                       // events recorded in it can no longer be waited for
+  std::shared_ptr<GraphContents> contents;  // what the client must remember of the graph being made
 };
 
 struct Stream {
@@ -121,14 +128,21 @@ struct Library {
   std::map<u64, Module*> modules;                         // by Context::id
 };
 
+struct ContextDetails;  // what only manual/context*.cpp needs
+
 struct Context {
   u32 index = 0;  // wire::Handle index of HandleKind::context; slots carry it
-  int device = 0;
+  wire::Handle handle;
+  int device = 0;  // CUdevice as the program counts (CUDA_VISIBLE_DEVICES applied); see manual/device.hpp
   bool primary = false;
   std::atomic<u32> flags{0};
+  // False once destroyed, and for a primary context while nobody retains it. The object outlives that: it may
+  // still be current in threads, which then get CONTEXT_IS_DESTROYED.
   std::atomic<bool> alive{true};
+  std::atomic<u32> uses{0};  // places on threads' stacks that hold it
   u32 api_version = 3020;
-  u64 id = 0;
+  u64 id = 0;  // cuCtxGetId; never used twice, a primary context gets a new one each time it comes alive
+  std::shared_ptr<ContextDetails> details;
   Stream* legacy = nullptr;      // CU_STREAM_LEGACY of this context
   std::mutex mutex;              // guards `streams`
   std::vector<Stream*> streams;  // all live streams, the implicit ones too
@@ -176,7 +190,7 @@ class HandleAllocator {
   wire::HandleKind kind_;
   u32 limit_;
   u32 next_ = 1;
-  std::vector<wire::Handle> free_;
+  std::deque<wire::Handle> free_;
 };
 
 // The allocator of one kind; lives for the process.

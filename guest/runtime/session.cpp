@@ -118,7 +118,7 @@ bool Session::wait_for_slot(u64 ticket) {
 
 void Session::publish(const Claim& claim, Stream* stream) {
   const u64 value = claim.ticket + 1;
-  if (stream != nullptr) {
+  if (stream != nullptr && !stream->capturing.load(std::memory_order_relaxed)) {
     // Threads may publish to one stream out of ticket order: keep the newest.
     u64 before = stream->last_work.load(std::memory_order_relaxed);
     while (before < value &&

@@ -97,6 +97,8 @@ class Session {
   CUresult failed() const { return static_cast<CUresult>(failed_.load(std::memory_order_acquire)); }
   // Takes the pending error of an asynchronous call, if any. Called by everything that waits.
   CUresult take_async_error();
+  // Looks at the worker's life and at fatal errors; called by every wait each few milliseconds, and by polls.
+  CUresult check_alive();
 
   // --- facts
   // ------------------------------------------------------------------------------------------------
@@ -113,8 +115,6 @@ class Session {
   CUresult load_devices();
   // Ends the session for good: every call from now on returns `result`.
   CUresult fail(CUresult result, const char* why);
-  // Looks at the worker's life and at fatal errors; called by every wait each few milliseconds.
-  CUresult check_alive();
   // Asks the worker to look at the stream behind a word, since a faulted context never writes it.
   void poke(u32 word);
   bool wait_for_slot(u64 ticket);

@@ -18,7 +18,8 @@ void watch(int socket_fd, int pidfd) {
   while (true) {
     if (poll(ends, 2, -1) <= 0) continue;  // interrupted
     if (ends[1].revents != 0) end_session(kExitClientGone, "client exited");
-    if ((ends[0].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0) end_session(kExitClientGone, "client closed the connection");
+    if ((ends[0].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0)
+      end_session(kExitClientGone, "client closed the connection");
     if ((ends[0].revents & POLLIN) != 0) end_session(kExitProtocol, "client sent data on the control socket");
   }
 }

@@ -6,11 +6,13 @@
 
 namespace gpupool::worker {
 
-// Starts the watch. `socket_fd` is watched for hang-up when >= 0 (shared memory only: over a stream its reader
-// sees the end); `pidfd` for the client's exit when >= 0, since a forked child of the client may keep the socket open.
+// Starts the watch. `socket_fd` is watched for hang-up when >= 0 (shared memory only: over a stream its
+// reader sees the end); `pidfd` for the client's exit when >= 0, since a forked child of the client may keep
+// the socket open.
 void watch_client(int socket_fd, int pidfd);
 
-// Answers whether the process behind `pidfd` is stopped by a signal or a debugger. Null function without a pidfd.
+// Answers whether the process behind `pidfd` is stopped by a signal or a debugger. Null function without a
+// pidfd.
 std::function<bool()> stopped_probe(int pidfd);
 
 }  // namespace gpupool::worker

@@ -9,15 +9,17 @@
 namespace gpupool::worker {
 namespace {
 
-constexpr u64 kPublishHeadEvery = 64;        // a fresh head costs the client a cache miss; the ring has 8192 slots
-constexpr u64 kSpinNs = 2'000'000;           // covers the gaps between launches of a busy program
-constexpr u32 kSleepMs = 1000;               // only a look at stalled slots: the client's bell ends the sleep
-constexpr u64 kStalledNs = 10'000'000'000;   // a ticket taken and not published for so long has lost its thread
+constexpr u64 kPublishHeadEvery = 64;  // a fresh head costs the client a cache miss; the ring has 8192 slots
+constexpr u64 kSpinNs = 2'000'000;     // covers the gaps between launches of a busy program
+constexpr u32 kSleepMs = 1000;         // only a look at stalled slots: the client's bell ends the sleep
+constexpr u64 kStalledNs =
+    10'000'000'000;  // a ticket taken and not published for so long has lost its thread
 constexpr u64 kPayloadLimit = 2ull << 30;
 constexpr u16 kKnownFlags =
     wire::kReply | wire::kMark | wire::kBulkIn | wire::kBulkOut | wire::kPayloadInBulk | wire::kAnswerInBulk;
 
-// Errors after which the context can do nothing more (cuda.h: "the process must be terminated and relaunched").
+// Errors after which the context can do nothing more (cuda.h: "the process must be terminated and
+// relaunched").
 bool is_fatal(CUresult result) {
   switch (result) {
     case CUDA_ERROR_ILLEGAL_ADDRESS:
@@ -83,7 +85,8 @@ void Dispatcher::wait_for(u64 head) {
 
 void Dispatcher::check_stalled(u64 head, u64 waited_ns) {
   if (waited_ns < kStalledNs || worker_.client_stopped == nullptr) return;
-  if (worker_.window.control().tail.load(std::memory_order_relaxed) <= head || worker_.client_stopped()) return;
+  if (worker_.window.control().tail.load(std::memory_order_relaxed) <= head || worker_.client_stopped())
+    return;
   throw wire::ProtocolError("a client thread took a ticket and never published it");
 }
 
@@ -154,7 +157,8 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
   if (ready) {
     request.context = current_;
     result = kHandlers[slot.function](worker_, request);
-    if (worker_.context_changed) {  // a handler created or destroyed a context: the driver's current one moved
+    if (worker_
+            .context_changed) {  // a handler created or destroyed a context: the driver's current one moved
       worker_.context_changed = false;
       current_context_ = ~0u;
     }
@@ -170,7 +174,8 @@ CUresult Dispatcher::finish(Request& request, CUresult result) {
     if (marked != CUDA_SUCCESS) {
       // Nobody would ever write this word: whoever waits must learn it from the error instead.
       report(request, marked);
-      worker_.window.word(request.stream_handle.index() % wire::kWords).value.store(request.ticket + 1, std::memory_order_release);
+      worker_.window.word(request.stream_handle.index() % wire::kWords)
+          .value.store(request.ticket + 1, std::memory_order_release);
       if (result == CUDA_SUCCESS) result = marked;
     }
   }
@@ -181,14 +186,17 @@ void Dispatcher::report(const Request& request, CUresult result) {
   wire::Control& control = worker_.window.control();
   if (is_fatal(result)) {
     u32 none = 0;
-    if (control.fatal_error.compare_exchange_strong(none, static_cast<u32>(result), std::memory_order_acq_rel))
-      log(LogLevel::error, "the context faulted", std::string(wire::function_name(request.function)) + " returned " + std::to_string(result));
+    if (control.fatal_error.compare_exchange_strong(none, static_cast<u32>(result),
+                                                    std::memory_order_acq_rel))
+      log(LogLevel::error, "the context faulted",
+          std::string(wire::function_name(request.function)) + " returned " + std::to_string(result));
     return;
   }
   if ((request.flags & wire::kReply) != 0) return;
   // A poke or a query of something unfinished is an answer, not an error.
   if (result == CUDA_ERROR_NOT_READY) return;
-  log(LogLevel::debug, "asynchronous call failed", std::string(wire::function_name(request.function)) + " returned " + std::to_string(result));
+  log(LogLevel::debug, "asynchronous call failed",
+      std::string(wire::function_name(request.function)) + " returned " + std::to_string(result));
   control.async_function.store(static_cast<u32>(request.function), std::memory_order_relaxed);
   u32 none = 0;
   control.async_error.compare_exchange_strong(none, static_cast<u32>(result), std::memory_order_acq_rel);
@@ -200,7 +208,8 @@ void Dispatcher::answer(const Request& request, CUresult result) {
   const bool in_bulk = (request.flags & wire::kAnswerInBulk) != 0;
   const u64 capacity = in_bulk ? request.bulk_size : u64{wire::kReplyBytes};
   if (bytes.size() > capacity) throw wire::ProtocolError("the client left too little room for the answer");
-  if (!bytes.empty()) std::memcpy(in_bulk ? worker_.at(request.bulk_offset) : box.payload, bytes.data(), bytes.size());
+  if (!bytes.empty())
+    std::memcpy(in_bulk ? worker_.at(request.bulk_offset) : box.payload, bytes.data(), bytes.size());
   box.status = static_cast<i32>(result);
   box.size = static_cast<u32>(bytes.size());
   box.done.store(request.ticket + 1, std::memory_order_seq_cst);

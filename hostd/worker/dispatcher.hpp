@@ -12,7 +12,8 @@ namespace gpupool::worker {
 class Dispatcher {
  public:
   explicit Dispatcher(Worker& worker) : worker_(worker) {}
-  // Never returns: the process ends with the session. Throws wire::ProtocolError when the client breaks the protocol.
+  // Never returns: the process ends with the session. Throws wire::ProtocolError when the client breaks the
+  // protocol.
   [[noreturn]] void run();
   // Executes one slot (already copied). Public for the fuzzer and tests.
   void execute(const wire::Slot& slot, u64 ticket);
@@ -31,7 +32,7 @@ class Dispatcher {
   Worker& worker_;
   wire::Writer answer_;
   std::vector<u8> payload_;  // private copy of a payload that came in bulk
-  u32 current_context_ = 0;      // handle index; ~0 when unknown
+  u32 current_context_ = 0;  // handle index; ~0 when unknown
   CUcontext current_ = nullptr;
 };
 

@@ -71,7 +71,9 @@ class HandleTable {
     for (std::vector<Entry>* entries : {&theirs_, &ours_})
       for (u32 i = 0; i < entries->size(); ++i)
         if (Entry& entry = (*entries)[i]; entry.used)
-          f(wire::Handle::make(kind_, entry.generation, entries == &ours_ ? i | wire::Handle::kWorkerAssigned : i), entry.object);
+          f(wire::Handle::make(kind_, entry.generation,
+                               entries == &ours_ ? i | wire::Handle::kWorkerAssigned : i),
+            entry.object);
   }
 
  private:
@@ -84,8 +86,10 @@ class HandleTable {
   void check(wire::Handle handle) const {
     const u32 place = handle.index() & ~wire::Handle::kWorkerAssigned;
     if (handle.kind() != kind_) throw wire::ProtocolError("handle of another kind");
-    if ((handle.index() & wire::Handle::kWorkerAssigned) != 0) throw wire::ProtocolError("handle index is the worker's to choose");
-    if (place == 0 || place >= capacity_) throw wire::ProtocolError("handle index " + std::to_string(place) + " out of range");
+    if ((handle.index() & wire::Handle::kWorkerAssigned) != 0)
+      throw wire::ProtocolError("handle index is the worker's to choose");
+    if (place == 0 || place >= capacity_)
+      throw wire::ProtocolError("handle index " + std::to_string(place) + " out of range");
   }
   std::vector<Entry>& half(wire::Handle handle) {
     return (handle.index() & wire::Handle::kWorkerAssigned) != 0 ? ours_ : theirs_;

@@ -13,10 +13,14 @@ u64 g_session = 0;
 
 const char* name_of(LogLevel level) {
   switch (level) {
-    case LogLevel::debug: return "debug";
-    case LogLevel::info: return "info";
-    case LogLevel::warning: return "warning";
-    case LogLevel::error: return "error";
+    case LogLevel::debug:
+      return "debug";
+    case LogLevel::info:
+      return "info";
+    case LogLevel::warning:
+      return "warning";
+    case LogLevel::error:
+      return "error";
   }
   return "error";
 }
@@ -46,7 +50,8 @@ void log(LogLevel level, std::string_view message, std::string_view detail) {
   if (level < g_lowest) return;
   std::string line = "level=";
   line += name_of(level);
-  line += " part=worker session=" + std::to_string(g_session) + " pid=" + std::to_string(getpid()) + " msg=\"";
+  line +=
+      " part=worker session=" + std::to_string(g_session) + " pid=" + std::to_string(getpid()) + " msg=\"";
   append_escaped(line, message);
   line += '"';
   if (!detail.empty()) {

@@ -1,7 +1,7 @@
 // gpupool-worker: serves one client on one host, from Welcome to the client's end.
 //
-// Started by hostd with the client's socket, the window and a list of devices. It loads the libcuda named on its
-// command line, so that NVIDIA's and the software GPU are the same to it.
+// Started by hostd with the client's socket, the window and a list of devices. It loads the libcuda named on
+// its command line, so that NVIDIA's and the software GPU are the same to it.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/personality.h>
@@ -24,8 +24,8 @@
 namespace gpupool::worker {
 namespace {
 
-// With this personality the driver's own allocations fall around 0x2b..., far from where an ordinary client maps
-// its libraries (0x7f...), so device addresses rarely collide there. Measured on driver 580.
+// With this personality the driver's own allocations fall around 0x2b..., far from where an ordinary client
+// maps its libraries (0x7f...), so device addresses rarely collide there. Measured on driver 580.
 void use_compatible_layout(char** argv) {
   const int current = personality(0xffff'ffff);
   if (current < 0 || (current & ADDR_COMPAT_LAYOUT) != 0) return;
@@ -68,10 +68,12 @@ void map_window(const Options& options, Worker& worker) {
   void* wanted = reinterpret_cast<void*>(options.window_base);
   const bool shared = options.transport == wire::TransportKind::shm;
   const int flags = MAP_FIXED_NOREPLACE | MAP_NORESERVE | (shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS);
-  void* got = mmap(wanted, options.window_bytes, PROT_READ | PROT_WRITE, flags, shared ? options.window_fd : -1, 0);
+  void* got =
+      mmap(wanted, options.window_bytes, PROT_READ | PROT_WRITE, flags, shared ? options.window_fd : -1, 0);
   if (got != wanted) {
     if (got == MAP_FAILED && errno != EEXIST)
-      refuse(options, wire::WelcomeStatus::worker, std::string("cannot map the window: ") + std::strerror(errno));
+      refuse(options, wire::WelcomeStatus::worker,
+             std::string("cannot map the window: ") + std::strerror(errno));
     refuse(options, wire::WelcomeStatus::base_taken, "the window's address is taken in the worker");
   }
   worker.window = wire::Window{static_cast<u8*>(got), options.window_bytes};
@@ -109,26 +111,32 @@ void choose_devices(const Options& options, Worker& worker) {
     const size_t before = worker.devices.size();
     for (const auto& [uuid, device] : found)
       if (uuid == wanted) worker.devices.push_back(device);
-    if (worker.devices.size() == before) refuse(options, wire::WelcomeStatus::no_device, "the host's GPU " + wanted + " is gone");
+    if (worker.devices.size() == before)
+      refuse(options, wire::WelcomeStatus::no_device, "the host's GPU " + wanted + " is gone");
   }
   for (const CUdevice device : worker.devices) {
     int able = 0;
-    if (worker.driver.cuDeviceGetAttribute(&able, CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS, device) != CUDA_SUCCESS || able == 0)
+    if (worker.driver.cuDeviceGetAttribute(&able, CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS,
+                                           device) != CUDA_SUCCESS ||
+        able == 0)
       worker.stream_memory_operations = false;
   }
 }
 
 int initialise_driver(const Options& options, Worker& worker) {
   std::string error;
-  if (!worker.driver.load(options.library.c_str(), error)) refuse(options, wire::WelcomeStatus::worker, "the host cannot load its libcuda: " + error);
+  if (!worker.driver.load(options.library.c_str(), error))
+    refuse(options, wire::WelcomeStatus::worker, "the host cannot load its libcuda: " + error);
   const CUresult started = worker.driver.cuInit(0);
   if (started != CUDA_SUCCESS)
-    refuse(options, wire::WelcomeStatus::no_device, "the host's driver did not initialise: CUDA error " + std::to_string(started));
+    refuse(options, wire::WelcomeStatus::no_device,
+           "the host's driver did not initialise: CUDA error " + std::to_string(started));
   int version = 0;
   worker.driver.cuDriverGetVersion(&version);
   if (version < 12040)
-    refuse(options, wire::WelcomeStatus::worker, "the host's driver supports CUDA " + std::to_string(version / 1000) + "." +
-                                                     std::to_string(version % 1000 / 10) + "; 12.4 or later is needed");
+    refuse(options, wire::WelcomeStatus::worker,
+           "the host's driver supports CUDA " + std::to_string(version / 1000) + "." +
+               std::to_string(version % 1000 / 10) + "; 12.4 or later is needed");
   choose_devices(options, worker);
   return version;
 }

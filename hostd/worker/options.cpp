@@ -60,40 +60,79 @@ void split(const std::string& text, std::vector<std::string>& parts) {
   }
 }
 
-enum Option { kSocket = 1, kWindowFd, kPidfd, kTransport, kBase, kBytes, kLibrary, kDevices, kSession, kCompute, kMemory, kLevel, kProtocol, kHost };
+enum Option {
+  kSocket = 1,
+  kWindowFd,
+  kPidfd,
+  kTransport,
+  kBase,
+  kBytes,
+  kLibrary,
+  kDevices,
+  kSession,
+  kCompute,
+  kMemory,
+  kLevel,
+  kProtocol,
+  kHost
+};
 
 bool take(int option, const char* text, Options& options) {
   switch (option) {
-    case kSocket: return parse_fd(text, options.socket_fd);
-    case kWindowFd: return parse_fd(text, options.window_fd);
-    case kPidfd: return parse_fd(text, options.client_pidfd);
-    case kTransport: return parse_transport(text, options.transport);
-    case kBase: return parse_number(text, 16, options.window_base);
-    case kBytes: return parse_number(text, 10, options.window_bytes);
-    case kLibrary: options.library = text; return text[0] == '/';
-    case kDevices: split(text, options.devices); return true;
-    case kSession: return parse_number(text, 10, options.session_id);
-    case kCompute: return parse_u32(text, options.compute_percent);
-    case kMemory: return parse_u32(text, options.memory_mib);
-    case kLevel: return parse_level(text, options.log_level);
-    case kProtocol: return true;  // hostd has compared it with the client's; ours is compiled in
-    case kHost: options.host_version = text; return true;
-    default: return false;
+    case kSocket:
+      return parse_fd(text, options.socket_fd);
+    case kWindowFd:
+      return parse_fd(text, options.window_fd);
+    case kPidfd:
+      return parse_fd(text, options.client_pidfd);
+    case kTransport:
+      return parse_transport(text, options.transport);
+    case kBase:
+      return parse_number(text, 16, options.window_base);
+    case kBytes:
+      return parse_number(text, 10, options.window_bytes);
+    case kLibrary:
+      options.library = text;
+      return text[0] == '/';
+    case kDevices:
+      split(text, options.devices);
+      return true;
+    case kSession:
+      return parse_number(text, 10, options.session_id);
+    case kCompute:
+      return parse_u32(text, options.compute_percent);
+    case kMemory:
+      return parse_u32(text, options.memory_mib);
+    case kLevel:
+      return parse_level(text, options.log_level);
+    case kProtocol:
+      return true;  // hostd has compared it with the client's; ours is compiled in
+    case kHost:
+      options.host_version = text;
+      return true;
+    default:
+      return false;
   }
 }
 
 }  // namespace
 
 bool parse_options(int argc, char** argv, Options& options, std::string& error) {
-  static constexpr option kOptions[] = {
-      {"socket-fd", required_argument, nullptr, kSocket},       {"window-fd", required_argument, nullptr, kWindowFd},
-      {"client-pidfd", required_argument, nullptr, kPidfd},     {"transport", required_argument, nullptr, kTransport},
-      {"window-base", required_argument, nullptr, kBase},       {"window-bytes", required_argument, nullptr, kBytes},
-      {"library", required_argument, nullptr, kLibrary},        {"devices", required_argument, nullptr, kDevices},
-      {"session-id", required_argument, nullptr, kSession},     {"compute-percent", required_argument, nullptr, kCompute},
-      {"memory-mib", required_argument, nullptr, kMemory},      {"log-level", required_argument, nullptr, kLevel},
-      {"protocol", required_argument, nullptr, kProtocol},      {"host-version", required_argument, nullptr, kHost},
-      {nullptr, 0, nullptr, 0}};
+  static constexpr option kOptions[] = {{"socket-fd", required_argument, nullptr, kSocket},
+                                        {"window-fd", required_argument, nullptr, kWindowFd},
+                                        {"client-pidfd", required_argument, nullptr, kPidfd},
+                                        {"transport", required_argument, nullptr, kTransport},
+                                        {"window-base", required_argument, nullptr, kBase},
+                                        {"window-bytes", required_argument, nullptr, kBytes},
+                                        {"library", required_argument, nullptr, kLibrary},
+                                        {"devices", required_argument, nullptr, kDevices},
+                                        {"session-id", required_argument, nullptr, kSession},
+                                        {"compute-percent", required_argument, nullptr, kCompute},
+                                        {"memory-mib", required_argument, nullptr, kMemory},
+                                        {"log-level", required_argument, nullptr, kLevel},
+                                        {"protocol", required_argument, nullptr, kProtocol},
+                                        {"host-version", required_argument, nullptr, kHost},
+                                        {nullptr, 0, nullptr, 0}};
   int index = 0;
   for (int found; (found = getopt_long(argc, argv, "", kOptions, &index)) != -1;) {
     if (found == '?') {
@@ -106,10 +145,12 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
     }
   }
   if (options.socket_fd < 0 || options.library.empty()) error = "--socket-fd and --library are needed";
-  if (options.transport == wire::TransportKind::shm && options.window_fd < 0) error = "--window-fd is needed for shm";
+  if (options.transport == wire::TransportKind::shm && options.window_fd < 0)
+    error = "--window-fd is needed for shm";
   if (options.window_bytes < wire::kWindowMinBytes || options.window_bytes > wire::kWindowBaseStep)
     error = "--window-bytes is out of range";
-  if (options.window_base < 0x1000'0000 || options.window_base % 4096 != 0 || options.window_base > 0x7000'0000'0000)
+  if (options.window_base < 0x1000'0000 || options.window_base % 4096 != 0 ||
+      options.window_base > 0x7000'0000'0000)
     error = "--window-base is out of range";
   return error.empty();
 }

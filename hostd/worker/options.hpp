@@ -11,8 +11,8 @@ namespace gpupool::worker {
 
 struct Options {
   int socket_fd = -1;
-  int window_fd = -1;        // shm only
-  int client_pidfd = -1;     // where hostd could get one
+  int window_fd = -1;     // shm only
+  int client_pidfd = -1;  // where hostd could get one
   wire::TransportKind transport = wire::TransportKind::shm;
   u64 window_base = 0;
   u64 window_bytes = 0;

@@ -64,13 +64,18 @@ CUresult handle_window_register(Worker& worker, Request& request) {
 
 CUresult handle_window_unregister(Worker& worker, Request& request) {
   const u64 offset = request.in.get<u64>();
-  if (offset < wire::kHeapOffset || offset >= worker.window.size) throw wire::ProtocolError("window_unregister outside the heap");
+  if (offset < wire::kHeapOffset || offset >= worker.window.size)
+    throw wire::ProtocolError("window_unregister outside the heap");
   return worker.unregister_window(offset);
 }
 
-CUresult handle_ping(Worker&, Request&) { return CUDA_SUCCESS; }
+CUresult handle_ping(Worker&, Request&) {
+  return CUDA_SUCCESS;
+}
 
-CUresult handle_function_describe(Worker&, Request&) { throw wire::ProtocolError("function_describe is reserved"); }
+CUresult handle_function_describe(Worker&, Request&) {
+  throw wire::ProtocolError("function_describe is reserved");
+}
 
 // A faulted context answers every call with its error; this is the cheapest call that looks.
 CUresult handle_fault_check(Worker& worker, Request& request) {

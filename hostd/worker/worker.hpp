@@ -1,10 +1,10 @@
 // The worker's state while it serves one client, and the interface that handlers are written against.
 //
-// One dispatcher thread executes slots in ticket order; it is the only thread that calls the driver, so handlers
-// need no locks. A handler reads its arguments from `request.in` (a private copy), looks handles up, calls the
-// driver through `worker.driver` and writes results to `request.out`. It returns the driver's result. It throws
-// wire::ProtocolError for what no honest client sends; a stale handle is an honest mistake and gives
-// CUDA_ERROR_INVALID_HANDLE.
+// One dispatcher thread executes slots in ticket order; it is the only thread that calls the driver, so
+// handlers need no locks. A handler reads its arguments from `request.in` (a private copy), looks handles up,
+// calls the driver through `worker.driver` and writes results to `request.out`. It returns the driver's
+// result. It throws wire::ProtocolError for what no honest client sends; a stale handle is an honest mistake
+// and gives CUDA_ERROR_INVALID_HANDLE.
 #pragma once
 
 #include <cuda.h>
@@ -15,11 +15,11 @@
 #include <unordered_map>
 #include <vector>
 
+#include "driver_api.hpp"  // generated: struct worker::DriverApi, one typed pointer an export
 #include "hostd/worker/code_entries.hpp"
 #include "hostd/worker/handle_table.hpp"
 #include "wire/cpp/layout.hpp"
 #include "wire/cpp/reader.hpp"
-#include "driver_api.hpp"      // generated: struct worker::DriverApi, one typed pointer an export
 #include "wire_functions.hpp"  // generated: enum class wire::Function
 
 namespace gpupool::worker {
@@ -55,7 +55,7 @@ class Worker {
  public:
   DriverApi driver{};
   wire::Window window;
-  bool shared_memory = true;  // false over a stream transport
+  bool shared_memory = true;      // false over a stream transport
   std::vector<CUdevice> devices;  // the session's vGPUs, in the order that the client sees
 
   // Objects by wire handle. Every type has a cap (limits.hpp).
@@ -74,7 +74,8 @@ class Worker {
   HandleTable<std::shared_ptr<LinkEntry>> link_states{wire::HandleKind::link_state};
   HandleTable<CUmemGenericAllocationHandle> mem_allocations{wire::HandleKind::mem_allocation};
 
-  // The GPU can write words itself (CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS); else a host function does.
+  // The GPU can write words itself (CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS); else a host function
+  // does.
   bool stream_memory_operations = true;
 
   // A handler that makes another context current in the driver (or destroys one) sets this.

@@ -36,6 +36,13 @@ inline constexpr u32 kMaxLaunchAttributes = 32;  // cuda.h 13.0 knows 16 of them
 inline constexpr u32 kMaxParameterBytes =
     32764;  // the most a kernel can take, compute capability 7.0 and later
 
+// A function's description, in the answer to a look-up and to function_describe: i32 result, and if that is
+// CUDA_SUCCESS an array of its parameters ({u32 offset, u32 size} each); i32 result, and if that is
+// CUDA_SUCCESS and a device was named an array of i32, the CUfunction_attribute values there. The first
+// result is NOT_READY when the answer has no room: ask again with kMaxDescriptionBytes.
+inline constexpr u64 kMaxParameters = 8192;
+inline constexpr u64 kMaxDescriptionBytes = kMaxParameters * 8 + 256;
+
 // Bytes of the whole message.
 constexpr u64 launch_message_bytes(u64 attributes, u64 parameter_bytes) {
   return sizeof(LaunchHeader) + attributes * sizeof(LaunchAttribute) + sizeof(u64) + parameter_bytes;

@@ -1,0 +1,201 @@
+// The transport without shared memory: two threads that carry the ring and its data over a socket.
+//
+// The sender reads the ring as a worker would, so publishing a slot is the same code on every transport. It
+// never advances Control::head: the worker's own head comes back with the receiver and is the flow control of
+// the ring; that of data is the staging area, whose pieces come free only when the worker says so.
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "guest/runtime/log.hpp"
+#include "guest/runtime/transport/transport.hpp"
+#include "wire/cpp/futex.hpp"
+#include "wire/cpp/stream_frame.hpp"
+#include "wire/cpp/stream_io.hpp"
+
+namespace gpupool::guest {
+namespace {
+
+constexpr u64 kSpinNs = 200'000;
+constexpr u32 kSleepMs = 1000;
+
+class Stream final : public Transport {
+ public:
+  Stream(int socket, wire::Window window) : socket_(socket), window_(window) {}
+  ~Stream() override {
+    stopping_.store(true, std::memory_order_release);
+    if (socket_ >= 0) shutdown(socket_, SHUT_RDWR);
+    window_.control().doorbell.fetch_add(1, std::memory_order_release);
+    wire::futex_wake(window_.control().doorbell);
+    if (sender_.joinable()) sender_.join();
+    if (receiver_.joinable()) receiver_.join();
+    if (socket_ >= 0) close(socket_);
+  }
+
+  void start() {
+    // The program's signals are not for our threads.
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sender_ = std::thread([this] { send_loop(); });
+    receiver_ = std::thread([this] { receive_loop(); });
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+
+  bool peer_alive() override { return !gone_.load(std::memory_order_acquire); }
+  const char* name() const override { return "tcp"; }
+  bool shared_memory() const override { return false; }
+  void abandon() override {
+    // The threads do not exist in a forked child; their handles must not be joined there.
+    close(socket_);
+    socket_ = -1;
+    gone_.store(true, std::memory_order_release);
+    sender_.detach();
+    receiver_.detach();
+  }
+
+ private:
+  void send_loop() {
+    u64 next = 0;
+    while (!stopping_.load(std::memory_order_acquire)) {
+      if (!published(next)) {
+        wait_for(next);
+        continue;
+      }
+      if (!send_from(next)) break;
+    }
+    gone_.store(true, std::memory_order_release);
+  }
+
+  bool published(u64 ticket) const {
+    return window_.slot(ticket).sequence.load(std::memory_order_acquire) == ticket + 1;
+  }
+
+  // Sends the run of published slots that starts at `next`, up to the end of the ring or a slot with data.
+  bool send_from(u64& next) {
+    const wire::Slot& first = window_.slot(next);
+    if ((first.flags & wire::kBulkIn) != 0 && !send_data(first.bulk_offset, first.bulk_size)) return false;
+    u32 count = 1;
+    while (count < wire::kMaxSlotsPerFrame && (next + count) % wire::kRingSlots != 0 &&
+           published(next + count) && (window_.slot(next + count).flags & wire::kBulkIn) == 0)
+      ++count;
+    wire::Frame frame{wire::FrameKind::slots, count, 0, 0};
+    iovec pieces[2] = {{&frame, sizeof frame}, {&window_.slot(next), count * sizeof(wire::Slot)}};
+    if (!wire::send_all(socket_, pieces, 2)) return false;
+    next += count;
+    return true;
+  }
+
+  bool send_data(u64 offset, u64 size) {
+    while (size > 0) {
+      const u64 part = size < wire::kMaxDataPerFrame ? size : wire::kMaxDataPerFrame;
+      wire::Frame frame{wire::FrameKind::data, 0, offset, part};
+      iovec pieces[2] = {{&frame, sizeof frame}, {window_.base + offset, part}};
+      if (!wire::send_all(socket_, pieces, 2)) return false;
+      offset += part;
+      size -= part;
+    }
+    return true;
+  }
+
+  void wait_for(u64 ticket) {
+    wire::Control& control = window_.control();
+    if (wire::Backoff::spare_cores()) {
+      const u64 start = wire::monotonic_ns();
+      while (wire::monotonic_ns() - start < kSpinNs) {
+        for (int i = 0; i < 64; ++i) __builtin_ia32_pause();
+        if (published(ticket)) return;
+      }
+    }
+    const u32 bell = control.doorbell.load(std::memory_order_acquire);
+    control.worker_sleeping.store(1, std::memory_order_seq_cst);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (!published(ticket) && !stopping_.load(std::memory_order_acquire))
+      wire::futex_wait(control.doorbell, bell, kSleepMs);
+    control.worker_sleeping.store(0, std::memory_order_relaxed);
+  }
+
+  void receive_loop() {
+    wire::Frame frame;
+    while (wire::read_all(socket_, &frame, sizeof frame) && apply(frame)) {
+    }
+    if (!stopping_.load(std::memory_order_acquire)) log_debug("the connection to the worker has ended");
+    gone_.store(true, std::memory_order_release);
+  }
+
+  bool apply(const wire::Frame& frame) {
+    wire::Control& control = window_.control();
+    switch (frame.kind) {
+      case wire::FrameKind::data:
+        return valid_data(frame) && wire::read_all(socket_, window_.base + frame.offset, frame.size);
+      case wire::FrameKind::store:
+        return store(frame.offset, frame.size);
+      case wire::FrameKind::error: {
+        control.async_function.store(static_cast<u32>(frame.offset), std::memory_order_relaxed);
+        u32 none = 0;
+        control.async_error.compare_exchange_strong(none, frame.count, std::memory_order_acq_rel);
+        return true;
+      }
+      case wire::FrameKind::fatal:
+        control.fatal_error.store(frame.count, std::memory_order_release);
+        return true;
+      default:
+        log_line("the host sent a frame of unknown kind %u", static_cast<u32>(frame.kind));
+        return false;
+    }
+  }
+
+  // Data goes to the data area, or to one reply box behind its `done`.
+  bool valid_data(const wire::Frame& frame) const {
+    if (frame.size > wire::kMaxDataPerFrame) return false;
+    if (window_.holds_data(frame.offset, frame.size)) return true;
+    const u64 in_replies = frame.offset - wire::kReplyOffset;
+    if (in_replies >= wire::kThreads * sizeof(wire::ReplyBox)) return false;
+    const u64 in_box = in_replies % sizeof(wire::ReplyBox);
+    return in_box >= offsetof(wire::ReplyBox, status) && in_box + frame.size <= sizeof(wire::ReplyBox);
+  }
+
+  bool store(u64 offset, u64 value) {
+    const bool is_head = offset == wire::kControlOffset + offsetof(wire::Control, head);
+    const bool is_word = offset - wire::kWordsOffset < wire::kWords * sizeof(wire::Word) &&
+                         (offset - wire::kWordsOffset) % sizeof(wire::Word) == 0;
+    const bool is_reply = offset - wire::kReplyOffset < wire::kThreads * sizeof(wire::ReplyBox) &&
+                          (offset - wire::kReplyOffset) % sizeof(wire::ReplyBox) == 0;
+    if (!is_head && !is_word && !is_reply) return false;
+    reinterpret_cast<std::atomic<u64>*>(window_.base + offset)->store(value, std::memory_order_seq_cst);
+    if (is_reply) {
+      auto* box = reinterpret_cast<wire::ReplyBox*>(window_.base + offset);
+      if (box->sleeping.load(std::memory_order_seq_cst) != 0) wire::futex_wake(box->done);
+    }
+    return true;
+  }
+
+  int socket_;
+  wire::Window window_;
+  std::atomic<bool> stopping_{false};
+  std::atomic<bool> gone_{false};
+  std::thread sender_, receiver_;
+};
+
+}  // namespace
+
+std::unique_ptr<Transport> make_stream(int socket, wire::Window window, std::string& why) {
+  void* mapped = mmap(window.base, window.size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  if (mapped == MAP_FAILED) {
+    why = std::string("cannot make the window: ") + std::strerror(errno);
+    close(socket);
+    return nullptr;
+  }
+  madvise(window.base, wire::kHeapOffset, MADV_DONTFORK);
+  auto transport = std::make_unique<Stream>(socket, window);
+  transport->start();
+  return transport;
+}
+
+}  // namespace gpupool::guest

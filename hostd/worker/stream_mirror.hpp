@@ -1,0 +1,14 @@
+// The worker's end of a stream transport: one thread writes what arrives into the window, as a client on
+// shared memory would have; another sends words, answers, data and errors back. The dispatcher knows nothing
+// of it.
+#pragma once
+
+#include "wire/cpp/layout.hpp"
+
+namespace gpupool::worker {
+
+// Starts both threads on a connected socket. They end the process when the client closes it or breaks the
+// protocol.
+void start_stream_mirror(int socket, wire::Window window);
+
+}  // namespace gpupool::worker

@@ -1,6 +1,7 @@
 #include "guest/runtime/message.hpp"
 
 #include "guest/runtime/log.hpp"
+#include "guest/runtime/statistics.hpp"
 
 namespace gpupool::guest {
 
@@ -80,6 +81,7 @@ CUresult Call::send() {
 
 CUresult Call::wait() {
   if (const CUresult result = dispatch(wire::kReply); result != CUDA_SUCCESS) return result;
+  count_wait(function_);
   Session* session = Session::current();
   wire::ReplyBox* box = nullptr;
   if (const CUresult result = session->wait_reply(ticket_, box); result != CUDA_SUCCESS) return result;

@@ -10,6 +10,7 @@
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/staging.hpp"
+#include "guest/runtime/statistics.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest/runtime/transport/transport.hpp"
 #include "wire/cpp/futex.hpp"
@@ -56,6 +57,7 @@ CUresult Session::start() {
   heap_ = std::make_unique<Heap>(window_);
   g_current.store(this, std::memory_order_release);
   pthread_atfork(nullptr, nullptr, &Session::after_fork_in_child);
+  arrange_statistics();
   const CUresult result = load_devices();
   if (result != CUDA_SUCCESS) g_current.store(nullptr, std::memory_order_release);
   return result;

@@ -9,6 +9,7 @@
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/session.hpp"
 #include "guest/runtime/staging.hpp"
+#include "guest/runtime/statistics.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "wire/cpp/futex.hpp"
 
@@ -25,6 +26,7 @@ constexpr u32 kReplySleepMs = 100;
 
 CUresult Session::wait_word(u32 index, u64 value) {
   if (word(index) >= value) return take_async_error();
+  count_wait(wire::Function::stream_mark);
   wire::Backoff backoff(kSpinUs, kNapUs);
   u64 next_alive = kAliveEveryNs;
   u64 next_poke = kPokeEveryNs / 5;

@@ -14,6 +14,7 @@
 #include "wire/cpp/reader.hpp"
 #include "wire/cpp/stream_frame.hpp"
 #include "wire/cpp/stream_io.hpp"
+#include "wire_functions.hpp"  // generated
 
 namespace gpupool::worker {
 namespace {
@@ -58,6 +59,7 @@ class StreamMirror {
       collect();
       bool progress = send_errors();
       progress |= send_answers();
+      progress |= send_host_request();
       progress |= send_marks();
       progress |= send_head();
       if (!flush()) end_session(kExitClientGone, "client closed the connection");
@@ -107,6 +109,7 @@ class StreamMirror {
     u8* slot = reinterpret_cast<u8*>(&window_.slot(ticket));
     std::memcpy(slot + sizeof sequence, bytes + sizeof sequence, sizeof(wire::Slot) - sizeof sequence);
     watch(window_.slot(ticket), ticket);
+    release_host_function(window_.slot(ticket));
     window_.control().tail.store(ticket + 1, std::memory_order_relaxed);
     received_.store(ticket + 1, std::memory_order_release);
     window_.slot(ticket).sequence.store(sequence, std::memory_order_release);
@@ -135,6 +138,14 @@ class StreamMirror {
     }
     fresh_ = true;
     news_.notify_one();
+  }
+
+  // A host function is released here and not by the dispatcher, which may be inside a driver call that waits for it.
+  void release_host_function(const wire::Slot& slot) {
+    if (slot.function != static_cast<u16>(wire::Function::host_function_release)) return;
+    u64 sequence = 0;
+    std::memcpy(&sequence, slot.payload, sizeof sequence);
+    window_.control().host_released.store(sequence, std::memory_order_release);
   }
 
   void collect() {
@@ -243,6 +254,15 @@ class StreamMirror {
     return any;
   }
 
+  // Word 0 asks for a host function; the client looks at it while a mark is outstanding, and so do we.
+  bool send_host_request() {
+    const u64 request = window_.word(0).value.load(std::memory_order_acquire);
+    if (request == sent_request_) return false;
+    add(wire::FrameKind::store, 0, wire::kWordsOffset, request);
+    sent_request_ = request;
+    return true;
+  }
+
   bool send_head() {
     const u64 head = window_.control().head.load(std::memory_order_acquire);
     if (head == sent_head_) return false;
@@ -267,6 +287,7 @@ class StreamMirror {
   std::deque<Watch> answers_;                         // oldest first: the dispatcher answers in ticket order
   std::vector<u8> out_;
   u64 sent_head_ = 0;
+  u64 sent_request_ = 0;
   u32 sent_fatal_ = 0;
 };
 

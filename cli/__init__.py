@@ -1,0 +1,1 @@
+"""The `gpupool` command: one file a noun, `main` reads the command line."""

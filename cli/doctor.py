@@ -1,0 +1,9 @@
+DESCRIPTION = "x"
+
+
+def add_arguments(p):
+    pass
+
+
+def main(a):
+    return 1

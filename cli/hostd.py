@@ -1,0 +1,112 @@
+"""`gpupool hostd`: runs the daemon in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from gpupool import __version__
+from gpupool.hostd import config, private
+
+DESCRIPTION = """\
+Runs hostd in the foreground: gives each client program a worker process on this machine's GPUs. Meant to be started by
+systemd (docs/install.md). SIGTERM stops it and leaves the workers running; the next hostd finds them again.
+"""
+EPILOG = """\
+exit codes: 0 stopped; 1 could not start (the reason is on stderr); 2 the configuration is wrong
+example:    gpupool hostd --config ./hostd.toml --check
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `gpupool hostd`."""
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_PATH} if it exists"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="check the configuration, say what it is, and leave"
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        help="default: log.level of the file",
+    )
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), help="default: log.format of the file"
+    )
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="serve only this user, from a folder of theirs, and leave when idle: what `gpupool run` starts",
+    )
+    parser.add_argument(
+        "--ready-fd",
+        type=int,
+        metavar="N",
+        help="descriptor that gets `ready` or the reason why not",
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs until stopped."""
+    settings = None
+    try:
+        chosen = (
+            config.load(arguments.config)
+            if arguments.config or not arguments.private
+            else config.parse({})
+        )
+        if arguments.private:
+            folder = private.directory()
+            private.prepare(folder)
+            chosen = config.private(chosen, folder, private.gpu_choice(), private.idle_timeout_s())
+            settings = private.settings(__version__)
+    except (config.ConfigError, private.PrivateDirError) as error:
+        _tell(arguments.ready_fd, str(error))
+        print(f"gpupool hostd: {error}", file=sys.stderr)
+        return 2
+    if arguments.check:
+        _show(chosen)
+        return 0
+    return _serve(arguments, chosen, settings)
+
+
+def _serve(
+    arguments: argparse.Namespace, chosen: config.Config, settings: dict[str, str] | None
+) -> int:
+    from gpupool.hostd import log
+    from gpupool.hostd import main as daemon
+    from gpupool.hostd.core.ports import PortError
+
+    log.set_up(
+        arguments.log_level or chosen.log_level,
+        arguments.log_format or chosen.log_format,
+        chosen.log_priorities,
+    )
+    try:
+        daemon.serve(chosen, settings, lambda: _tell(arguments.ready_fd, "ready"))
+    except (PortError, OSError) as error:
+        _tell(arguments.ready_fd, str(error))
+        print(f"gpupool hostd: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _tell(ready_fd: int | None, text: str) -> None:
+    if ready_fd is not None:
+        os.write(ready_fd, text.encode() + b"\n")
+        os.close(ready_fd)
+
+
+def _show(chosen: config.Config) -> None:
+    print(f"gpu            {chosen.gpu}")
+    print(f"devices        {', '.join(chosen.devices) or 'all'}")
+    print(f"state_dir      {chosen.state_dir}")
+    print(f"admin_socket   {chosen.admin_socket}")
+    for one in chosen.endpoints:
+        transports = ",".join(sorted(kind.word for kind in one.transports))
+        print(f"endpoint       {one.endpoint} ({transports}{', token' if one.token_file else ''})")
+    print(f"max_sessions   {chosen.limits.max_sessions}")
+    print(f"window         {chosen.limits.window_mib} MiB a session")

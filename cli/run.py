@@ -1,0 +1,263 @@
+"""`gpupool run`: one program on a vGPU.
+
+Writes nothing of its own to stdout, and to stderr only when it fails itself. The program keeps our terminal, process
+group and descriptors; signals reach it once; its exit code is ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpupool.hostd.adapters import native_files
+from gpupool.hostd.endpoint import Endpoint
+
+DESCRIPTION = """\
+Runs CMD with gpupool's libcuda.so.1 first on its library path. CMD needs no change and no access to /dev/nvidia*.
+
+Where its GPU comes from, the first that applies:
+  1. --endpoint, or GPUPOOL_ENDPOINT
+  2. the system's hostd at /run/gpupool/hostd.sock
+  3. a hostd of this user, started if there is none, joined by later runs; it leaves when idle
+"""
+EPILOG = """\
+exit codes:
+  CMD's own exit code; 128+N if signal N ended it
+  125  gpupool itself failed (the reason is on stderr)
+  126  CMD cannot be executed
+  127  CMD was not found
+
+SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGWINCH are passed on to CMD. If gpupool run is killed (SIGKILL),
+so is CMD.
+
+examples:
+  gpupool run -- python train.py
+  gpupool run --compute 50 --memory 10G -- ./simulation --steps 1000
+  gpupool run --endpoint tcp://gpu7:9177 --token-file ~/.gpupool-token -- python infer.py
+  gpupool run --print-env            the variables that would be set, for a shell: eval "$(gpupool run --print-env)"
+"""
+
+FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+FORWARDED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+_SYSTEM_SOCKET = "/run/gpupool/hostd.sock"
+_SI_KERNEL = 0x80  # asm-generic/siginfo.h: sent by the kernel, e.g. by the terminal
+_PR_SET_PDEATHSIG = 1
+_MEMORY = re.compile(r"([0-9]+)\s*(|M|MiB|G|GiB)")
+
+
+class RunError(RuntimeError):
+    """gpupool cannot run the program. The text says why and what to do."""
+
+
+def compute_percent(text: str) -> int:
+    """1 to 100. For argparse."""
+    number = int(text.removesuffix("%")) if text.removesuffix("%").isdecimal() else 0
+    if not 1 <= number <= 100:
+        raise argparse.ArgumentTypeError(
+            f"given {text!r}, allowed is a percentage of one GPU from 1 to 100"
+        )
+    return number
+
+
+def memory_mib(text: str) -> int:
+    """MiB, or with a unit: 512, 512M, 10G. For argparse."""
+    match = _MEMORY.fullmatch(text)
+    number = int(match[1]) * (1024 if match[2].startswith("G") else 1) if match else 0
+    if not 1 <= number <= 1 << 24:
+        raise argparse.ArgumentTypeError(
+            f"given {text!r}, allowed is an amount of GPU memory in MiB, or like 512M or 10G"
+        )
+    return number
+
+
+def endpoint(text: str) -> Endpoint:
+    """unix:/path or tcp://host:port. For argparse."""
+    try:
+        return Endpoint.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `gpupool run`."""
+    parser.add_argument(
+        "--compute", type=compute_percent, metavar="P", help="compute share in percent of one GPU"
+    )
+    parser.add_argument(
+        "--memory", type=memory_mib, metavar="M", help="GPU memory quota in MiB, or like 512M, 10G"
+    )
+    parser.add_argument(
+        "--transport",
+        choices=("shm", "tcp"),
+        help="use this one or fail (default: the best that works)",
+    )
+    parser.add_argument(
+        "--endpoint", type=endpoint, metavar="E", help="unix:/path/to/socket or tcp://host:port"
+    )
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="token for the endpoint (GPUPOOL_TOKEN_FILE)",
+    )
+    parser.add_argument(
+        "--print-env",
+        action="store_true",
+        help="print shell commands that set the variables; run nothing",
+    )
+    parser.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="-- CMD", help="the program and its arguments"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """The program's exit code, or 125 to 127."""
+    words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+    if bool(words) == arguments.print_env:
+        print(
+            "gpupool run: give a program after `--` (or --print-env without one); see --help",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        variables = environment(arguments, os.environ)
+    except RunError as error:
+        print(f"gpupool run: {error}", file=sys.stderr)
+        return FAILED
+    if arguments.print_env:
+        return _print(variables)
+    return execute(words, {**os.environ, **variables})
+
+
+def environment(arguments: argparse.Namespace, given: Mapping[str, str]) -> dict[str, str]:
+    """The variables to set for the program. Starts or joins a private hostd where needed. Raises RunError."""
+    native = native_files.locate(given)
+    if native.guest_dir is None:
+        raise RunError(
+            f"the guest library libcuda.so.1 was not found in {native.root}; run `gpupool doctor`"
+        )
+    variables = {
+        "LD_LIBRARY_PATH": _library_path(native.guest_dir, given.get("LD_LIBRARY_PATH", ""))
+    }
+    transport = arguments.transport or given.get("GPUPOOL_TRANSPORT", "")
+    if transport not in ("", "shm", "tcp"):
+        raise RunError(f"GPUPOOL_TRANSPORT is {transport!r}; this version has shm and tcp")
+    if arguments.transport:
+        variables["GPUPOOL_TRANSPORT"] = transport
+    if arguments.compute is not None:
+        variables["GPUPOOL_COMPUTE_PERCENT"] = str(arguments.compute)
+    if arguments.memory is not None:
+        variables["GPUPOOL_MEMORY_MIB"] = str(arguments.memory)
+    if arguments.token_file is not None:
+        variables["GPUPOOL_TOKEN_FILE"] = str(arguments.token_file.absolute())
+    if arguments.endpoint is not None:
+        return {**variables, "GPUPOOL_ENDPOINT": str(arguments.endpoint)}
+    if given.get("GPUPOOL_ENDPOINT"):
+        return variables
+    return {**variables, **_local_endpoint(transport)}
+
+
+def _library_path(guest_dir: Path, before: str) -> str:
+    # An empty part would mean the current folder: none is added.
+    return f"{guest_dir}:{before}" if before else str(guest_dir)
+
+
+def _local_endpoint(transport: str) -> dict[str, str]:
+    """The system's hostd if it answers, else this user's own."""
+    from gpupool.cli import private_hostd
+
+    if _answers(_SYSTEM_SOCKET):
+        if transport == "tcp":
+            raise RunError(
+                "transport tcp was asked for, but the system's hostd was found at a unix socket, which offers shm; "
+                "name its TCP endpoint with --endpoint tcp://host:port and --token-file"
+            )
+        return {"GPUPOOL_ENDPOINT": f"unix:{_SYSTEM_SOCKET}"}
+    try:
+        address, token_file = private_hostd.join().endpoint(transport or "shm")
+    except private_hostd.StartError as error:
+        raise RunError(str(error)) from error
+    chosen = {"GPUPOOL_ENDPOINT": address}
+    return {**chosen, "GPUPOOL_TOKEN_FILE": token_file} if token_file else chosen
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def _print(variables: Mapping[str, str]) -> int:
+    import shlex
+
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+    return 0
+
+
+def execute(words: list[str], variables: Mapping[str, str]) -> int:
+    """Runs the program to its end and passes signals on. Its exit code, 128+N for signal N."""
+    # A signal that our parent had ignored (nohup) stays ignored, for us and for the program.
+    forwarded = {number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN}
+    waited_for = forwarded | {signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+    parent = os.getpid()
+
+    def prepare_child() -> None:
+        _die_with_parent(parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    try:
+        child = subprocess.Popen(
+            words, env=dict(variables), close_fds=False, preexec_fn=prepare_child
+        )
+    except FileNotFoundError as error:
+        print(f"gpupool run: {words[0]}: {error.strerror}", file=sys.stderr)
+        return NOT_FOUND
+    except OSError as error:
+        print(f"gpupool run: {words[0]}: {error.strerror}", file=sys.stderr)
+        return NOT_EXECUTABLE
+    while child.poll() is None:
+        arrived = signal.sigwaitinfo(
+            waited_for
+        )  # SIGCHLD is among them: this ends when the program does
+        if arrived.si_signo != signal.SIGCHLD and not _had_it(arrived, child.pid):
+            child.send_signal(arrived.si_signo)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _had_it(arrived: signal.struct_siginfo, child: int) -> bool:
+    """True when the program got this signal without us: the terminal signals a whole group; or it sent it itself."""
+    if arrived.si_code == _SI_KERNEL:
+        try:
+            return os.getpgid(child) == os.getpgrp()
+        except ProcessLookupError:
+            return True
+    return arrived.si_pid == child
+
+
+def _die_with_parent(parent: int) -> None:
+    """In the child before exec: SIGKILL when gpupool run is killed. Set for CMD itself, not for what it starts."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(FAILED)

@@ -1,0 +1,74 @@
+"""`gpupool status`: the running hostd and its sessions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from gpupool.cli import admin
+from gpupool.cli.table import render
+
+DESCRIPTION = """\
+Shows every hostd that is reachable (the system's and this user's own) and its sessions: one line for each client program,
+with the transport it uses and the worker process that serves it.
+"""
+EPILOG = "exit codes: 0 a hostd answered; 1 none did"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `gpupool status`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--admin-socket", metavar="PATH", help="ask the hostd behind this socket")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Prints it."""
+    hosts, problems = admin.ask_all(arguments.admin_socket, "status")
+    if arguments.json:
+        print(json.dumps({"hosts": hosts, "problems": problems}, indent=2))
+    else:
+        for host in hosts:
+            _show(host)
+        if not hosts and not problems:
+            print(
+                "no hostd is running (`gpupool run` starts one for you; docs/install.md for the system's)"
+            )
+    for line in problems:
+        print(f"gpupool status: {line}", file=sys.stderr)
+    return 0 if hosts else 1
+
+
+def _show(host: dict[str, Any]) -> None:
+    kind = "this user's hostd" if host["private"] else "hostd"
+    print(
+        f"{kind} {host['version']}, pid {host['pid']}, {host['gpus']} GPU{'s' if host['gpus'] != 1 else ''}"
+    )
+    for one in host["endpoints"]:
+        print(f"  endpoint {one['endpoint']} ({', '.join(one['transports'])})")
+    for note in host["notes"]:
+        print(f"  note: {note}")
+    rows = [
+        [
+            session["id"],
+            session["program"] or "?",
+            session["client_pid"],
+            session["transport"],
+            session["endpoint"],
+            len(session["devices"]),
+            f"{session['compute_percent']}%",
+            f"{session['memory_mib']} MiB" if session["memory_mib"] else "all",
+            session["since"],
+            session["worker_pid"],
+            session["state"],
+        ]
+        for session in host["sessions"]
+    ]
+    if rows:
+        header = (
+            "SESSION PROGRAM PID TRANSPORT ENDPOINT GPUS COMPUTE MEMORY SINCE WORKER STATE".split()
+        )
+        print(render(header, rows))
+    else:
+        print("  no sessions")

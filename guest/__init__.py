@@ -1,0 +1,1 @@
+"""The guest side. `runtime/` is C++; Python parts of the guest agent come here."""

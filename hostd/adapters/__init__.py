@@ -1,0 +1,1 @@
+"""What touches the machine, one file for each port of `hostd.core.ports`."""

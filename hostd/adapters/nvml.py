@@ -1,0 +1,90 @@
+"""GpuSource port: NVIDIA cards, through NVML (nvidia-ml-py).
+
+NVML is preloaded by absolute path: pynvml asks the loader for "libnvidia-ml.so.1", and a library that is loaded
+already under that SONAME is what it then gets, whatever LD_LIBRARY_PATH says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+from gpupool.hostd.adapters.libraries import find_real
+from gpupool.hostd.core.gpu import MIN_DRIVER_MAJOR, Gpu, Inventory
+
+
+class NvmlGpus:
+    """Implements `ports.GpuSource`."""
+
+    def __init__(self, libcuda: str = "") -> None:
+        self._libcuda = libcuda  # absolute path from the configuration; empty: look for it
+
+    def discover(self) -> Inventory:
+        """The cards of this machine; notes say why there are none."""
+        nvml_path, notes = find_real("libnvidia-ml.so.1")
+        if nvml_path is None:
+            return Inventory(
+                (), "", "", (*notes, "no NVIDIA driver: libnvidia-ml.so.1 was not found")
+            )
+        library, library_notes = self._find_libcuda()
+        notes += library_notes
+        try:
+            ctypes.CDLL(str(nvml_path))
+            import pynvml  # after the line above, and only where there is a driver
+        except (OSError, ImportError) as error:
+            return Inventory((), "", "", (*notes, f"NVML cannot be loaded: {error}"))
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            return Inventory((), "", "", (*notes, f"NVML does not start: {error}"))
+        try:
+            return _look(pynvml, library, notes)
+        except pynvml.NVMLError as error:
+            return Inventory((), "", "", (*notes, f"NVML failed: {error}"))
+        finally:
+            pynvml.nvmlShutdown()
+
+    def _find_libcuda(self) -> tuple[Path | None, list[str]]:
+        if not self._libcuda:
+            library, notes = find_real("libcuda.so.1")
+            return library, notes if library else [
+                *notes,
+                "libcuda.so.1 was not found: install the NVIDIA driver",
+            ]
+        path = Path(self._libcuda)
+        library, notes = find_real(path.name, [str(path.parent)], ldconfig=False)
+        return library, notes if library else [
+            *notes,
+            f"libcuda = {self._libcuda!r} names no usable library",
+        ]
+
+
+def _look(nvml: Any, library: Path | None, notes: list[str]) -> Inventory:
+    version = str(nvml.nvmlSystemGetDriverVersion())
+    if int(version.split(".")[0]) < MIN_DRIVER_MAJOR:
+        notes.append(
+            f"NVIDIA driver {version} is too old: gpupool needs {MIN_DRIVER_MAJOR} (CUDA 12.4) or later"
+        )
+        return Inventory((), "", version, tuple(notes))
+    gpus = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+            gpus.append(
+                Gpu(
+                    uuid=str(nvml.nvmlDeviceGetUUID(handle)),
+                    name=str(nvml.nvmlDeviceGetName(handle)),
+                    memory_mib=int(nvml.nvmlDeviceGetMemoryInfo(handle).total) >> 20,
+                    source="nvidia",
+                    index=index,
+                    pci_bus_id=str(nvml.nvmlDeviceGetPciInfo(handle).busId),
+                    compute_capability=f"{major}.{minor}",
+                )
+            )
+        except nvml.NVMLError as error:  # one card that fell off the bus must not hide the others
+            notes.append(f"GPU {index}: {error}")
+    if not gpus:
+        notes.append("the NVIDIA driver is there but shows no GPU")
+    return Inventory(tuple(gpus) if library else (), str(library or ""), version, tuple(notes))

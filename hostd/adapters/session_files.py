@@ -1,0 +1,84 @@
+"""SessionStore port: one JSON file a session under the state folder.
+
+Files are replaced by rename, so a reader sees a whole record or none. A record that cannot be read is reported and
+moved aside, never guessed at. The folder lives on a tmpfs: workers do not survive a reboot and neither do records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from pathlib import Path
+
+from gpupool.hostd.core.ports import PortError
+from gpupool.hostd.core.session import Session
+from gpupool.hostd.log import fields
+
+log = logging.getLogger("gpupool.hostd")
+
+
+class SessionFiles:
+    """Implements `ports.SessionStore`."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._sessions = state_dir / "sessions"
+        self._last_id = state_dir / "last-session-id"
+        self._sessions.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def load(self) -> list[Session]:
+        """Every readable record, by id."""
+        sessions = []
+        for path in self._sessions.glob("*.json"):
+            try:
+                session = Session.from_dict(json.loads(path.read_text(encoding="utf-8")))
+                if path.name != f"{session.id}.json":
+                    raise ValueError(f"holds session {session.id}")
+            except (OSError, ValueError) as error:
+                log.error(
+                    "session record unreadable, moved aside",
+                    extra=fields({"path": str(path), "error": str(error)}),
+                )
+                with contextlib.suppress(OSError):
+                    path.rename(path.with_suffix(".unreadable"))
+                continue
+            sessions.append(session)
+        return sorted(sessions, key=lambda session: session.id)
+
+    def save(self, session: Session) -> None:
+        """Writes or replaces a record. Raises PortError."""
+        self._write(self._sessions / f"{session.id}.json", json.dumps(session.as_dict()))
+
+    def remove(self, session_id: int) -> None:
+        """Deletes a record; logs when the file system refuses."""
+        try:
+            (self._sessions / f"{session_id}.json").unlink(missing_ok=True)
+        except OSError as error:
+            log.error(
+                "session record not removed",
+                extra=fields({"session": session_id, "error": str(error)}),
+            )
+
+    def next_id(self) -> int:
+        """One more than ever before. Raises PortError."""
+        try:
+            last = int(self._last_id.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            last = max((session.id for session in self.load()), default=0)
+        except (OSError, ValueError) as error:
+            raise PortError(
+                f"{self._last_id} cannot be read ({error}); remove it once no session runs"
+            ) from error
+        self._write(self._last_id, str(last + 1))
+        return last + 1
+
+    def _write(self, path: Path, text: str) -> None:
+        fresh = path.with_suffix(".new")
+        try:
+            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="utf-8") as file:
+                file.write(text)
+            fresh.replace(path)
+        except OSError as error:
+            raise PortError(f"cannot write {path}: {error.strerror}") from error

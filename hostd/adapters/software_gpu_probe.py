@@ -1,0 +1,54 @@
+"""Prints the devices of a libcuda as JSON: run as a program, `python software_gpu_probe.py LIBRARY`.
+
+Standard library only and no import of gpupool: it runs isolated (`python -I`). Exit code 1 with one line on stderr
+when the library cannot be loaded or a call fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+
+
+def _call(library: ctypes.CDLL, name: str, *arguments: object) -> None:
+    result = getattr(library, name)(*arguments)
+    if result != 0:
+        raise OSError(f"{name} returned {result}")
+
+
+def devices(path: str) -> list[dict[str, object]]:
+    """What the driver API says of each device. Raises OSError, AttributeError for a missing symbol."""
+    cuda = ctypes.CDLL(path)
+    _call(cuda, "cuInit", 0)
+    count = ctypes.c_int()
+    _call(cuda, "cuDeviceGetCount", ctypes.byref(count))
+    found: list[dict[str, object]] = []
+    for device in range(count.value):
+        name = ctypes.create_string_buffer(256)
+        uuid = (ctypes.c_ubyte * 16)()
+        total_bytes = ctypes.c_size_t()
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        _call(cuda, "cuDeviceGetName", name, 256, device)
+        _call(cuda, "cuDeviceGetUuid_v2", uuid, device)
+        _call(cuda, "cuDeviceTotalMem_v2", ctypes.byref(total_bytes), device)
+        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, cuda.h
+        _call(cuda, "cuDeviceGetAttribute", ctypes.byref(major), 75, device)
+        _call(cuda, "cuDeviceGetAttribute", ctypes.byref(minor), 76, device)
+        digits = bytes(uuid).hex()
+        found.append(
+            {
+                "uuid": f"GPU-{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}",
+                "name": name.value.decode("utf-8", "replace"),
+                "memory_mib": total_bytes.value >> 20,
+                "compute_capability": f"{major.value}.{minor.value}",
+            }
+        )
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(devices(sys.argv[1])))
+    except (OSError, AttributeError) as error:
+        sys.exit(str(error))

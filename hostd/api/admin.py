@@ -1,0 +1,182 @@
+"""The door for the command line: one JSON object a line each way, over a unix socket that only hostd's user may open.
+
+    {"method": "status"}                       -> {"ok": true, "result": {...}}
+    {"method": "nonsense"}                     -> {"ok": false, "error": "unknown method ..."}
+
+Methods: `status`, `devices` (looks at the machine again), `end` {"session": 3, "kill": false}, `stop` (hostd leaves,
+workers go on), `join` {"settings": {...}} (a `gpupool run` is here: hostd does not leave while that process lives).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+from gpupool.hostd.adapters.peer import credentials, identify
+from gpupool.hostd.core.host import Host
+from gpupool.hostd.log import fields
+
+log = logging.getLogger("gpupool.hostd")
+
+_LINE_BYTES = 64 * 1024
+_CONNECTION_TIMEOUT_S = 60.0
+_MAX_CONNECTIONS = 128
+
+
+class BadRequest(ValueError):
+    """The request cannot be served; the text goes back to the caller."""
+
+
+class Admin:
+    """Answers requests about one Host."""
+
+    def __init__(
+        self,
+        host: Host,
+        facts: dict[str, Any],
+        rediscover: Callable[[], Awaitable[None]],
+        stop: Callable[[str], None],
+    ) -> None:
+        self._host = host
+        self._facts = (
+            facts  # what `status` says about hostd itself; "settings" is compared by `join`
+        )
+        self._rediscover = rediscover
+        self._stop = stop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.guests: dict[
+            int, int
+        ] = {}  # pidfd -> pid of every `gpupool run` that joined and lives
+        self.on_guest_change: Callable[[], None] = lambda: None
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Accepts until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                log.error("accept failed", extra=fields({"endpoint": "admin", "error": str(error)}))
+                await asyncio.sleep(0.2)
+                continue
+            if len(self._tasks) >= _MAX_CONNECTIONS:
+                connection.close()
+                continue
+            task = loop.create_task(self._talk(connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def finish(self) -> None:
+        """Ends every conversation and forgets the guests."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for pidfd in self.guests:
+            asyncio.get_running_loop().remove_reader(pidfd)
+            os.close(pidfd)
+        self.guests.clear()
+
+    async def _talk(self, connection: socket.socket) -> None:
+        with connection:
+            connection.setblocking(False)
+            with contextlib.suppress(OSError, asyncio.TimeoutError):
+                if credentials(connection)[1] not in (0, os.geteuid()):
+                    return
+                await asyncio.wait_for(self._conversation(connection), _CONNECTION_TIMEOUT_S)
+
+    async def _conversation(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        pending = b""
+        while True:
+            while b"\n" not in pending:
+                piece = await loop.sock_recv(connection, _LINE_BYTES)
+                if not piece or len(pending) > _LINE_BYTES:
+                    return
+                pending += piece
+            line, _, pending = pending.partition(b"\n")
+            answer = await self._answer(line, connection)
+            await loop.sock_sendall(connection, json.dumps(answer).encode() + b"\n")
+
+    async def _answer(self, line: bytes, connection: socket.socket) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise BadRequest("a request is a JSON object with a method")
+            return {"ok": True, "result": await self._call(request, connection)}
+        except ValueError as error:  # BadRequest and what json raises
+            return {"ok": False, "error": str(error)}
+        except (
+            Exception
+        ) as error:  # an accident here is logged with its trace, and must not end the daemon
+            log.exception("admin request failed")
+            return {"ok": False, "error": f"hostd failed: {error!r}; its log says more"}
+
+    async def _call(self, request: dict[str, Any], connection: socket.socket) -> dict[str, Any]:
+        method = request.get("method")
+        if method == "status":
+            return self._status()
+        if method == "devices":
+            await self._rediscover()
+            return self._devices()
+        if method == "end":
+            return self._end(request)
+        if method == "stop":
+            self._stop("asked to")
+            return {"sessions": len(self._host.sessions)}
+        if method == "join":
+            return self._join(request, connection)
+        raise BadRequest(f"unknown method {method!r}; known are status, devices, end, stop, join")
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            **self._facts,
+            "runs": sorted(self.guests.values()),
+            "gpus": len(self._host.inventory.gpus),
+            "notes": list(self._host.inventory.notes),
+            "sessions": [session.as_dict() for session in self._host.sessions],
+        }
+
+    def _devices(self) -> dict[str, Any]:
+        inventory = self._host.inventory
+        return {
+            "gpus": [asdict(gpu) for gpu in inventory.gpus],
+            "library": inventory.library,
+            "driver_version": inventory.driver_version,
+            "notes": list(inventory.notes),
+        }
+
+    def _end(self, request: dict[str, Any]) -> dict[str, Any]:
+        session, kill = request.get("session"), request.get("kill", False)
+        if type(session) is not int or type(kill) is not bool:
+            raise BadRequest("end needs a session (a number), and may say kill (true or false)")
+        if not self._host.end(session, kill=kill):
+            known = ", ".join(str(one.id) for one in self._host.sessions) or "none"
+            raise BadRequest(f"there is no session {session}; there are: {known}")
+        return {"session": session}
+
+    def _join(self, request: dict[str, Any], connection: socket.socket) -> dict[str, Any]:
+        """A run with other settings than ours is not taken in: it would silently get ours."""
+        settings, ours = request.get("settings"), self._facts["settings"]
+        if settings != ours:
+            busy = bool(self._host.sessions or self.guests)
+            return {"joined": False, "busy": busy, "settings": ours, "pid": os.getpid()}
+        peer = identify(connection)
+        if peer.pidfd is None:
+            raise BadRequest("the kernel does not tell who joins (pidfd_open is missing)")
+        self.guests[peer.pidfd] = peer.pid
+        asyncio.get_running_loop().add_reader(peer.pidfd, self._guest_left, peer.pidfd)
+        self.on_guest_change()
+        return {"joined": True, "endpoints": self._facts["endpoints"], "pid": os.getpid()}
+
+    def _guest_left(self, pidfd: int) -> None:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        self.guests.pop(pidfd, None)
+        os.close(pidfd)
+        self.on_guest_change()

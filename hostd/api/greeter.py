@@ -1,0 +1,178 @@
+"""The door for clients: reads one Hello from a connection, then hands the connection to a worker or says no.
+
+Reads exactly a Hello and nothing behind it: what follows belongs to the worker. Every step has a deadline, and the
+number of connections that have not said Hello yet is bounded, so idle connections cannot use hostd up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+
+from gpupool.hostd.adapters.peer import identify
+from gpupool.hostd.core.admission import Door, Refusal, check_header
+from gpupool.hostd.core.host import Host, Peer
+from gpupool.hostd.log import RateLimit, fields
+from gpupool.wire.hello import (
+    HEADER_BYTES,
+    HELLO_BYTES,
+    Hello,
+    HelloHeader,
+    MalformedHello,
+    TransportKind,
+    Welcome,
+    WelcomeStatus,
+)
+
+log = logging.getLogger("gpupool.hostd")
+
+_MAX_WAITING = 512  # connections that have not said Hello yet
+_ANSWER_TIMEOUT_S = 2.0  # for a refused client to take its answer
+_ACCEPT_PAUSE_S = 0.2  # when the process has run out of descriptors
+
+
+class Greeter:
+    """Serves listening sockets for one Host."""
+
+    def __init__(self, host: Host, hello_timeout_s: float, host_version: str) -> None:
+        self._host = host
+        self._hello_timeout_s = hello_timeout_s
+        self._host_version = host_version
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._refusals = RateLimit()
+
+    @property
+    def waiting(self) -> int:
+        """Connections between accept and worker."""
+        return len(self._waiting)
+
+    async def serve(self, listener: socket.socket, door: Door) -> None:
+        """Accepts until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                log.error(
+                    "accept failed", extra=fields({"endpoint": door.name, "error": str(error)})
+                )
+                await asyncio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            task = loop.create_task(self._greet(connection, door))
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
+
+    async def finish(self) -> None:
+        """Drops connections that have not said Hello yet; to be called when stopping."""
+        for task in tuple(self._waiting):
+            task.cancel()
+        await asyncio.gather(*self._waiting, return_exceptions=True)
+
+    async def _greet(self, connection: socket.socket, door: Door) -> None:
+        peer = Peer()
+        try:
+            connection.setblocking(False)
+            peer = identify(connection)
+            answer = await self._decide(connection, peer, door)
+            if answer is not None:
+                self._log_refusal(answer, peer, door)
+                await self._refuse(connection, answer)
+        except (OSError, asyncio.TimeoutError) as error:
+            log.debug("connection lost", extra=fields({"endpoint": door.name, "error": str(error)}))
+        except (
+            Exception
+        ):  # one client's accident must not end the daemon; it is logged with its trace
+            log.exception("greeting failed", extra=fields({"endpoint": door.name}))
+        finally:
+            connection.close()
+            if peer.pidfd is not None:
+                os.close(peer.pidfd)
+
+    async def _decide(self, connection: socket.socket, peer: Peer, door: Door) -> Refusal | None:
+        """None when a worker has the connection, or when the client left without a word."""
+        if len(self._waiting) > _MAX_WAITING:
+            return Refusal(
+                WelcomeStatus.LIMIT,
+                f"more than {_MAX_WAITING} connections wait to be greeted; try again",
+            )
+        received = bytearray()
+        try:
+            reading = self._read_hello(connection, received)
+            hello = await asyncio.wait_for(reading, self._hello_timeout_s)
+        except asyncio.TimeoutError:
+            return Refusal(
+                WelcomeStatus.BAD_REQUEST,
+                f"only {len(received)} of {HELLO_BYTES} bytes of Hello came within {self._hello_timeout_s:g} s",
+            )
+        except EOFError:
+            if not received:
+                return None  # a probe: `is anybody there?`
+            return Refusal(
+                WelcomeStatus.BAD_REQUEST,
+                f"the connection ended after {len(received)} of {HELLO_BYTES} bytes of Hello",
+            )
+        except MalformedHello as error:
+            return Refusal(WelcomeStatus.BAD_REQUEST, f"malformed Hello: {error}")
+        if isinstance(hello, Refusal):
+            return hello
+        _prepare(connection, hello)
+        answer = self._host.open(hello, peer, door, connection.fileno())
+        return answer if isinstance(answer, Refusal) else None
+
+    async def _read_hello(self, connection: socket.socket, received: bytearray) -> Hello | Refusal:
+        await _read(connection, received, HEADER_BYTES)
+        refusal = check_header(HelloHeader.decode(bytes(received)), self._host_version)
+        if refusal is not None:
+            return refusal
+        await _read(connection, received, HELLO_BYTES)
+        return Hello.decode(bytes(received))
+
+    async def _refuse(self, connection: socket.socket, refusal: Refusal) -> None:
+        """Sends the answer and waits until the client has it: closing with unread bytes would reset a TCP connection."""
+        loop = asyncio.get_running_loop()
+        connection.setblocking(False)
+        welcome = Welcome(status=refusal.status, text=refusal.text, host_version=self._host_version)
+
+        async def send_and_drain() -> None:
+            await loop.sock_sendall(connection, welcome.encode())
+            connection.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(connection, 4096):
+                pass
+
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(send_and_drain(), _ANSWER_TIMEOUT_S)
+
+    def _log_refusal(self, refusal: Refusal, peer: Peer, door: Door) -> None:
+        write, left_out = self._refusals.admit(asyncio.get_running_loop().time())
+        if left_out:
+            log.warning("refusals not logged", extra=fields({"count": left_out}))
+        if write:
+            facts = {"status": refusal.status.word, "reason": refusal.text, "endpoint": door.name}
+            log.warning(
+                "client refused",
+                extra=fields({**facts, "pid": peer.pid, "uid": peer.uid, "address": peer.address}),
+            )
+
+
+async def _read(connection: socket.socket, received: bytearray, size: int) -> None:
+    """Fills `received` up to `size` bytes and not one more. Raises EOFError."""
+    loop = asyncio.get_running_loop()
+    while len(received) < size:
+        piece = await loop.sock_recv(connection, size - len(received))
+        if not piece:
+            raise EOFError
+        received += piece
+
+
+def _prepare(connection: socket.socket, hello: Hello) -> None:
+    """How a worker gets its socket: blocking; over TCP without delay, and noticing a peer that vanished."""
+    connection.setblocking(True)
+    if hello.transport == TransportKind.TCP and connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)

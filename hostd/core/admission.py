@@ -1,0 +1,175 @@
+"""Whether a client gets a session: everything that hostd checks of a Hello, in one place and without side effects.
+
+A refusal says what was asked, what is wrong and what to do, in at most 255 bytes (the room in Welcome).
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+
+from gpupool.hostd.core.gpu import Inventory
+from gpupool.wire.hello import (
+    HELLO_BYTES,
+    PROTOCOL_MAJOR,
+    PROTOCOL_MINOR,
+    Hello,
+    HelloHeader,
+    TransportKind,
+    WelcomeStatus,
+)
+
+MIB = 1 << 20
+_PAGE_BYTES = 4096
+_USER_SPACE_END = 1 << 47
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The numbers of the configuration that admission looks at."""
+
+    max_sessions: int
+    window_mib: int
+    default_compute_percent: int
+    default_memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """The endpoint a client came through."""
+
+    name: str  # "unix:/run/gpupool/hostd.sock"
+    transports: frozenset[TransportKind]
+    token: bytes  # empty: none needed
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The answer no."""
+
+    status: WelcomeStatus
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The answer yes, with everything filled in."""
+
+    transport: TransportKind
+    devices: tuple[str, ...]
+    library: str
+    compute_percent: int
+    memory_mib: int
+    window_bytes: int
+    window_base: int
+
+
+def check_header(header: HelloHeader, host_version: str) -> Refusal | None:
+    """Versions first: the rest of a Hello of another version may mean something else."""
+    major, minor = header.protocol_major, header.protocol_minor
+    asked, ours = f"{major}.{minor}", f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
+    if major != PROTOCOL_MAJOR or not PROTOCOL_MINOR - 1 <= minor <= PROTOCOL_MINOR:
+        older = "client" if (major, minor) < (PROTOCOL_MAJOR, PROTOCOL_MINOR) else "host"
+        return Refusal(
+            WelcomeStatus.VERSION,
+            f"the client speaks protocol {asked}, this host {ours} (gpupool {host_version}); update gpupool on the {older}",
+        )
+    if header.bytes != HELLO_BYTES:
+        return Refusal(
+            WelcomeStatus.BAD_REQUEST,
+            f"Hello says it has {header.bytes} bytes; protocol {asked} has {HELLO_BYTES}: the client is damaged, install it again",
+        )
+    return None
+
+
+def admit(
+    hello: Hello, door: Door, limits: Limits, inventory: Inventory, sessions: int
+) -> Grant | Refusal:
+    """Decides on a well-formed Hello of a version we serve. `sessions` counts those that exist now."""
+    return (
+        _check_token(hello, door)
+        or _check_transport(hello, door)
+        or _check_window(hello, limits)
+        or _check_devices(inventory)
+        or _check_limits(hello, limits, inventory, sessions)
+        or Grant(
+            transport=TransportKind(hello.transport),
+            devices=tuple(gpu.uuid for gpu in inventory.gpus),
+            library=inventory.library,
+            compute_percent=hello.compute_percent or limits.default_compute_percent,
+            memory_mib=hello.memory_mib or limits.default_memory_mib,
+            window_bytes=limits.window_mib * MIB,
+            window_base=hello.window_base,
+        )
+    )
+
+
+def _check_token(hello: Hello, door: Door) -> Refusal | None:
+    if not door.token or hmac.compare_digest(hello.token, door.token):
+        return None
+    wrong = "a wrong token" if hello.token else "no token"
+    return Refusal(
+        WelcomeStatus.TOKEN,
+        f"{door.name} needs a token and the client sent {wrong}; set GPUPOOL_TOKEN_FILE to a copy of the host's token file",
+    )
+
+
+def _check_transport(hello: Hello, door: Door) -> Refusal | None:
+    offered = " and ".join(sorted(kind.word for kind in door.transports))
+    try:
+        asked = TransportKind(hello.transport)
+    except ValueError:
+        return Refusal(
+            WelcomeStatus.BAD_REQUEST,
+            f"unknown transport {hello.transport}; {door.name} offers {offered}",
+        )
+    if asked in door.transports:
+        return None
+    return Refusal(
+        WelcomeStatus.BAD_REQUEST,
+        f"transport {asked.word} was asked for, but {door.name} offers {offered}; "
+        "choose another endpoint or unset GPUPOOL_TRANSPORT",
+    )
+
+
+def _check_window(hello: Hello, limits: Limits) -> Refusal | None:
+    window_bytes = limits.window_mib * MIB
+    base = hello.window_base
+    if base % _PAGE_BYTES == 0 and _PAGE_BYTES <= base <= _USER_SPACE_END - window_bytes:
+        return None
+    return Refusal(
+        WelcomeStatus.BAD_REQUEST,
+        f"window base {base:#x} is no page of user space; the client is damaged",
+    )
+
+
+def _check_devices(inventory: Inventory) -> Refusal | None:
+    if inventory.gpus and inventory.library:
+        return None
+    why = inventory.notes[0] if inventory.notes else "none was found"
+    return Refusal(
+        WelcomeStatus.NO_DEVICE,
+        f"this host has no GPU to give: {why}; run `gpupool doctor` on the host",
+    )
+
+
+def _check_limits(
+    hello: Hello, limits: Limits, inventory: Inventory, sessions: int
+) -> Refusal | None:
+    if sessions >= limits.max_sessions:
+        return Refusal(
+            WelcomeStatus.LIMIT,
+            f"this host already has {sessions} sessions, its limit; end one (`gpupool status`) or raise limits.max_sessions",
+        )
+    if hello.compute_percent > 100:
+        return Refusal(
+            WelcomeStatus.LIMIT,
+            f"compute share {hello.compute_percent}% was asked for; ask for 1 to 100 percent of a GPU",
+        )
+    smallest_mib = min(gpu.memory_mib for gpu in inventory.gpus)
+    if hello.memory_mib > smallest_mib:
+        return Refusal(
+            WelcomeStatus.LIMIT,
+            f"memory {hello.memory_mib} MiB was asked for, a GPU here has {smallest_mib} MiB; ask for at most that",
+        )
+    return None

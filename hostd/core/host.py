@@ -1,0 +1,231 @@
+"""The sessions of this host: admitted, started, found again after a restart, ended and forgotten.
+
+Invariants: the table holds every session whose worker may still run; a record is on disk before its worker is
+started, so a hostd that dies in between finds the worker again. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from gpupool.hostd.core.admission import Door, Grant, Limits, Refusal, admit
+from gpupool.hostd.core.gpu import Inventory
+from gpupool.hostd.core.ports import (
+    Clock,
+    PortError,
+    SessionStore,
+    Windows,
+    WorkerEnd,
+    WorkerOrder,
+    WorkerProcess,
+    WorkerProcesses,
+)
+from gpupool.hostd.core.session import Session, SessionState
+from gpupool.hostd.log import fields
+from gpupool.wire.hello import Hello, TransportKind, WelcomeStatus
+
+log = logging.getLogger("gpupool.hostd")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end, as the kernel says; `pid` 0 and `uid` -1 where it does not."""
+
+    pid: int = 0
+    uid: int = -1
+    pidfd: int | None = None  # borrowed
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What Host needs from the machine."""
+
+    workers: WorkerProcesses
+    store: SessionStore
+    windows: Windows
+    clock: Clock
+
+
+class Host:
+    """The table of sessions and the decisions about it."""
+
+    def __init__(self, ports: Ports, limits: Limits, inventory: Inventory) -> None:
+        self._ports = ports
+        self._limits = limits
+        self._sessions: dict[int, Session] = {}
+        self.inventory = inventory
+        self.last_change_s = ports.clock.monotonic_s()  # when a session last began or ended
+        self.on_change: Callable[[], None] = lambda: None
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Every session that may still have a worker, oldest first."""
+        return tuple(self._sessions[key] for key in sorted(self._sessions))
+
+    def adopt(self) -> int:
+        """Finds the workers of an earlier hostd again; forgets those that are gone. Returns how many go on."""
+        for session in self._ports.store.load():
+            process: WorkerProcess | None = WorkerProcess(
+                session.worker_pid, session.worker_start_ticks
+            )
+            if session.state is SessionState.STARTING:
+                process = self._ports.workers.find(session.id)
+                if process is not None:
+                    session = session.with_worker(process.pid, process.start_ticks)
+            if process is None or not self._watch(session.id, process):
+                log.info(
+                    "session ended while hostd was away",
+                    extra=fields({"session": session.id, "worker": session.worker_pid}),
+                )
+                self._ports.store.remove(session.id)
+                continue
+            self._sessions[session.id] = session
+            self._ports.store.save(session)
+            log.info(
+                "session found again",
+                extra=fields(
+                    {"session": session.id, "worker": process.pid, "program": session.program}
+                ),
+            )
+        self._changed()
+        return len(self._sessions)
+
+    def open(self, hello: Hello, peer: Peer, door: Door, socket_fd: int) -> Session | Refusal:
+        """Admits a client and starts its worker on `socket_fd` (borrowed), or says why not."""
+        answer = admit(hello, door, self._limits, self.inventory, len(self._sessions))
+        if isinstance(answer, Refusal):
+            return answer
+        try:
+            return self._start(hello, peer, door, answer, socket_fd)
+        except PortError as error:
+            log.error(
+                "worker not started", extra=fields({"error": str(error), "endpoint": door.name})
+            )
+            return Refusal(WelcomeStatus.WORKER, f"the host could not start a worker: {error}")
+
+    def end(self, session_id: int, *, kill: bool = False) -> bool:
+        """Tells the worker of a session to stop. False when there is no such session."""
+        session = self._sessions.get(session_id)
+        if session is None or session.state is SessionState.STARTING:
+            return False
+        if session.state is SessionState.RUNNING:
+            self._sessions[session_id] = session.moved(SessionState.ENDING)
+        self._ports.workers.stop(
+            WorkerProcess(session.worker_pid, session.worker_start_ticks), kill=kill
+        )
+        return True
+
+    def _start(self, hello: Hello, peer: Peer, door: Door, grant: Grant, socket_fd: int) -> Session:
+        session = Session(
+            id=self._ports.store.next_id(),
+            state=SessionState.STARTING,
+            program=hello.program,
+            client_pid=peer.pid or hello.pid,
+            client_uid=peer.uid,
+            client_version=hello.client_version,
+            transport=grant.transport.word,
+            endpoint=door.name,
+            devices=grant.devices,
+            compute_percent=grant.compute_percent,
+            memory_mib=grant.memory_mib,
+            since=self._ports.clock.utc_text(),
+        )
+        self._ports.store.save(session)
+        try:
+            process = self._spawn(session, peer, grant, socket_fd)
+        except PortError:
+            self._ports.store.remove(session.id)
+            raise
+        session = session.with_worker(process.pid, process.start_ticks)
+        self._sessions[session.id] = session
+        try:
+            watched = self._watch(session.id, process)
+        except PortError:
+            self._ports.workers.stop(process, kill=True)
+            self._ended(session.id, WorkerEnd(None))
+            raise
+        if not watched:
+            self._ended(session.id, WorkerEnd(None))
+            return session
+        self._save(session)
+        log.info(
+            "session started",
+            extra=fields(
+                {
+                    "session": session.id,
+                    "program": session.program,
+                    "pid": session.client_pid,
+                    "uid": session.client_uid,
+                    "transport": session.transport,
+                    "endpoint": session.endpoint,
+                    "worker": process.pid,
+                }
+            ),
+        )
+        self._changed()
+        return session
+
+    def _spawn(self, session: Session, peer: Peer, grant: Grant, socket_fd: int) -> WorkerProcess:
+        shared = grant.transport is TransportKind.SHM
+        window_fd = self._ports.windows.create(grant.window_bytes) if shared else None
+        try:
+            return self._ports.workers.start(
+                WorkerOrder(
+                    session_id=session.id,
+                    socket_fd=socket_fd,
+                    window_fd=window_fd,
+                    client_pidfd=peer.pidfd,
+                    transport=session.transport,
+                    window_base=grant.window_base,
+                    window_bytes=grant.window_bytes,
+                    library=grant.library,
+                    devices=grant.devices,
+                    compute_percent=grant.compute_percent,
+                    memory_mib=grant.memory_mib,
+                )
+            )
+        finally:
+            if window_fd is not None:
+                self._ports.windows.close(window_fd)
+
+    def _save(self, session: Session) -> None:
+        """Writes down where the worker runs. Failing here does not end a session that works: it is logged."""
+        try:
+            self._ports.store.save(session)
+        except PortError as error:
+            log.error(
+                "session record not written",
+                extra=fields({"session": session.id, "error": str(error)}),
+            )
+
+    def _watch(self, session_id: int, process: WorkerProcess) -> bool:
+        return self._ports.workers.watch(process, partial(self._ended, session_id))
+
+    def _ended(self, session_id: int, end: WorkerEnd) -> None:
+        session = self._sessions.pop(session_id, None)
+        self._ports.store.remove(session_id)
+        if session is None:
+            return
+        expected = end.exit_code in (0, None) or session.state is SessionState.ENDING
+        log.log(
+            logging.INFO if expected else logging.ERROR,
+            "session ended",
+            extra=fields(
+                {
+                    "session": session_id,
+                    "program": session.program,
+                    "worker": session.worker_pid,
+                    "how": end.text,
+                }
+            ),
+        )
+        session.moved(SessionState.ENDED)
+        self._changed()
+
+    def _changed(self) -> None:
+        self.last_change_s = self._ports.clock.monotonic_s()
+        self.on_change()

@@ -1,0 +1,136 @@
+"""What the core needs from the machine: one Protocol a port, one real adapter and one fake for each.
+
+| port | adapter | fake |
+|---|---|---|
+| GpuSource | adapters/nvml.py, adapters/software_gpu.py | tests/fakes/gpus.py |
+| WorkerProcesses | adapters/worker_process.py | tests/fakes/workers.py |
+| SessionStore | adapters/session_files.py | tests/fakes/sessions.py |
+| Windows | adapters/window.py | tests/fakes/windows.py |
+| Clock | adapters/clock.py | tests/fakes/clock.py |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from gpupool.hostd.core.gpu import Inventory
+from gpupool.hostd.core.session import Session
+
+
+class PortError(RuntimeError):
+    """The machine refused. The text says what was tried, what went wrong and, where known, what to do."""
+
+
+class GpuSource(Protocol):
+    """Looks at the machine."""
+
+    def discover(self) -> Inventory:
+        """What is there now. Never raises for a missing GPU: the inventory's notes say why there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOrder:
+    """Everything a worker is told. Descriptors are borrowed: the caller closes its own copies afterwards."""
+
+    session_id: int
+    socket_fd: int
+    window_fd: int | None  # None: the transport has no shared memory
+    client_pidfd: int | None
+    transport: str
+    window_base: int
+    window_bytes: int
+    library: str
+    devices: tuple[str, ...]
+    compute_percent: int
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProcess:
+    """A process that exists, told apart from a later one with the same pid."""
+
+    pid: int
+    start_ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEnd:
+    """How a worker ended. `exit_code` is negative for a signal, None when it was not our child."""
+
+    exit_code: int | None
+
+    @property
+    def text(self) -> str:
+        """For logs."""
+        if self.exit_code is None:
+            return "ended (not started by this hostd, its exit code is not known)"
+        if self.exit_code < 0:
+            return f"killed by signal {-self.exit_code}"
+        return f"exited with {self.exit_code}"
+
+
+class WorkerProcesses(Protocol):
+    """Starts, finds again, watches and stops workers."""
+
+    def start(self, order: WorkerOrder) -> WorkerProcess:
+        """Starts one. Raises PortError."""
+        ...
+
+    def find(self, session_id: int) -> WorkerProcess | None:
+        """Looks for a running worker of that session that nobody wrote down. None when there is none."""
+        ...
+
+    def watch(self, process: WorkerProcess, on_end: Callable[[WorkerEnd], None]) -> bool:
+        """Calls `on_end` once when the process is gone. False when it is gone already (`on_end` is not called)."""
+        ...
+
+    def stop(self, process: WorkerProcess, *, kill: bool) -> None:
+        """SIGTERM, or SIGKILL. A process that is gone is no error."""
+        ...
+
+
+class SessionStore(Protocol):
+    """What survives hostd: one record a session."""
+
+    def load(self) -> list[Session]:
+        """Every record that can be read. Others are reported and left out."""
+        ...
+
+    def save(self, session: Session) -> None:
+        """Writes or replaces a record, atomically. Raises PortError."""
+        ...
+
+    def remove(self, session_id: int) -> None:
+        """Forgets it. A missing record is no error."""
+        ...
+
+    def next_id(self) -> int:
+        """A number that no session before had, also not before a restart. Raises PortError."""
+        ...
+
+
+class Windows(Protocol):
+    """Makes windows."""
+
+    def create(self, window_bytes: int) -> int:
+        """A descriptor of new shared memory that can neither shrink nor grow. Raises PortError."""
+        ...
+
+    def close(self, fd: int) -> None:
+        """Closes hostd's copy."""
+        ...
+
+
+class Clock(Protocol):
+    """Time."""
+
+    def monotonic_s(self) -> float:
+        """Seconds that only grow."""
+        ...
+
+    def utc_text(self) -> str:
+        """Now, as UTC in ISO 8601 with seconds."""
+        ...

@@ -1,0 +1,86 @@
+"""A session: one client, its worker, and the states the two go through.
+
+Invariant: a session leaves ENDED never, and every session that has a worker process is in the table until that
+process is gone. Nothing here touches a process; `host` drives it.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+
+class SessionState(enum.Enum):
+    """STARTING: admitted, worker being started. RUNNING: worker exists. ENDING: told to stop. ENDED: gone."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+_NEXT = {
+    SessionState.STARTING: {SessionState.RUNNING, SessionState.ENDED},
+    SessionState.RUNNING: {SessionState.ENDING, SessionState.ENDED},
+    SessionState.ENDING: {SessionState.ENDED},
+    SessionState.ENDED: set(),
+}
+
+
+class IllegalTransition(RuntimeError):
+    """A programming error of hostd: a session was moved where it cannot go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What hostd remembers of a session; also the content of its state file."""
+
+    id: int
+    state: SessionState
+    program: str  # comm of the client, as the client told it
+    client_pid: int  # as the kernel told it (unix), else as the client told it
+    client_uid: int  # -1 over TCP
+    client_version: str
+    transport: str  # "shm", "tcp"
+    endpoint: str  # where the client came in: "unix:/run/gpupool/hostd.sock"
+    devices: tuple[str, ...]  # UUIDs
+    compute_percent: int
+    memory_mib: int  # 0: not limited
+    since: str  # UTC, ISO 8601
+    worker_pid: int = 0  # 0 while STARTING
+    worker_start_ticks: int = 0  # field 22 of /proc/PID/stat: tells a reused pid from the worker
+
+    def moved(self, state: SessionState) -> Session:
+        """This session in `state`. Raises IllegalTransition."""
+        if state not in _NEXT[self.state]:
+            raise IllegalTransition(f"session {self.id}: {self.state.value} -> {state.value}")
+        return replace(self, state=state)
+
+    def with_worker(self, pid: int, start_ticks: int) -> Session:
+        """This session, RUNNING in that process."""
+        return replace(
+            self.moved(SessionState.RUNNING), worker_pid=pid, worker_start_ticks=start_ticks
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the state file and the admin API."""
+        content = asdict(self)
+        content["state"] = self.state.value
+        content["devices"] = list(self.devices)
+        return content
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Session:
+        """Reads what as_dict wrote. Raises ValueError for anything else; unknown keys are a newer hostd's, ignored."""
+        try:
+            values = {field.name: content[field.name] for field in fields(cls)}
+            values["state"] = SessionState(values["state"])
+            values["devices"] = tuple(str(uuid) for uuid in values["devices"])
+            for field in fields(cls):
+                expected = {"int": int, "str": str}.get(str(field.type))
+                if expected is not None and type(values[field.name]) is not expected:
+                    raise ValueError(f"{field.name} is no {field.type}")
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a session record: {error!r}") from error
+        return cls(**values)

@@ -1,0 +1,287 @@
+"""The only place where hostd's objects are wired, and its life from lock to last log line.
+
+Order: lock, sockets, token, GPUs, sessions of an earlier hostd, then the doors open. SIGTERM and SIGINT close the doors
+and leave the workers running; the next hostd finds them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpupool import __version__
+from gpupool.hostd.adapters import native_files
+from gpupool.hostd.adapters.clock import SystemClock
+from gpupool.hostd.adapters.gpus import ChosenGpus
+from gpupool.hostd.adapters.listener import Lock, listen, read_token
+from gpupool.hostd.adapters.notify import notify
+from gpupool.hostd.adapters.nvml import NvmlGpus
+from gpupool.hostd.adapters.session_files import SessionFiles
+from gpupool.hostd.adapters.software_gpu import SoftwareGpus
+from gpupool.hostd.adapters.window import MemfdWindows
+from gpupool.hostd.adapters.worker_process import SubprocessWorkers
+from gpupool.hostd.api.admin import Admin
+from gpupool.hostd.api.greeter import Greeter
+from gpupool.hostd.config import Config
+from gpupool.hostd.core.admission import Door
+from gpupool.hostd.core.gpu import Inventory
+from gpupool.hostd.core.host import Host, Ports
+from gpupool.hostd.core.idle import IdleRule
+from gpupool.hostd.core.ports import GpuSource, PortError, WorkerProcesses
+from gpupool.hostd.endpoint import Endpoint
+from gpupool.hostd.log import fields
+from gpupool.wire.hello import PROTOCOL_MAJOR, PROTOCOL_MINOR
+
+log = logging.getLogger("gpupool.hostd")
+
+_REDISCOVER_S = 15.0  # while there is no GPU: a driver may be loaded later
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDoor:
+    """A listening socket and what its clients may do."""
+
+    listener: socket.socket
+    door: Door
+    token_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The parts that tests replace by fakes."""
+
+    gpus: GpuSource
+    workers: WorkerProcesses
+
+
+def real_machine(config: Config) -> Machine:
+    """The adapters for this machine."""
+    native = native_files.locate()
+    gpus = ChosenGpus(
+        config.gpu, NvmlGpus(config.libcuda), SoftwareGpus(native.software_gpu), config.devices
+    )
+    protocol = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
+    return Machine(gpus, SubprocessWorkers(native.worker, __version__, protocol, config.log_level))
+
+
+class Hostd:
+    """One daemon. `settings` are set for a private one and compared by those who join."""
+
+    def __init__(
+        self, config: Config, machine: Machine, settings: dict[str, str] | None = None
+    ) -> None:
+        self._config = config
+        self._machine = machine
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._listeners: list[socket.socket] = []
+        self._locks: list[Lock] = []
+
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serves until stopped. Raises PortError when it cannot start."""
+        try:
+            await self._serve(ready)
+        finally:
+            self._close()
+
+    def stop(self, reason: str) -> None:
+        """Makes run() return."""
+        if not self._stopping.is_set():
+            log.info("stopping", extra=fields({"reason": reason}))
+        self._stopping.set()
+
+    async def _serve(self, ready: Callable[[], None]) -> None:
+        config = self._config
+        self._take_lock()
+        store = SessionFiles(config.state_dir)
+        doors = self._open_doors()
+        admin_listener = self._listen(Endpoint(path=str(config.admin_socket)), 0o600)
+        inventory = await asyncio.to_thread(self._machine.gpus.discover)
+        ports = Ports(self._machine.workers, store, MemfdWindows(), SystemClock())
+        host = Host(ports, config.limits, inventory)
+        _log_inventory(inventory)
+        host.adopt()
+        greeter = Greeter(host, config.hello_timeout_s, __version__)
+        admin = Admin(host, self._facts(doors), lambda: self._rediscover(host), self.stop)
+        host.on_change = admin.on_guest_change = self._changed.set
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
+        tasks = [loop.create_task(greeter.serve(one.listener, one.door)) for one in doors]
+        tasks.append(loop.create_task(admin.serve(admin_listener)))
+        tasks.append(loop.create_task(self._watch_gpus(host)))
+        if config.idle_timeout_s:
+            busy = lambda: bool(host.sessions or admin.guests or greeter.waiting)  # noqa: E731
+            tasks.append(loop.create_task(self._watch_idle(busy)))
+        log.info(
+            "ready",
+            extra=fields(
+                {"version": __version__, "endpoints": ",".join(one.door.name for one in doors)}
+            ),
+        )
+        notify("READY=1")
+        ready()
+        await self._until_stopped(tasks)
+        await greeter.finish()
+        await admin.finish()
+        log.info("stopped", extra=fields({"sessions_going_on": len(host.sessions)}))
+
+    async def _until_stopped(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Returns when told to stop; raises what a task died of (they only end by accident)."""
+        stopping = asyncio.get_running_loop().create_task(self._wait_for_stop())
+        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        notify("STOPPING=1")
+        for task in (stopping, *tasks):
+            task.cancel()
+        await asyncio.gather(stopping, *tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _wait_for_stop(self) -> None:
+        await self._stopping.wait()
+
+    def _take_lock(self) -> None:
+        state_dir = self._config.state_dir
+        try:
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = Lock(state_dir / "lock")
+        except OSError as error:
+            advice = "run as root, or use `gpupool run`, which needs no rights"
+            raise PortError(f"state folder {state_dir}: {error.strerror}; {advice}") from error
+        self._locks.append(lock)
+        if not lock.try_take():
+            raise PortError(f"another hostd uses {state_dir}; `gpupool status` shows it")
+
+    def _open_doors(self) -> list[OpenDoor]:
+        doors = []
+        for one in self._config.endpoints:
+            # A private hostd makes a new token at every start: an old one must not open the new door.
+            fresh = self._settings is not None
+            token = read_token(one.token_file, fresh=fresh) if one.token_file else b""
+            listener = self._listen(one.endpoint, one.mode)
+            endpoint = one.endpoint
+            if not endpoint.is_unix:
+                endpoint = replace(endpoint, port=listener.getsockname()[1])
+                if self._settings is None:
+                    log.warning(
+                        "endpoint without TLS: bytes travel in clear",
+                        extra=fields({"endpoint": str(endpoint)}),
+                    )
+            doors.append(
+                OpenDoor(
+                    listener, Door(str(endpoint), one.transports, token), str(one.token_file or "")
+                )
+            )
+        return doors
+
+    def _listen(self, endpoint: Endpoint, mode: int) -> socket.socket:
+        listener = listen(endpoint, mode)
+        self._listeners.append(listener)
+        return listener
+
+    def _facts(self, doors: list[OpenDoor]) -> dict[str, object]:
+        config = self._config
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "private": self._settings is not None,
+            "settings": self._settings,
+            "admin_socket": str(config.admin_socket),
+            "idle_timeout_s": config.idle_timeout_s,
+            "max_sessions": config.limits.max_sessions,
+            "endpoints": [
+                {
+                    "endpoint": one.door.name,
+                    "transports": sorted(kind.word for kind in one.door.transports),
+                    "token_file": one.token_file,
+                }
+                for one in doors
+            ],
+        }
+
+    async def _rediscover(self, host: Host) -> None:
+        inventory = await asyncio.to_thread(self._machine.gpus.discover)
+        if inventory != host.inventory:
+            _log_inventory(inventory)
+        host.inventory = inventory
+
+    async def _watch_gpus(self, host: Host) -> None:
+        while True:
+            await asyncio.sleep(_REDISCOVER_S)
+            if not host.inventory.gpus:
+                await self._rediscover(host)
+
+    async def _watch_idle(self, busy: Callable[[], bool]) -> None:
+        loop = asyncio.get_running_loop()
+        rule = IdleRule(self._config.idle_timeout_s, loop.time())
+        while True:
+            wait_s = rule.look(loop.time(), busy=busy(), hold=self._hold_joiners)
+            if wait_s is None:
+                return self.stop("idle")
+            self._changed.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), wait_s)
+
+    def _hold_joiners(self) -> bool:
+        """Keeps `gpupool run` from joining a hostd that is about to leave."""
+        if self._settings is None:
+            return True
+        lock = Lock(self._config.state_dir / "start.lock")
+        if lock.try_take():
+            self._locks.append(lock)
+            return True
+        lock.release()
+        return False
+
+    def _close(self) -> None:
+        for listener in self._listeners:
+            if listener.family == socket.AF_UNIX:
+                Path(listener.getsockname()).unlink(missing_ok=True)
+            listener.close()
+        for lock in self._locks:  # start.lock last: who then holds it finds the other one free
+            lock.release()
+
+
+def _log_inventory(inventory: Inventory) -> None:
+    for note in inventory.notes:
+        log.warning("GPU discovery", extra=fields({"note": note}))
+    for gpu in inventory.gpus:
+        log.info(
+            "GPU found",
+            extra=fields(
+                {
+                    "uuid": gpu.uuid,
+                    "name": gpu.name,
+                    "memory_mib": gpu.memory_mib,
+                    "source": gpu.source,
+                }
+            ),
+        )
+
+
+def raise_descriptor_limit() -> None:
+    """A session costs a few descriptors; the soft limit of many systems is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def serve(
+    config: Config, settings: dict[str, str] | None = None, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Runs hostd in this process until it is stopped. Raises PortError when it cannot start."""
+    raise_descriptor_limit()
+    machine = real_machine(config)
+
+    async def run() -> None:
+        await Hostd(config, machine, settings).run(ready)
+
+    asyncio.run(run())

@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
 #include <vector>
 
@@ -25,6 +26,7 @@ class HandleTable {
     if (place >= entries.size()) entries.resize(place + 1);
     Entry& entry = entries[place];
     if (entry.used) throw wire::ProtocolError("handle index " + std::to_string(place) + " is in use");
+    if constexpr (std::is_pointer_v<T>) names_[object] = handle;
     entry = Entry{handle.generation(), true, std::move(object)};
   }
 
@@ -44,6 +46,21 @@ class HandleTable {
     return wire::Handle::make(kind_, entry.generation, place | wire::Handle::kWorkerAssigned);
   }
 
+  // The handle of an object that the driver returned: the one it has already, whoever chose it, or a new one of
+  // ours. Null when the table is full.
+  wire::Handle find_or_add(T object)
+    requires std::is_pointer_v<T>
+  {
+    const auto known = names_.find(object);
+    if (known != names_.end()) {
+      const T* const current = find(known->second);
+      if (current != nullptr && *current == object) return known->second;
+    }
+    const wire::Handle handle = add(object);
+    if (handle) names_[object] = handle;
+    return handle;
+  }
+
   // The object, or null when the handle is stale or of another kind.
   T* find(wire::Handle handle) {
     if (handle.kind() != kind_) return nullptr;
@@ -60,6 +77,10 @@ class HandleTable {
     if (object == nullptr) return std::nullopt;
     std::optional<T> result{std::move(*object)};
     const u32 place = handle.index() & ~wire::Handle::kWorkerAssigned;
+    if constexpr (std::is_pointer_v<T>) {
+      const auto known = names_.find(*result);
+      if (known != names_.end() && known->second == handle) names_.erase(known);
+    }
     half(handle)[place].used = false;
     if ((handle.index() & wire::Handle::kWorkerAssigned) != 0) free_.push_back(place);
     return result;
@@ -100,6 +121,9 @@ class HandleTable {
   std::vector<Entry> theirs_;  // indices the client chose
   std::vector<Entry> ours_;    // indices we chose
   std::vector<u32> free_;
+  struct Nameless {};
+  // Where to find a driver object again: the driver returns the same node more than once.
+  std::conditional_t<std::is_pointer_v<T>, std::unordered_map<T, wire::Handle>, Nameless> names_;
 };
 
 }  // namespace gpupool::worker

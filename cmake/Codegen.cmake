@@ -1,0 +1,48 @@
+# Runs the generator of wire/codegen and says what it writes.
+#
+# Sets GPUPOOL_CUDA_INCLUDE (folder of cuda.h, from the PyPI package nvidia-cuda-runtime), GPUPOOL_GENERATED_DIR,
+# GPUPOOL_GENERATED_GUEST and GPUPOOL_GENERATED_WORKER (sources), and makes the target gpupool_codegen. The generator
+# rewrites only what has changed, so a stamp tells ninja that it ran.
+set(GPUPOOL_CODEGEN ${CMAKE_SOURCE_DIR}/wire/codegen/__main__.py)
+set(GPUPOOL_GENERATED_DIR ${CMAKE_BINARY_DIR}/generated)
+
+if(NOT GPUPOOL_CUDA_INCLUDE)
+  execute_process(COMMAND ${Python3_EXECUTABLE} ${GPUPOOL_CODEGEN} --print-include
+                  OUTPUT_VARIABLE GPUPOOL_CUDA_INCLUDE OUTPUT_STRIP_TRAILING_WHITESPACE
+                  RESULT_VARIABLE codegen_result ERROR_VARIABLE codegen_error)
+  if(NOT codegen_result EQUAL 0)
+    message(FATAL_ERROR "${Python3_EXECUTABLE} ${GPUPOOL_CODEGEN}: ${codegen_error}")
+  endif()
+endif()
+
+set(GPUPOOL_GENERATED_GUEST
+    ${GPUPOOL_GENERATED_DIR}/guest_entry.cpp
+    ${GPUPOOL_GENERATED_DIR}/guest_proc_table.cpp
+    ${GPUPOOL_GENERATED_DIR}/guest_stubs.cpp)
+set(GPUPOOL_GENERATED_WORKER
+    ${GPUPOOL_GENERATED_DIR}/driver_api.cpp
+    ${GPUPOOL_GENERATED_DIR}/worker_dispatch.cpp)
+set(codegen_headers
+    ${GPUPOOL_GENERATED_DIR}/driver_api.hpp
+    ${GPUPOOL_GENERATED_DIR}/fuzz_entries.hpp
+    ${GPUPOOL_GENERATED_DIR}/guest_api.hpp
+    ${GPUPOOL_GENERATED_DIR}/guest_proc_table.hpp
+    ${GPUPOOL_GENERATED_DIR}/wire_functions.hpp
+    ${GPUPOOL_GENERATED_DIR}/worker_dispatch.hpp
+    ${GPUPOOL_GENERATED_DIR}/worker_manual.hpp)
+
+file(GLOB codegen_inputs CONFIGURE_DEPENDS
+     ${CMAKE_SOURCE_DIR}/wire/api/*.txt ${CMAKE_SOURCE_DIR}/wire/api/*.yaml ${CMAKE_SOURCE_DIR}/wire/api/cuda/*.yaml
+     ${CMAKE_SOURCE_DIR}/wire/codegen/*.py ${CMAKE_SOURCE_DIR}/wire/codegen/fake/*.h
+     ${CMAKE_SOURCE_DIR}/wire/codegen/fake/*/*.h ${CMAKE_SOURCE_DIR}/templates/cuda/*.j2)
+add_custom_command(
+  OUTPUT ${GPUPOOL_GENERATED_DIR}/codegen.stamp
+  BYPRODUCTS ${GPUPOOL_GENERATED_GUEST} ${GPUPOOL_GENERATED_WORKER} ${codegen_headers}
+  COMMAND ${Python3_EXECUTABLE} ${GPUPOOL_CODEGEN} --out ${GPUPOOL_GENERATED_DIR} --include ${GPUPOOL_CUDA_INCLUDE}
+          --compiler ${CMAKE_CXX_COMPILER}
+  COMMAND ${CMAKE_COMMAND} -E touch ${GPUPOOL_GENERATED_DIR}/codegen.stamp
+  DEPENDS ${codegen_inputs}
+  COMMENT "Generating both ends of the driver API"
+  VERBATIM)
+add_custom_target(gpupool_codegen DEPENDS ${GPUPOOL_GENERATED_DIR}/codegen.stamp)
+set_source_files_properties(${GPUPOOL_GENERATED_GUEST} ${GPUPOOL_GENERATED_WORKER} PROPERTIES GENERATED TRUE)

@@ -1,0 +1,82 @@
+"""Command line of the generator: `python -m gpupool.wire.codegen --out BUILD/generated`.
+
+Exit codes: 0 done, 1 the description is wrong or (with --verify) docs/coverage.md is stale, 2 wrong arguments.
+Never writes anything but the files of emit.OUTPUTS, a stamp, and docs/coverage.md when asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if __package__ in (None, ""):  # run by path: in pip's isolated build nothing of gpupool is installed
+    package = types.ModuleType("gpupool")
+    package.__path__ = [str(ROOT)]
+    sys.modules["gpupool"] = package
+
+from gpupool.wire.codegen import emit, headers, model, spec  # noqa: E402
+
+INCLUDE_FOLDERS = ("cu13/include", "cuda_runtime/include")
+
+
+def find_include_dir() -> Path | None:
+    """The include folder of the installed nvidia-cuda-runtime wheel."""
+    found = importlib.util.find_spec("nvidia")
+    if found is None or found.submodule_search_locations is None:
+        return None
+    for folder in found.submodule_search_locations:
+        for relative in INCLUDE_FOLDERS:
+            candidate = Path(folder) / relative
+            if (candidate / "cuda.h").is_file():
+                return candidate
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the generator; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m gpupool.wire.codegen", description=__doc__)
+    parser.add_argument("--api", type=Path, default=ROOT / "wire" / "api")
+    parser.add_argument("--templates", type=Path, default=ROOT / "templates" / "cuda")
+    parser.add_argument("--include", type=Path, help="folder with cuda.h; default: the wheel's")
+    parser.add_argument("--compiler", default="g++", help="whose preprocessor reads cuda.h")
+    parser.add_argument("--out", type=Path, help="where the C++ files go")
+    parser.add_argument("--coverage", type=Path, help="write docs/coverage.md here")
+    parser.add_argument("--verify", type=Path, help="fail if this docs/coverage.md is stale")
+    parser.add_argument("--print-include", action="store_true", help="print the folder of cuda.h")
+    arguments = parser.parse_args(argv)
+    include = arguments.include or find_include_dir()
+    if include is None:
+        print("cuda.h not found: install the PyPI package nvidia-cuda-runtime", file=sys.stderr)
+        return 1
+    if arguments.print_include:
+        print(include)
+        return 0
+    try:
+        header = headers.read(include, arguments.compiler)
+        outputs = emit.render(model.load(arguments.api, header), arguments.templates)
+    except (spec.SpecError, headers.HeaderError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if arguments.out is not None:
+        for name in emit.OUTPUTS:
+            emit.write_changed(arguments.out / name, outputs[name])
+    if arguments.coverage is not None:
+        emit.write_changed(arguments.coverage, outputs[emit.COVERAGE_TEMPLATE])
+    if arguments.verify is not None:
+        current = arguments.verify.read_text(encoding="utf-8") if arguments.verify.is_file() else ""
+        if current != outputs[emit.COVERAGE_TEMPLATE]:
+            print(
+                f"{arguments.verify} is stale: run `python -m gpupool.wire.codegen --coverage "
+                f"{arguments.verify}`",
+                file=sys.stderr,
+            )
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,12 +10,20 @@
 
 namespace gpupool::guest {
 
+// The stream that CU_STREAM_PER_THREAD means in one context. The id tells a context from a later one at its
+// address.
+struct PerThreadStream {
+  u64 context_id = 0;
+  Stream* stream = nullptr;
+};
+
 struct ThreadState {
-  std::vector<Context*> stack;  // back() is current
+  std::vector<Context*>
+      stack;  // back() is current; changed by manual/context*.cpp only, which counts the uses
   CUstreamCaptureMode capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
-  std::vector<Stream*> per_thread_streams;  // one a context, made on first use
-  u32 index = kNoIndex;                     // wire thread index, taken on the first message
-  bool per_thread_default = false;          // inside a _ptds / _ptsz entry point: stream 0 means per-thread
+  std::vector<PerThreadStream> per_thread_streams;  // made on first use
+  u32 index = kNoIndex;                             // wire thread index, taken on the first message
+  bool per_thread_default = false;  // inside a _ptds / _ptsz entry point: stream 0 means per-thread
 
   static constexpr u32 kNoIndex = ~0u;
 };
@@ -30,9 +38,27 @@ u32 thread_index();
 // The context that is current in this thread, or null. Hot: one thread-local load.
 Context* current_context();
 
+// What a call that needs a context answers without one: INVALID_CONTEXT, CONTEXT_IS_DESTROYED, or
+// CUDA_SUCCESS.
+inline CUresult check_context(const Context* context) {
+  if (context == nullptr) [[unlikely]]
+    return CUDA_ERROR_INVALID_CONTEXT;
+  return context->alive.load(std::memory_order_acquire) ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+}
+
+// Makes `context` current in this thread for a scope, for messages about a context that the program has not
+// made current. Invisible to the program.
+class ScopedContext {
+ public:
+  explicit ScopedContext(Context* context);
+  ~ScopedContext();
+  ScopedContext(const ScopedContext&) = delete;
+  ScopedContext& operator=(const ScopedContext&) = delete;
+};
+
 // Resolves 0, CU_STREAM_LEGACY, CU_STREAM_PER_THREAD and real handles. On failure returns null and sets
 // `error` to what the driver would answer (INVALID_CONTEXT without a current context, INVALID_HANDLE,
-// CONTEXT_IS_DESTROYED).
+// CONTEXT_IS_DESTROYED). A real handle needs no current context, as with the real driver (measured).
 Stream* resolve_stream(CUstream stream, CUresult& error);
 
 // Marks the entry points whose stream 0 is the per-thread stream. Used by generated entry points only.

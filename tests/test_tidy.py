@@ -1,0 +1,98 @@
+"""What no linter checks: layers of the C++ includes, lengths, unused templates, versions that must agree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+# What each C++ layer may include; everything may include its own folder and generated headers.
+LAYERS = {
+    "wire/cpp": {"wire/cpp"},
+    "guest/runtime": {"wire/cpp", "guest/runtime"},
+    "hostd/worker": {"wire/cpp", "hostd/worker"},
+    "hostd/softgpu/engine": {"wire/cpp", "hostd/softgpu/engine"},
+    "hostd/softgpu/api": {"wire/cpp", "hostd/softgpu"},
+}
+LONGEST_FILE = 500
+
+
+def sources(*suffixes: str) -> list[Path]:
+    """Tracked files with these suffixes."""
+    done = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = [Path(name) for name in done.stdout.splitlines()]
+    return [name for name in names if name.suffix in suffixes and (ROOT / name).is_file()]
+
+
+def layer_of(name: Path) -> str | None:
+    """The deepest layer that holds this file."""
+    found = [layer for layer in LAYERS if name.is_relative_to(layer)]
+    return max(found, key=len) if found else None
+
+
+def test_cpp_includes_stay_in_their_layer() -> None:
+    wrong = []
+    for name in sources(".cpp", ".hpp"):
+        layer = layer_of(name)
+        if layer is None:
+            continue
+        for included in re.findall(r'#include "([^"]+/[^"]+)"', (ROOT / name).read_text()):
+            if not any(included.startswith(allowed + "/") for allowed in LAYERS[layer]):
+                wrong.append(f"{name} includes {included}")
+    assert not wrong
+
+
+def test_files_are_short_enough_to_hold_in_the_head() -> None:
+    long = []
+    for name in sources(".py", ".cpp", ".hpp"):
+        lines = (ROOT / name).read_text().count("\n")
+        if lines > LONGEST_FILE and "golden" not in name.parts:
+            long.append(f"{name}: {lines}")
+    assert not long
+
+
+def test_every_template_is_used() -> None:
+    code = "\n".join((ROOT / name).read_text() for name in sources(".py", ".j2", ".cmake"))
+    unused = [
+        str(name) for name in sources(".j2") if name.name not in code and name.stem not in code
+    ]
+    assert not unused
+
+
+def test_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    header = (ROOT / "wire/cpp/version.hpp").read_text()
+    found = re.search(r'kVersion\[\] = "([^"]+)"', header)
+    assert found is not None
+    assert found.group(1) == project
+
+
+def test_build_requirements_agree() -> None:
+    """The checkout's build group and the wheel's build requirements pin the same versions."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    group = set(project["dependency-groups"]["build"])
+    for requirement in project["build-system"]["requires"]:
+        if not requirement.startswith("scikit-build-core"):
+            assert requirement in group
+
+
+@pytest.mark.parametrize("banned", ["TODO", "FIXME", "mock.patch"])
+def test_nothing_is_left_lying_about(banned: str) -> None:
+    here = Path(__file__).relative_to(ROOT)
+    found = [
+        str(name)
+        for name in sources(".py", ".cpp", ".hpp", ".j2", ".yaml")
+        if name != here and name != Path("tests/lint.py") and banned in (ROOT / name).read_text()
+    ]
+    assert not found

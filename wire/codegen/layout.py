@@ -55,6 +55,7 @@ class Field:
     destroys: bool = False
     low: int = 0  # range of an enum
     high: int = 0
+    untyped: bool = False  # a void pointer in the prototype; `type` is what the row says
 
     @property
     def counted(self) -> bool:
@@ -158,7 +159,10 @@ def _field(
     slab = handle_kind in SLAB_KINDS
     if handle_kind and (mode is not Mode.IN or handle_kind in ("context", "stream")):
         raise row.location.error(f"{where}: handles here need `create`, `existing` or a manual row")
-    return Field(parameter.name, mode.value, base, handle_kind, slab, **common)  # type: ignore[arg-type]
+    return Field(
+        parameter.name, mode.value, base, handle_kind, slab,
+        untyped=kind.base == "void", **common,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def _by_value(
@@ -216,3 +220,7 @@ def _check_count(
         )
     if field.count_is_pointer and field.role not in ("out", "existing"):
         raise row.location.error(f"{prototype.name}: `{field.name}`: [*n] is for results only")
+    names = list(by_name)
+    if field.count_is_pointer and names.index(field.count) < names.index(field.name):
+        # The stub reads the capacity while it takes the array, and then overwrites it.
+        raise row.location.error(f"{prototype.name}: `{field.count}` must follow what it counts")

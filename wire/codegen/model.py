@@ -98,6 +98,17 @@ class Function:
         return self.has_fields and not self.row.worker_manual
 
     @property
+    def answers_something(self) -> bool:
+        """Whether the worker does anything after the driver's call."""
+        roles = {"out", "inout", "existing", "create", "capacity"}
+        return any(field.role in roles for field in self.fields)
+
+    @property
+    def returns_something(self) -> bool:
+        """Whether the guest does anything after the message."""
+        return self.answers_something or any(field.destroys for field in self.fields)
+
+    @property
     def has_fields(self) -> bool:
         """Whether its message is described by fields."""
         return self.sends and self.disposition is not Disposition.MANUAL

@@ -125,8 +125,11 @@ def load_file(path: Path) -> list[Row]:
     """The rows of one file. Raises SpecError."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
+        raise SpecError(f"{_short(path)}:{line}: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise SpecError(f"{path}: {error}") from error
+        raise SpecError(f"{_short(path)}: {error}") from error
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -19,18 +20,18 @@ class AdminError(RuntimeError):
     """hostd was asked and did not do it. The text is for people."""
 
 
-class Unreachable(AdminError):
+class UnreachableError(AdminError):
     """Nobody answers at that socket."""
 
 
-class Denied(AdminError):
+class DeniedError(AdminError):
     """Somebody is there but we may not ask."""
 
 
 def call(
     path: Path, method: str, timeout_s: float = DEFAULT_TIMEOUT_S, **parameters: object
 ) -> dict[str, Any]:
-    """One request and its answer. Raises Unreachable, Denied, AdminError."""
+    """One request and its answer. Raises UnreachableError, DeniedError, AdminError."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
             connection.settimeout(timeout_s)
@@ -38,7 +39,7 @@ def call(
             connection.sendall(json.dumps({"method": method, **parameters}).encode() + b"\n")
             line = _read_line(connection)
     except PermissionError as error:
-        raise Denied(
+        raise DeniedError(
             f"{path}: only root and the user that runs this hostd may ask it; try sudo"
         ) from error
     except TimeoutError as error:
@@ -46,9 +47,9 @@ def call(
             f"{path}: hostd did not answer within {timeout_s:g} s; its log may say why"
         ) from error
     except OSError as error:
-        raise Unreachable(f"{path}: {error.strerror or error}") from error
+        raise UnreachableError(f"{path}: {error.strerror or error}") from error
     if not line:
-        raise Unreachable(f"{path}: hostd closed the connection")
+        raise UnreachableError(f"{path}: hostd closed the connection")
     answer = json.loads(line)
     if not answer["ok"]:
         raise AdminError(str(answer["error"]))
@@ -71,20 +72,21 @@ def candidates(named: str | None) -> list[Path]:
     if named:
         return [Path(named)]
     found = [SYSTEM_ADMIN_SOCKET]
-    try:
+    # A folder that cannot be named: then no private hostd of this user runs either.
+    with contextlib.suppress(private.PrivateDirError):
         found.append(private.directory() / "admin.sock")
-    except private.PrivateDirError:
-        pass  # the user's folder cannot be named: then no private hostd of theirs runs either
     return found
 
 
 def ask_all(named: str | None, method: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The answers of every hostd that is there, and what went wrong with those that are there but did not answer."""
+    """The answers of every hostd that is there, and what went wrong with those that are there but
+    did not answer.
+    """
     answers, problems = [], []
     for path in candidates(named):
         try:
             answers.append(call(path, method))
-        except Unreachable as error:
+        except UnreachableError as error:
             if named:
                 problems.append(str(error))
         except AdminError as error:

@@ -12,8 +12,8 @@ from gpupool.cli import admin
 from gpupool.cli.table import render
 
 DESCRIPTION = """\
-Shows the GPUs that a running hostd gives out. Without a hostd, looks at this machine itself: NVIDIA cards through NVML,
-else the software GPU.
+Shows the GPUs that a running hostd gives out. Without a hostd, looks at this machine itself: NVIDIA
+cards through NVML, else the software GPU.
 """
 EPILOG = "exit codes: 0 there is a GPU; 1 there is none (the reasons are on stderr)"
 

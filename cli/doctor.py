@@ -1,9 +1,232 @@
-DESCRIPTION = "x"
+"""`gpupool doctor`: what this machine lacks, and what to do about each thing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gpupool.cli import admin
+from gpupool.hostd import private
+from gpupool.hostd.adapters import libraries, native_files
+from gpupool.hostd.core.gpu import MIN_DRIVER_MAJOR, Inventory
+
+DESCRIPTION = """\
+Looks at this machine and says, for everything gpupool needs, whether it is there and what to do if
+not. Changes nothing.
+
+  ok    as it should be
+  info  worth knowing; nothing to do
+  warn  works, but something will be slower or missing
+  fail  gpupool cannot work here until this is done
+"""
+EPILOG = "exit codes: 0 nothing failed; 1 something did"
+
+_MIN_KERNEL = (5, 6)  # memfd seals (3.17), pidfd_open (5.3), pidfd_getfd (5.6)
+_MIN_CORES = 2
 
 
-def add_arguments(p):
-    pass
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    state: str  # ok, info, warn, fail
+    found: str
+    advice: str = ""
 
 
-def main(a):
-    return 1
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `gpupool doctor`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Prints every finding."""
+    findings = examine()
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.state:<5} {finding.what}: {finding.found}")
+            if finding.advice:
+                print(f"      -> {finding.advice}")
+    return 1 if any(finding.state == "fail" for finding in findings) else 0
+
+
+def examine() -> list[Finding]:
+    """Everything, in the order in which a person would fix it."""
+    checks: tuple[Callable[[], list[Finding]], ...] = (
+        _kernel,
+        _shared_memory,
+        _native,
+        _gpus,
+        _device_files,
+        _hostd,
+        _resources,
+    )
+    return [finding for check in checks for finding in check()]
+
+
+def _kernel() -> list[Finding]:
+    release = platform.release()
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        found = f"{sys.platform} on {platform.machine()}"
+        return [Finding("machine", "fail", found, "gpupool runs on Linux on x86-64 only")]
+    if numbers < _MIN_KERNEL:
+        return [Finding("kernel", "fail", release, "update to Linux 5.6 or later")]
+    return [Finding("kernel", "ok", f"Linux {release}")]
+
+
+def _shared_memory() -> list[Finding]:
+    """Tried, not looked up: a seccomp filter (containers) can forbid what the kernel has."""
+    from gpupool.hostd.adapters.window import MemfdWindows
+    from gpupool.hostd.core.ports import PortError
+
+    findings = []
+    try:
+        windows = MemfdWindows()
+        windows.close(windows.create(64 << 20))
+        findings.append(Finding("sealed shared memory", "ok", "memfd_create works"))
+    except PortError as error:
+        advice = "allow memfd_create in this container's seccomp profile, or update the kernel"
+        findings.append(Finding("sealed shared memory", "fail", str(error), advice))
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        findings.append(Finding("process descriptors", "ok", "pidfd_open works"))
+    except OSError as error:
+        advice = "allow pidfd_open in this container's seccomp profile, or update the kernel"
+        findings.append(
+            Finding("process descriptors", "fail", f"pidfd_open: {error.strerror}", advice)
+        )
+    return findings
+
+
+def _native() -> list[Finding]:
+    native = native_files.locate()
+    if not native.missing:
+        return [Finding("gpupool's own programs", "ok", str(native.root))]
+    advice = "install gpupool again (docs/install.md), or set GPUPOOL_NATIVE_DIR to a build folder"
+    found = f"missing in {native.root}: {', '.join(native.missing)}"
+    return [Finding("gpupool's own programs", "fail", found, advice)]
+
+
+def _gpus() -> list[Finding]:
+    from gpupool.hostd.adapters.nvml import NvmlGpus
+    from gpupool.hostd.adapters.software_gpu import SoftwareGpus
+
+    nvidia = NvmlGpus().discover()
+    findings = [_nvidia(nvidia)]
+    libcuda, _ = libraries.find_real("libcuda.so.1")
+    if libcuda is not None:
+        findings.append(Finding("libcuda", "ok", str(libcuda)))
+    software = SoftwareGpus(native_files.locate().software_gpu).discover()
+    if software.gpus:
+        names = ", ".join(gpu.name for gpu in software.gpus)
+        use = "" if nvidia.gpus else "; programs get it as long as there is no NVIDIA card"
+        findings.append(Finding("software GPU", "ok", f"{names}{use}"))
+    else:
+        advice = (
+            "install gpupool again"
+            if nvidia.gpus
+            else "without it and without a card there is no GPU"
+        )
+        findings.append(
+            Finding("software GPU", "warn" if nvidia.gpus else "fail", software.notes[0], advice)
+        )
+    return findings
+
+
+def _nvidia(inventory: Inventory) -> Finding:
+    if inventory.gpus:
+        names = ", ".join(gpu.name for gpu in inventory.gpus)
+        return Finding("NVIDIA GPUs", "ok", f"{names} (driver {inventory.driver_version})")
+    found = "; ".join(inventory.notes)
+    if inventory.driver_version:
+        return Finding("NVIDIA GPUs", "fail", found, f"install driver {MIN_DRIVER_MAJOR} or later")
+    if _has_nvidia_card():
+        advice = f"install NVIDIA's driver, {MIN_DRIVER_MAJOR} (CUDA 12.4) or later"
+        return Finding("NVIDIA GPUs", "fail", f"there is a card, but {found}", advice)
+    return Finding("NVIDIA GPUs", "info", found)
+
+
+def _has_nvidia_card() -> bool:
+    """From the PCI bus: vendor 0x10de, class 0x03.... (display controller)."""
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            vendor = (device / "vendor").read_text().strip()
+            if vendor == "0x10de" and (device / "class").read_text().startswith("0x03"):
+                return True
+        except OSError:
+            continue  # unplugged meanwhile
+    return False
+
+
+def _device_files() -> list[Finding]:
+    present = [
+        path for path in sorted(Path("/dev").glob("nvidia*")) if stat.S_ISCHR(path.stat().st_mode)
+    ]
+    if not present:
+        return []
+    closed = [str(path) for path in present if not os.access(path, os.R_OK | os.W_OK)]
+    if not closed:
+        return [Finding("/dev/nvidia*", "ok", f"{len(present)} device files may be opened")]
+    advice = "hostd's user needs them; programs under `gpupool run` do not"
+    return [
+        Finding("/dev/nvidia*", "warn", f"may not be opened by you: {', '.join(closed)}", advice)
+    ]
+
+
+def _hostd() -> list[Finding]:
+    findings = []
+    try:
+        folder = private.directory()
+        if folder.exists():
+            private.prepare(folder)
+        private.gpu_choice()
+        private.idle_timeout_s()
+    except private.PrivateDirError as error:
+        findings.append(Finding("this user's folder", "fail", str(error)))
+    hosts, problems = admin.ask_all(None, "status")
+    for host in hosts:
+        whose = "this user's hostd" if host["private"] else "hostd"
+        sessions = len(host["sessions"])
+        found = f"version {host['version']}, pid {host['pid']}, {sessions} sessions"
+        findings.append(
+            Finding(whose, "ok" if host["gpus"] else "fail", found, "; ".join(host["notes"]))
+        )
+    findings += [Finding("hostd", "info", problem) for problem in problems]
+    if not hosts and not problems:
+        findings.append(
+            Finding("hostd", "info", "none is running; `gpupool run` starts one for you")
+        )
+    return findings
+
+
+def _resources() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0))
+    found = f"{cores} usable"
+    findings = [
+        Finding("cores", "ok", found)
+        if cores > _MIN_CORES
+        else Finding(
+            "cores", "warn", found, "client and worker share cores: launches that wait take longer"
+        )
+    ]
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    amount = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 10} KiB"
+    findings.append(Finding("locked memory (RLIMIT_MEMLOCK)", "info", amount))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    state, advice = (
+        ("ok", "") if hard >= 4096 else ("warn", "raise the hard limit: a session takes about four")
+    )
+    findings.append(Finding("open files (RLIMIT_NOFILE)", state, f"hard limit {hard}", advice))
+    return findings

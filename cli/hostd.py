@@ -11,8 +11,9 @@ from gpupool import __version__
 from gpupool.hostd import config, private
 
 DESCRIPTION = """\
-Runs hostd in the foreground: gives each client program a worker process on this machine's GPUs. Meant to be started by
-systemd (docs/install.md). SIGTERM stops it and leaves the workers running; the next hostd finds them again.
+Runs hostd in the foreground: gives each client program a worker process on this machine's GPUs.
+Meant to be started by systemd (docs/install.md). SIGTERM stops it and leaves the workers running;
+the next hostd finds them again.
 """
 EPILOG = """\
 exit codes: 0 stopped; 1 could not start (the reason is on stderr); 2 the configuration is wrong
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--private",
         action="store_true",
-        help="serve only this user, from a folder of theirs, and leave when idle: what `gpupool run` starts",
+        help="serve only this user, from a folder of theirs, and leave when idle: what `gpupool "
+        "run` starts",
     )
     parser.add_argument(
         "--ready-fd",

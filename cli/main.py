@@ -23,8 +23,9 @@ COMMANDS = {
 }
 
 _DESCRIPTION = """\
-gpupool lets unmodified CUDA programs share GPUs. A program's CUDA calls travel to a worker process of hostd, the
-daemon of the GPU machine, which makes them on the real card (or, where there is none, on the software GPU).
+gpupool lets unmodified CUDA programs share GPUs. A program's CUDA calls travel to a worker process
+of hostd, the daemon of the GPU machine, which makes them on the real card (or, where there is none,
+on the software GPU).
 
   gpupool run -- python train.py              one command; starts a private hostd if none runs
   gpupool run --compute 25 --memory 8G -- ./app
@@ -83,5 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # our reader left (`gpupool status | head`): nothing to say, nobody to say it to
+        # Our reader left (`gpupool status | head`): nothing to say, nobody to say it to.
+        sys.stderr.close()
         return 141

@@ -1,6 +1,8 @@
-"""Joins this user's own hostd, starting it when there is none: exactly one, however many ask at the same time.
+"""Joins this user's own hostd, starting it when there is none: exactly one, however many ask at the
+same time.
 
-Everything happens under `start.lock`, which an idle hostd also needs to leave; so who joins is never left behind.
+Everything happens under `start.lock`, which an idle hostd also needs to leave; so who joins is
+never left behind.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gpupool
-from gpupool.cli.admin import AdminError, Unreachable, call
+from gpupool.cli.admin import AdminError, UnreachableError, call
 from gpupool.hostd import private
 from gpupool.hostd.adapters.listener import Lock
 
@@ -46,7 +48,10 @@ class Joined:
 
 
 def join() -> Joined:
-    """Joins, starting a hostd if needed. It then stays while this process lives. Raises StartError."""
+    """Joins, starting a hostd if needed.
+
+    It then stays while this process lives. Raises StartError.
+    """
     try:
         folder = private.directory()
         private.prepare(folder)
@@ -68,7 +73,7 @@ def _join_locked(folder: Path) -> Joined:
     for _ in range(3):
         try:
             answer = call(admin_socket, "join", settings=settings)
-        except Unreachable:
+        except UnreachableError:
             _start(folder)
             continue
         except AdminError as error:
@@ -77,8 +82,9 @@ def _join_locked(folder: Path) -> Joined:
             return Joined(folder, tuple(answer["endpoints"]))
         if answer["busy"]:
             raise StartError(
-                f"this user's hostd (pid {answer['pid']}) is in use with other settings: it has {answer['settings']}, "
-                f"asked was {settings}; wait until it is free, or set GPUPOOL_RUNTIME_DIR to another folder"
+                f"this user's hostd (pid {answer['pid']}) is in use with other settings: "
+                f"it has {answer['settings']}, asked was {settings}; "
+                "wait until it is free, or set GPUPOOL_RUNTIME_DIR to another folder"
             )
         call(admin_socket, "stop")
         _wait_until_gone(folder)
@@ -107,12 +113,15 @@ def _wait_until_gone(folder: Path) -> None:
 
 
 def _start(folder: Path) -> None:
-    """Starts hostd and waits until it serves. It keeps none of our descriptors, nor our terminal."""
+    """Starts hostd and waits until it serves.
+
+    It keeps none of our descriptors, nor our terminal.
+    """
     _wait_until_gone(folder)
     readable, writable = os.pipe()
     try:
         with _open_log(folder / "hostd.log") as log:
-            child = subprocess.Popen(
+            child = subprocess.Popen(  # noqa: S603 (our own module)
                 [
                     sys.executable,
                     "-m",
@@ -168,7 +177,7 @@ def _open_log(path: Path) -> Any:
     if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
         path.replace(path.with_suffix(".log.old"))
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    return open(fd, "ab")
+    return os.fdopen(fd, "ab")
 
 
 def _environment(folder: Path) -> dict[str, str]:

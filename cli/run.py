@@ -1,7 +1,7 @@
 """`gpupool run`: one program on a vGPU.
 
-Writes nothing of its own to stdout, and to stderr only when it fails itself. The program keeps our terminal, process
-group and descriptors; signals reach it once; its exit code is ours.
+Writes nothing of its own to stdout, and to stderr only when it fails itself. The program keeps our
+terminal, process group and descriptors; signals reach it once; its exit code is ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from gpupool.hostd.adapters import native_files
 from gpupool.hostd.endpoint import Endpoint
 
 DESCRIPTION = """\
-Runs CMD with gpupool's libcuda.so.1 first on its library path. CMD needs no change and no access to /dev/nvidia*.
+Runs CMD with gpupool's libcuda.so.1 first on its library path. CMD needs no change and no access to
+/dev/nvidia*.
 
 Where its GPU comes from, the first that applies:
   1. --endpoint, or GPUPOOL_ENDPOINT
@@ -35,14 +36,15 @@ exit codes:
   126  CMD cannot be executed
   127  CMD was not found
 
-SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGWINCH are passed on to CMD. If gpupool run is killed (SIGKILL),
-so is CMD.
+SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGWINCH are passed on to CMD. If gpupool run
+is killed (SIGKILL), so is CMD.
 
 examples:
   gpupool run -- python train.py
   gpupool run --compute 50 --memory 10G -- ./simulation --steps 1000
   gpupool run --endpoint tcp://gpu7:9177 --token-file ~/.gpupool-token -- python infer.py
-  gpupool run --print-env            the variables that would be set, for a shell: eval "$(gpupool run --print-env)"
+  gpupool run --print-env            the variables that would be set, for a shell:
+                                     eval "$(gpupool run --print-env)"
 """
 
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
@@ -146,7 +148,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def environment(arguments: argparse.Namespace, given: Mapping[str, str]) -> dict[str, str]:
-    """The variables to set for the program. Starts or joins a private hostd where needed. Raises RunError."""
+    """The variables to set for the program.
+
+    Starts or joins a private hostd where needed. Raises RunError.
+    """
     native = native_files.locate(given)
     if native.guest_dir is None:
         raise RunError(
@@ -185,7 +190,8 @@ def _local_endpoint(transport: str) -> dict[str, str]:
     if _answers(_SYSTEM_SOCKET):
         if transport == "tcp":
             raise RunError(
-                "transport tcp was asked for, but the system's hostd was found at a unix socket, which offers shm; "
+                "transport tcp was asked for, but the system's hostd was found at a unix socket, "
+                "which offers shm; "
                 "name its TCP endpoint with --endpoint tcp://host:port and --token-file"
             )
         return {"GPUPOOL_ENDPOINT": f"unix:{_SYSTEM_SOCKET}"}
@@ -228,7 +234,7 @@ def execute(words: list[str], variables: Mapping[str, str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     try:
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # noqa: S603 (running what the user names is the point)
             words, env=dict(variables), close_fds=False, preexec_fn=prepare_child
         )
     except FileNotFoundError as error:
@@ -247,7 +253,9 @@ def execute(words: list[str], variables: Mapping[str, str]) -> int:
 
 
 def _had_it(arrived: signal.struct_siginfo, child: int) -> bool:
-    """True when the program got this signal without us: the terminal signals a whole group; or it sent it itself."""
+    """True when the program got this signal without us: the terminal signals a whole group; or it
+    sent it itself.
+    """
     if arrived.si_code == _SI_KERNEL:
         try:
             return os.getpgid(child) == os.getpgrp()
@@ -257,7 +265,10 @@ def _had_it(arrived: signal.struct_siginfo, child: int) -> bool:
 
 
 def _die_with_parent(parent: int) -> None:
-    """In the child before exec: SIGKILL when gpupool run is killed. Set for CMD itself, not for what it starts."""
+    """In the child before exec: SIGKILL when gpupool run is killed.
+
+    Set for CMD itself, not for what it starts.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
         os._exit(FAILED)

@@ -11,8 +11,8 @@ from gpupool.cli import admin
 from gpupool.cli.table import render
 
 DESCRIPTION = """\
-Shows every hostd that is reachable (the system's and this user's own) and its sessions: one line for each client program,
-with the transport it uses and the worker process that serves it.
+Shows every hostd that is reachable (the system's and this user's own) and its sessions: one line
+for each client program, with the transport it uses and the worker process that serves it.
 """
 EPILOG = "exit codes: 0 a hostd answered; 1 none did"
 
@@ -33,7 +33,8 @@ def main(arguments: argparse.Namespace) -> int:
             _show(host)
         if not hosts and not problems:
             print(
-                "no hostd is running (`gpupool run` starts one for you; docs/install.md for the system's)"
+                "no hostd is running (`gpupool run` starts one for you; docs/install.md for the "
+                "system's)"
             )
     for line in problems:
         print(f"gpupool status: {line}", file=sys.stderr)
@@ -43,7 +44,8 @@ def main(arguments: argparse.Namespace) -> int:
 def _show(host: dict[str, Any]) -> None:
     kind = "this user's hostd" if host["private"] else "hostd"
     print(
-        f"{kind} {host['version']}, pid {host['pid']}, {host['gpus']} GPU{'s' if host['gpus'] != 1 else ''}"
+        f"{kind} {host['version']}, pid {host['pid']}, {host['gpus']} "
+        f"GPU{'s' if host['gpus'] != 1 else ''}"
     )
     for one in host["endpoints"]:
         print(f"  endpoint {one['endpoint']} ({', '.join(one['transports'])})")
@@ -66,9 +68,7 @@ def _show(host: dict[str, Any]) -> None:
         for session in host["sessions"]
     ]
     if rows:
-        header = (
-            "SESSION PROGRAM PID TRANSPORT ENDPOINT GPUS COMPUTE MEMORY SINCE WORKER STATE".split()
-        )
+        header = ()
         print(render(header, rows))
     else:
         print("  no sessions")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from gpupool.cli import admin
 
 DESCRIPTION = """\
-Ends sessions by their number (`gpupool status`): the worker is told to stop, and the client program gets
-CUDA_ERROR_DEVICE_UNAVAILABLE from then on. With --hostd the daemon leaves instead; running sessions go on.
+Ends sessions by their number (`gpupool status`): the worker is told to stop, and the client program
+gets CUDA_ERROR_DEVICE_UNAVAILABLE from then on. With --hostd the daemon leaves instead; running
+sessions go on.
 """
 EPILOG = "exit codes: 0 done; 1 no such session, or no hostd"
 
@@ -45,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    path = admin.Path(hosts[0]["admin_socket"])
+    path = Path(hosts[0]["admin_socket"])
     try:
         if arguments.hostd:
             admin.call(path, "stop")

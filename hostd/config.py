@@ -1,8 +1,8 @@
 """hostd's configuration: TOML, read once, every key checked against one table.
 
-The table (`KEYS`) is the documentation's source too: tests/hostd/test_config.py holds docs/configuration.md to it.
-An unknown key, a wrong type or an impossible value is an error that names the key, what was given and what is
-allowed. Nothing is ignored.
+The table (`KEYS`) is the documentation's source too: tests/hostd/test_config.py holds
+docs/configuration.md to it. An unknown key, a wrong type or an impossible value is an error that
+names the key, what was given and what is allowed. Nothing is ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gpupool.wire.hello import WINDOW_BASE_STEP_BYTES, WINDOW_MIN_BYTES, Transpo
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 DEFAULT_PATH = Path("/etc/gpupool/hostd.toml")
 SYSTEM_DIR = Path("/run/gpupool")
@@ -68,30 +68,98 @@ _MIN_WINDOW_MIB = WINDOW_MIN_BYTES >> 20
 _MAX_WINDOW_MIB = WINDOW_BASE_STEP_BYTES >> 20
 
 KEYS: tuple[Key, ...] = (
-    Key("gpu", str, "auto", "which GPUs to give out; auto: NVIDIA cards if there are any, else the software GPU",
-        choices=("auto", "nvidia", "software")),
-    Key("libcuda", str, "", "absolute path of NVIDIA's libcuda.so.1; empty: look where drivers install it"),
+    Key(
+        "gpu",
+        str,
+        "auto",
+        "which GPUs to give out; auto: NVIDIA cards if there are any, else the software GPU",
+        choices=("auto", "nvidia", "software"),
+    ),
+    Key(
+        "libcuda",
+        str,
+        "",
+        "absolute path of NVIDIA's libcuda.so.1; empty: look where drivers install it",
+    ),
     Key("devices", list, [], "UUIDs of the GPUs to give out (`gpupool devices`); empty: all"),
-    Key("state_dir", str, "/run/gpupool/state", "where sessions are written down; a folder that a reboot empties"),
-    Key("admin_socket", str, str(SYSTEM_ADMIN_SOCKET), "socket of `gpupool status`; only hostd's user may open it"),
-    Key("idle_timeout_s", int, 0, "leave after so many seconds without sessions; 0: never", low=0, high=86400),
+    Key(
+        "state_dir",
+        str,
+        "/run/gpupool/state",
+        "where sessions are written down; a folder that a reboot empties",
+    ),
+    Key(
+        "admin_socket",
+        str,
+        str(SYSTEM_ADMIN_SOCKET),
+        "socket of `gpupool status`; only hostd's user may open it",
+    ),
+    Key(
+        "idle_timeout_s",
+        int,
+        0,
+        "leave after so many seconds without sessions; 0: never",
+        low=0,
+        high=86400,
+    ),
     Key("log.level", str, "info", "what to log", choices=tuple(LEVELS)),
     Key("log.format", str, "text", "text is key=value", choices=("text", "json")),
-    Key("log.priorities", str, "auto", "begin lines with <N> for journald; auto: when stderr is the journal",
-        choices=("auto", "yes", "no")),
+    Key(
+        "log.priorities",
+        str,
+        "auto",
+        "begin lines with <N> for journald; auto: when stderr is the journal",
+        choices=("auto", "yes", "no"),
+    ),
     Key("limits.max_sessions", int, 256, "client processes at one time", low=1, high=65536),
-    Key("limits.window_mib", int, 16384, "shared memory of one session, for pinned memory; used only as it is touched",
-        low=_MIN_WINDOW_MIB, high=_MAX_WINDOW_MIB),
-    Key("limits.hello_timeout_s", int, 5, "how long a new connection may take to say what it wants", low=1, high=600),
-    Key("limits.default_compute_percent", int, 100, "compute share of clients that ask for none", low=1, high=100),
-    Key("limits.default_memory_mib", int, 0, "memory quota of clients that ask for none; 0: the whole GPU",
-        low=0, high=1 << 24),
+    Key(
+        "limits.window_mib",
+        int,
+        16384,
+        "shared memory of one session, for pinned memory; used only as it is touched",
+        low=_MIN_WINDOW_MIB,
+        high=_MAX_WINDOW_MIB,
+    ),
+    Key(
+        "limits.hello_timeout_s",
+        int,
+        5,
+        "how long a new connection may take to say what it wants",
+        low=1,
+        high=600,
+    ),
+    Key(
+        "limits.default_compute_percent",
+        int,
+        100,
+        "compute share of clients that ask for none",
+        low=1,
+        high=100,
+    ),
+    Key(
+        "limits.default_memory_mib",
+        int,
+        0,
+        "memory quota of clients that ask for none; 0: the whole GPU",
+        low=0,
+        high=1 << 24,
+    ),
     Key("endpoint.listen", str, f"unix:{SYSTEM_SOCKET}", "unix:/path or tcp://host:port"),
     Key("endpoint.mode", str, "0666", "permissions of a unix socket, in octal"),
-    Key("endpoint.transports", list, [], 'what clients may use here; empty: ["shm"] on unix, ["tcp"] on tcp'),
-    Key("endpoint.token_file", str, "", "file with a token that clients must send; needed on tcp; made if missing"),
+    Key(
+        "endpoint.transports",
+        list,
+        [],
+        'what clients may use here; empty: ["shm"] on unix, ["tcp"] on tcp',
+    ),
+    Key(
+        "endpoint.token_file",
+        str,
+        "",
+        "file with a token that clients must send; needed on tcp; made if missing",
+    ),
     Key("endpoint.insecure", bool, False, "must be true for tcp: its bytes are not encrypted"),
-)  # fmt: skip
+)
 _BY_NAME = {key.name: key for key in KEYS}
 
 
@@ -124,7 +192,10 @@ class Config:
 
 
 def load(path: Path | None) -> Config:
-    """Reads a file, or the default one if it exists, else takes every default. Raises ConfigError."""
+    """Reads a file, or the default one if it exists, else takes every default.
+
+    Raises ConfigError.
+    """
     if path is None and not DEFAULT_PATH.exists():
         return parse({})
     path = path or DEFAULT_PATH
@@ -182,7 +253,9 @@ def parse(document: Mapping[str, Any]) -> Config:
 
 
 def private(base: Config, private_dir: Path, gpu: str, idle_timeout_s: int) -> Config:
-    """The configuration of a hostd that one user's `gpupool run` starts: everything under one folder of that user."""
+    """The configuration of a hostd that one user's `gpupool run` starts: everything under one
+    folder of that user.
+    """
     token_file = private_dir / "token"
     return replace(
         base,
@@ -267,15 +340,18 @@ def _endpoint(where: str, item: dict[str, Any], problems: list[str]) -> Endpoint
     for word in wanted:
         if word not in possible:
             problems.append(
-                f"{where}.transports: given {word!r}, allowed at {endpoint} is {' or '.join(possible)}"
+                f"{where}.transports: given {word!r}, allowed at {endpoint} is "
+                f"{' or '.join(possible)}"
             )
     if not endpoint.is_unix and not taken["insecure"]:
         problems.append(
-            f"{where}.insecure: given False, allowed for tcp is true: TLS is not available yet, so bytes travel in clear"
+            f"{where}.insecure: given False, allowed for tcp is true: TLS is not available yet, "
+            "so bytes travel in clear"
         )
     if not endpoint.is_unix and not taken["token_file"]:
         problems.append(
-            f"{where}.token_file: given nothing, needed for tcp: an absolute path (the file is made if missing)"
+            f"{where}.token_file: given nothing, needed for tcp: an absolute path (the file is "
+            "made if missing)"
         )
     if taken["token_file"] and not taken["token_file"].startswith("/"):
         problems.append(

@@ -36,7 +36,8 @@ class Endpoint:
             path = text.removeprefix("unix:")
             if not path.startswith("/") or path.endswith("/") or "\0" in path:
                 raise ValueError(
-                    f"{text!r} must name a socket by absolute path, like unix:/run/gpupool/hostd.sock"
+                    f"{text!r} must name a socket by absolute path, like "
+                    "unix:/run/gpupool/hostd.sock"
                 )
             if len(path.encode()) > _UNIX_PATH_BYTES:
                 raise ValueError(
@@ -52,5 +53,6 @@ class Endpoint:
             if host and colon and port.isascii() and port.isdigit() and int(port) <= 65535:
                 return cls(host=host, port=int(port))
         raise ValueError(
-            f"{text!r} is no endpoint; write unix:/path/to/socket or tcp://host:port (tcp://[::1]:9177 for IPv6)"
+            f"{text!r} is no endpoint; write unix:/path/to/socket or tcp://host:port "
+            "(tcp://[::1]:9177 for IPv6)"
         )

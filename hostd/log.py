@@ -1,7 +1,8 @@
 """Structured log lines on stderr: `level=info event="session started" session=3 ...`, or JSON.
 
-Fields come through `extra=fields({...})`. Everything that a client chose (its program's name, its texts) is escaped,
-so no client can forge a line. With journald behind stderr each line carries its priority (sd-daemon(3), `<6>`).
+Fields come through `extra=fields({...})`. Everything that a client chose (its program's name, its
+texts) is escaped, so no client can forge a line. With journald behind stderr each line carries its
+priority (sd-daemon(3), `<6>`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,\-]+")
 
 
 def fields(content: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
-    """What to give as `extra`. Under one name, since logging refuses names of its own, like `name`."""
+    """What to give as `extra`.
+
+    Under one name, since logging refuses names of its own, like `name`.
+    """
     return {"fields": content}
 
 

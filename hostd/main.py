@@ -1,7 +1,7 @@
 """The only place where hostd's objects are wired, and its life from lock to last log line.
 
-Order: lock, sockets, token, GPUs, sessions of an earlier hostd, then the doors open. SIGTERM and SIGINT close the doors
-and leave the workers running; the next hostd finds them again.
+Order: lock, sockets, token, GPUs, sessions of an earlier hostd, then the doors open. SIGTERM and
+SIGINT close the doors and leave the workers running; the next hostd finds them again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gpupool.hostd.adapters.gpus import ChosenGpus
 from gpupool.hostd.adapters.listener import Lock, listen, read_token
 from gpupool.hostd.adapters.notify import notify
 from gpupool.hostd.adapters.nvml import NvmlGpus
+from gpupool.hostd.adapters.peer import identify
 from gpupool.hostd.adapters.session_files import SessionFiles
 from gpupool.hostd.adapters.software_gpu import SoftwareGpus
 from gpupool.hostd.adapters.window import MemfdWindows
@@ -110,8 +111,8 @@ class Hostd:
         host = Host(ports, config.limits, inventory)
         _log_inventory(inventory)
         host.adopt()
-        greeter = Greeter(host, config.hello_timeout_s, __version__)
-        admin = Admin(host, self._facts(doors), lambda: self._rediscover(host), self.stop)
+        greeter = Greeter(host, identify, config.hello_timeout_s, __version__)
+        admin = Admin(host, identify, self._facts(doors), lambda: self._rediscover(host), self.stop)
         host.on_change = admin.on_guest_change = self._changed.set
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -164,7 +165,8 @@ class Hostd:
     def _open_doors(self) -> list[OpenDoor]:
         doors = []
         for one in self._config.endpoints:
-            # A private hostd makes a new token at every start: an old one must not open the new door.
+            # A private hostd makes a new token at every start: an old one must not open the new
+            # door.
             fresh = self._settings is not None
             token = read_token(one.token_file, fresh=fresh) if one.token_file else b""
             listener = self._listen(one.endpoint, one.mode)

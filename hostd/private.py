@@ -1,8 +1,9 @@
-"""The hostd that `gpupool run` starts for one user: where it lives, and what it compares before others join it.
+"""The hostd that `gpupool run` starts for one user: where it lives, and what it compares before
+others join it.
 
 It never answers for the system: its folder is never /run/gpupool. Files in the folder:
-hostd.sock, admin.sock, token (0600, new at every start), start.lock (held while somebody starts or joins, or while an
-idle hostd leaves), lock (held by the hostd that lives), hostd.log, sessions/.
+hostd.sock, admin.sock, token (0600, new at every start), start.lock (held while somebody starts or
+joins, or while an idle hostd leaves), lock (held by the hostd that lives), hostd.log, sessions/.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ class PrivateDirError(RuntimeError):
 
 
 def directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """GPUPOOL_RUNTIME_DIR, else $XDG_RUNTIME_DIR/gpupool, else /tmp/gpupool-UID. Not made, not checked."""
+    """GPUPOOL_RUNTIME_DIR, else $XDG_RUNTIME_DIR/gpupool, else /tmp/gpupool-UID.
+
+    Not made, not checked.
+    """
     named = environment.get("GPUPOOL_RUNTIME_DIR", "")
     if named:
         if not named.startswith("/"):
@@ -33,27 +37,32 @@ def directory(environment: Mapping[str, str] = os.environ) -> Path:
         chosen = _default(environment)
     if chosen.resolve() == SYSTEM_DIR.resolve():
         raise PrivateDirError(
-            f"{chosen} belongs to the system's hostd; set GPUPOOL_RUNTIME_DIR to a folder of your own"
+            f"{chosen} belongs to the system's hostd; set GPUPOOL_RUNTIME_DIR to a folder of your "
+            "own"
         )
     return chosen
 
 
 def _default(environment: Mapping[str, str]) -> Path:
-    fallback = Path(f"/tmp/gpupool-{os.getuid()}")  # mode and owner are checked in prepare()
+    # prepare() checks mode and owner: nobody else can have put it there.
+    fallback = Path(f"/tmp/gpupool-{os.getuid()}")  # noqa: S108
     runtime = environment.get("XDG_RUNTIME_DIR", "")
     if not runtime.startswith("/"):
         return fallback
     try:
         facts = Path(runtime).stat()
     except OSError:
-        return fallback  # after su or in containers the variable often names a folder that is not there
+        return fallback  # after su or in containers the variable often names what is not there
     usable = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid()
     chosen = Path(runtime) / "gpupool"
     return chosen if usable and chosen.resolve() != SYSTEM_DIR.resolve() else fallback
 
 
 def prepare(path: Path) -> None:
-    """Makes the folder, or checks one that is there: ours, no symbolic link, closed to others. Raises PrivateDirError."""
+    """Makes the folder, or checks one that is there: ours, no symbolic link, closed to others.
+
+    Raises PrivateDirError.
+    """
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -69,7 +78,8 @@ def prepare(path: Path) -> None:
         )
     if facts.st_uid != os.getuid():
         raise PrivateDirError(
-            f"{path} belongs to user {facts.st_uid}, not to you; set GPUPOOL_RUNTIME_DIR to your own folder"
+            f"{path} belongs to user {facts.st_uid}, not to you; set GPUPOOL_RUNTIME_DIR to your "
+            "own folder"
         )
     if facts.st_mode & 0o077:
         raise PrivateDirError(f"{path} is open to other users; run: chmod 700 {path}")

@@ -1,8 +1,9 @@
 """The first message of a connection and its answer: the Python twin of `wire/cpp/hello.hpp`.
 
-hostd reads a Hello and, when it refuses, writes a Welcome. Layout and numbers must be those of the C++ header;
-`tests/wire/test_hello.py` compiles the header and compares. Decoding checks only what makes the bytes a Hello;
-whether the host wants to serve it is decided in `gpupool.hostd.core.admission`.
+hostd reads a Hello and, when it refuses, writes a Welcome. Layout and numbers must be those of the
+C++ header; `tests/wire/test_hello.py` compiles the header and compares. Decoding checks only what
+makes the bytes a Hello; whether the host wants to serve it is decided in
+`gpupool.hostd.core.admission`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ WELCOME_MAGIC = 0x4C4F4F57  # "WOOL"
 PROTOCOL_MAJOR = 1  # differs: refused, both versions named
 PROTOCOL_MINOR = 0  # a client one minor behind its host is served
 
-# field, struct code, in the order of hello.hpp; little-endian, no padding between (the C++ structs have none).
+# field, struct code, in the order of hello.hpp; little-endian, no padding between (the C++ structs
+# have none).
 HELLO_FIELDS = (
     ("magic", "I"),
     ("protocol_major", "H"),
@@ -55,7 +57,8 @@ HEADER_BYTES = _HEADER.size  # enough of a Hello to tell versions apart
 TEXT_BYTES = 256
 TOKEN_BYTES = 64
 
-# Layout of the window, from wire/cpp/layout.hpp: the smallest window, and the room between two candidate bases.
+# Layout of the window, from wire/cpp/layout.hpp: the smallest window, and the room between two
+# candidate bases.
 WINDOW_MIN_BYTES = 0x400_0000
 WINDOW_BASE_STEP_BYTES = 0x10_0000_0000
 
@@ -92,7 +95,7 @@ class WelcomeStatus(enum.IntEnum):
         return self.name.lower()
 
 
-class MalformedHello(ValueError):
+class MalformedHelloError(ValueError):
     """The bytes are no Hello. The text says what is wrong, for the peer and for the log."""
 
 
@@ -102,14 +105,14 @@ class HelloHeader:
 
     protocol_major: int
     protocol_minor: int
-    bytes: int
+    size_bytes: int
 
     @classmethod
     def decode(cls, raw: bytes) -> HelloHeader:
-        """Reads HEADER_BYTES bytes. Raises MalformedHello when this is no gpupool client at all."""
+        """Reads HEADER_BYTES bytes. Raises MalformedHelloError when this is no gpupool client."""
         magic, major, minor, size = _HEADER.unpack(raw[:HEADER_BYTES])
         if magic != HELLO_MAGIC:
-            raise MalformedHello(
+            raise MalformedHelloError(
                 f"magic is {magic:#010x}, a gpupool client sends {HELLO_MAGIC:#010x}"
             )
         return cls(major, minor, size)
@@ -135,13 +138,15 @@ class Hello:
 
     @classmethod
     def decode(cls, raw: bytes) -> Hello:
-        """Reads HELLO_BYTES bytes. Raises MalformedHello for a wrong length or magic."""
+        """Reads HELLO_BYTES bytes. Raises MalformedHelloError for a wrong length or magic."""
         if len(raw) != HELLO_BYTES:
-            raise MalformedHello(f"Hello has {len(raw)} bytes, expected {HELLO_BYTES}")
+            raise MalformedHelloError(f"Hello has {len(raw)} bytes, expected {HELLO_BYTES}")
         values = dict(zip((name for name, _ in HELLO_FIELDS), _HELLO.unpack(raw), strict=True))
         header = HelloHeader.decode(raw)
-        if header.bytes != HELLO_BYTES:
-            raise MalformedHello(f"Hello says it has {header.bytes} bytes, expected {HELLO_BYTES}")
+        if header.size_bytes != HELLO_BYTES:
+            raise MalformedHelloError(
+                f"Hello says it has {header.size_bytes} bytes, expected {HELLO_BYTES}"
+            )
         del values["magic"], values["bytes"]
         values["client_version"] = _text(values["client_version"])
         values["program"] = _text(values["program"])

@@ -1,4 +1,6 @@
-"""GpuSource port: the choice between NVIDIA cards and the software GPU (`gpu` in the configuration)."""
+"""GpuSource port: the choice between NVIDIA cards and the software GPU (`gpu` in the
+configuration).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from gpupool.hostd.core.ports import GpuSource
 
 
 class ChosenGpus:
-    """Implements `ports.GpuSource`: `auto` takes NVIDIA cards where there are any, else the software GPU."""
+    """Implements `ports.GpuSource`: `auto` takes NVIDIA cards where there are any, else the
+    software GPU.
+    """
 
     def __init__(
         self, choice: str, nvidia: GpuSource, software: GpuSource, uuids: tuple[str, ...] = ()

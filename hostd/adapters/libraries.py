@@ -1,7 +1,8 @@
 """Finding the real libcuda and NVML by absolute path, and never our own.
 
-hostd may be started with LD_LIBRARY_PATH pointing at the guest runtime; dlopen("libcuda.so.1") would then load
-gpupool into gpupool. So libraries are looked up as files, and one that carries our marker symbol is passed over.
+hostd may be started with LD_LIBRARY_PATH pointing at the guest runtime; dlopen("libcuda.so.1")
+would then load gpupool into gpupool. So libraries are looked up as files, and one that carries our
+marker symbol is passed over.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def find_real(
 def _from_ldconfig(soname: str, notes: list[str]) -> list[Path]:
     for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
         try:
-            listing = subprocess.run(
+            listing = subprocess.run(  # noqa: S603 (a fixed command)
                 [program, "-p"],
                 capture_output=True,
                 text=True,

@@ -1,4 +1,6 @@
-"""Listening sockets, locks and token files: everything of hostd's that has a name in the file system."""
+"""Listening sockets, locks and token files: everything of hostd's that has a name in the file
+system.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,18 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Gives the lock up. The file stays: removing it would let two processes lock two files of one name."""
+        """Gives the lock up.
+
+        The file stays: removing it would let two processes lock two files of one name.
+        """
         os.close(self._fd)
 
 
 def listen(endpoint: Endpoint, mode: int) -> socket.socket:
-    """A non-blocking listening socket. Raises PortError. A dead predecessor's unix socket is replaced, a live one never."""
+    """A non-blocking listening socket.
+
+    Raises PortError. A dead predecessor's unix socket is replaced, a live one never.
+    """
     try:
         return _listen_unix(endpoint.path, mode) if endpoint.is_unix else _listen_tcp(endpoint)
     except OSError as error:
@@ -109,26 +117,31 @@ def _listen_tcp(endpoint: Endpoint) -> socket.socket:
 
 
 def read_token(path: Path, *, fresh: bool = False) -> bytes:
-    """The token in a file that only we may read; made if missing, or always with `fresh`. Raises PortError."""
+    """The token in a file that only we may read; made if missing, or always with `fresh`.
+
+    Raises PortError.
+    """
     try:
         if fresh:
             path.unlink(missing_ok=True)
         with contextlib.suppress(FileExistsError):
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="ascii") as file:
+            with os.fdopen(fd, "w", encoding="ascii") as file:
                 file.write(secrets.token_hex(24) + "\n")
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with open(fd, "rb") as file:
+        with os.fdopen(fd, "rb") as file:
             mode = stat.S_IMODE(os.fstat(fd).st_mode)
             token = file.read(TOKEN_BYTES * 2).strip()
     except OSError as error:
         raise PortError(f"token file {path}: {error.strerror}") from error
     if mode & 0o077:
         raise PortError(
-            f"token file {path} has mode {mode:04o}: others can read it; chmod 0600 it and change the token"
+            f"token file {path} has mode {mode:04o}: others can read it; chmod 0600 it and change "
+            "the token"
         )
     if not _MIN_TOKEN_BYTES <= len(token) <= TOKEN_BYTES:
         raise PortError(
-            f"token file {path} holds {len(token)} bytes, allowed are {_MIN_TOKEN_BYTES} to {TOKEN_BYTES}"
+            f"token file {path} holds {len(token)} bytes, allowed are {_MIN_TOKEN_BYTES} to "
+            f"{TOKEN_BYTES}"
         )
     return token

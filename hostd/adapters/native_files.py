@@ -1,7 +1,8 @@
 """Where the C++ parts are: the guest runtime, the worker, the software GPU.
 
-Two layouts, the same three files: the installed package (`gpupool/native/...`, see install() in CMakeLists.txt) and
-CMake's build folder. GPUPOOL_NATIVE_DIR names a folder of either layout and then nothing else is looked at.
+Two layouts, the same three files: the installed package (`gpupool/native/...`, see install() in
+CMakeLists.txt) and CMake's build folder. GPUPOOL_NATIVE_DIR names a folder of either layout and
+then nothing else is looked at.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ class NativeFiles:
 
 
 def locate(environment: Mapping[str, str] = os.environ) -> NativeFiles:
-    """Looks where GPUPOOL_NATIVE_DIR says, else in the package, else in the checkout's `build` folder."""
+    """Looks where GPUPOOL_NATIVE_DIR says, else in the package, else in the checkout's `build`
+    folder.
+    """
     named = environment.get("GPUPOOL_NATIVE_DIR", "")
     package = Path(__file__).absolute().parents[2]
     roots = (
         [Path(named).absolute()]
         if named
-        else [package / "native", package / "build", package.parent / "build"]
+        else [package / "native", package.parent / "build" / "native"]
     )
     found = [_look(root) for root in roots]
     # The first root with a worker; a half-built one only if there is no better.

@@ -1,7 +1,7 @@
 """GpuSource port: NVIDIA cards, through NVML (nvidia-ml-py).
 
-NVML is preloaded by absolute path: pynvml asks the loader for "libnvidia-ml.so.1", and a library that is loaded
-already under that SONAME is what it then gets, whatever LD_LIBRARY_PATH says.
+NVML is preloaded by absolute path: pynvml asks the loader for "libnvidia-ml.so.1", and a library
+that is loaded already under that SONAME is what it then gets, whatever LD_LIBRARY_PATH says.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class NvmlGpus:
         notes += library_notes
         try:
             ctypes.CDLL(str(nvml_path))
-            import pynvml  # after the line above, and only where there is a driver
+            import pynvml  # type: ignore[import-untyped]  # after the line above, and only where there is a driver
         except (OSError, ImportError) as error:
             return Inventory((), "", "", (*notes, f"NVML cannot be loaded: {error}"))
         try:
@@ -64,7 +64,8 @@ def _look(nvml: Any, library: Path | None, notes: list[str]) -> Inventory:
     version = str(nvml.nvmlSystemGetDriverVersion())
     if int(version.split(".")[0]) < MIN_DRIVER_MAJOR:
         notes.append(
-            f"NVIDIA driver {version} is too old: gpupool needs {MIN_DRIVER_MAJOR} (CUDA 12.4) or later"
+            f"NVIDIA driver {version} is too old: gpupool needs {MIN_DRIVER_MAJOR} (CUDA 12.4) or "
+            "later"
         )
         return Inventory((), "", version, tuple(notes))
     gpus = []

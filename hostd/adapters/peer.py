@@ -22,7 +22,10 @@ def credentials(connection: socket.socket) -> tuple[int, int]:
 
 
 def identify(connection: socket.socket) -> Peer:
-    """The peer. The caller closes `pidfd`. A pid of another pid namespace reads as 0: then there is no pidfd."""
+    """The peer.
+
+    The caller closes `pidfd`. A pid of another pid namespace reads as 0: then there is no pidfd.
+    """
     if connection.family != socket.AF_UNIX:
         address = connection.getpeername()
         return Peer(address=f"{address[0]}:{address[1]}")

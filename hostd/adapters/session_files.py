@@ -1,7 +1,8 @@
 """SessionStore port: one JSON file a session under the state folder.
 
-Files are replaced by rename, so a reader sees a whole record or none. A record that cannot be read is reported and
-moved aside, never guessed at. The folder lives on a tmpfs: workers do not survive a reboot and neither do records.
+Files are replaced by rename, so a reader sees a whole record or none. A record that cannot be read
+is reported and moved aside, never guessed at. The folder lives on a tmpfs: workers do not survive a
+reboot and neither do records.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class SessionFiles:
         fresh = path.with_suffix(".new")
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="utf-8") as file:
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
                 file.write(text)
             fresh.replace(path)
         except OSError as error:

@@ -1,7 +1,7 @@
 """GpuSource port: the software GPU.
 
-Asked in a process of its own (`software_gpu_probe`), so that hostd never loads a CUDA library and a crash in one
-costs a note, not the daemon.
+Asked in a process of its own (`software_gpu_probe`), so that hostd never loads a CUDA library and a
+crash in one costs a note, not the daemon.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SoftwareGpus:
                 ("the software GPU (libgpupool-softgpu.so) is not built or not installed",),
             )
         try:
-            done = subprocess.run(
+            done = subprocess.run(  # noqa: S603 (our own file)
                 [sys.executable, "-I", str(_PROBE), str(self._library)],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -1,7 +1,8 @@
-"""Prints the devices of a libcuda as JSON: run as a program, `python software_gpu_probe.py LIBRARY`.
+"""Prints the devices of a libcuda as JSON: run as a program, `python software_gpu_probe.py
+LIBRARY`.
 
-Standard library only and no import of gpupool: it runs isolated (`python -I`). Exit code 1 with one line on stderr
-when the library cannot be loaded or a call fails.
+Standard library only and no import of gpupool: it runs isolated (`python -I`). Exit code 1 with one
+line on stderr when the library cannot be loaded or a call fails.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ def _call(library: ctypes.CDLL, name: str, *arguments: object) -> None:
 
 
 def devices(path: str) -> list[dict[str, object]]:
-    """What the driver API says of each device. Raises OSError, AttributeError for a missing symbol."""
+    """What the driver API says of each device.
+
+    Raises OSError, AttributeError for a missing symbol.
+    """
     cuda = ctypes.CDLL(path)
     _call(cuda, "cuInit", 0)
     count = ctypes.c_int()
@@ -36,9 +40,10 @@ def devices(path: str) -> list[dict[str, object]]:
         _call(cuda, "cuDeviceGetAttribute", ctypes.byref(major), 75, device)
         _call(cuda, "cuDeviceGetAttribute", ctypes.byref(minor), 76, device)
         digits = bytes(uuid).hex()
+        groups = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
         found.append(
             {
-                "uuid": f"GPU-{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}",
+                "uuid": "GPU-" + "-".join(groups),
                 "name": name.value.decode("utf-8", "replace"),
                 "memory_mib": total_bytes.value >> 20,
                 "compute_capability": f"{major.value}.{minor.value}",

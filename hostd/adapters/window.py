@@ -1,7 +1,8 @@
 """Windows port: a sealed memfd.
 
-Sealed against shrinking and growing (and against further seals), so a client cannot make the worker fault by
-truncating what both map (memfd_create(2), "file-sealing"). Sparse: pages cost memory only once written.
+Sealed against shrinking and growing (and against further seals), so a client cannot make the worker
+fault by truncating what both map (memfd_create(2), "file-sealing"). Sparse: pages cost memory only
+once written.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class MemfdWindows:
             raise PortError(f"cannot create a window (memfd_create): {error.strerror}") from error
         try:
             os.ftruncate(fd, window_bytes)
-            # MFD_NOEXEC_SEAL already adds F_SEAL_EXEC; F_SEAL_SEAL must come last, and does, in the same call.
+            # MFD_NOEXEC_SEAL already adds F_SEAL_EXEC; F_SEAL_SEAL must come last, and does, in the
+            # same call.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except OSError as error:
             os.close(fd)

@@ -1,7 +1,7 @@
 """WorkerProcesses port: real processes, watched through pidfds.
 
-Workers outlive hostd: own session, no pipe back to us, known again by pid and start time. One way of watching serves
-children and workers of an earlier hostd alike: a pidfd in the event loop.
+Workers outlive hostd: own session, no pipe back to us, known again by pid and start time. One way
+of watching serves children and workers of an earlier hostd alike: a pidfd in the event loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot (proc(5), field 22 of stat). None: there is none, or a zombie."""
+    """When a process started, in clock ticks since boot (proc(5), field 22 of stat).
+
+    None: there is none, or a zombie.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -44,7 +47,10 @@ def cleaned_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class SubprocessWorkers:
-    """Implements `ports.WorkerProcesses`. Must be used from the thread of the running event loop."""
+    """Implements `ports.WorkerProcesses`.
+
+    Must be used from the thread of the running event loop.
+    """
 
     def __init__(
         self, program: Path | None, host_version: str, protocol: str, log_level: str
@@ -71,7 +77,7 @@ class SubprocessWorkers:
             fd for fd in (order.socket_fd, order.window_fd, order.client_pidfd) if fd is not None
         )
         try:
-            child = subprocess.Popen(
+            child = subprocess.Popen(  # noqa: S603 (our own worker)
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # stray output of a library belongs in the log
@@ -115,7 +121,8 @@ class SubprocessWorkers:
             return False
         except OSError as error:
             raise PortError(f"cannot watch worker {process.pid}: {error.strerror}") from error
-        # After the open: from here on the pid cannot come to mean another process without us noticing.
+        # After the open: from here on the pid cannot come to mean another process without us
+        # noticing.
         if child is None and start_ticks(process.pid) != process.start_ticks:
             os.close(pidfd)
             return False

@@ -1,10 +1,12 @@
-"""The door for the command line: one JSON object a line each way, over a unix socket that only hostd's user may open.
+"""The door for the command line: one JSON object a line each way, over a unix socket that only
+hostd's user may open.
 
     {"method": "status"}                       -> {"ok": true, "result": {...}}
     {"method": "nonsense"}                     -> {"ok": false, "error": "unknown method ..."}
 
-Methods: `status`, `devices` (looks at the machine again), `end` {"session": 3, "kill": false}, `stop` (hostd leaves,
-workers go on), `join` {"settings": {...}} (a `gpupool run` is here: hostd does not leave while that process lives).
+Methods: `status`, `devices` (looks at the machine again), `end` {"session": 3, "kill": false},
+`stop` (hostd leaves, workers go on), `join` {"settings": {...}} (a `gpupool run` is here: hostd
+does not leave while that process lives).
 """
 
 from __future__ import annotations
@@ -19,8 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
-from gpupool.hostd.adapters.peer import credentials, identify
-from gpupool.hostd.core.host import Host
+from gpupool.hostd.core.host import Host, Peer
 from gpupool.hostd.log import fields
 
 log = logging.getLogger("gpupool.hostd")
@@ -30,7 +31,7 @@ _CONNECTION_TIMEOUT_S = 60.0
 _MAX_CONNECTIONS = 128
 
 
-class BadRequest(ValueError):
+class BadRequestError(ValueError):
     """The request cannot be served; the text goes back to the caller."""
 
 
@@ -40,11 +41,13 @@ class Admin:
     def __init__(
         self,
         host: Host,
+        identify: Callable[[socket.socket], Peer],
         facts: dict[str, Any],
         rediscover: Callable[[], Awaitable[None]],
         stop: Callable[[str], None],
     ) -> None:
         self._host = host
+        self._identify = identify
         self._facts = (
             facts  # what `status` says about hostd itself; "settings" is compared by `join`
         )
@@ -84,11 +87,12 @@ class Admin:
         self.guests.clear()
 
     async def _talk(self, connection: socket.socket) -> None:
-        with connection:
+        with connection, contextlib.suppress(OSError, asyncio.TimeoutError):
             connection.setblocking(False)
-            with contextlib.suppress(OSError, asyncio.TimeoutError):
-                if credentials(connection)[1] not in (0, os.geteuid()):
-                    return
+            peer = self._identify(connection)
+            if peer.pidfd is not None:
+                os.close(peer.pidfd)
+            if peer.uid in (0, os.geteuid()):
                 await asyncio.wait_for(self._conversation(connection), _CONNECTION_TIMEOUT_S)
 
     async def _conversation(self, connection: socket.socket) -> None:
@@ -108,9 +112,9 @@ class Admin:
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
-                raise BadRequest("a request is a JSON object with a method")
+                raise BadRequestError("a request is a JSON object with a method")
             return {"ok": True, "result": await self._call(request, connection)}
-        except ValueError as error:  # BadRequest and what json raises
+        except ValueError as error:  # BadRequestError and what json raises
             return {"ok": False, "error": str(error)}
         except (
             Exception
@@ -132,7 +136,9 @@ class Admin:
             return {"sessions": len(self._host.sessions)}
         if method == "join":
             return self._join(request, connection)
-        raise BadRequest(f"unknown method {method!r}; known are status, devices, end, stop, join")
+        raise BadRequestError(
+            f"unknown method {method!r}; known are status, devices, end, stop, join"
+        )
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -155,10 +161,12 @@ class Admin:
     def _end(self, request: dict[str, Any]) -> dict[str, Any]:
         session, kill = request.get("session"), request.get("kill", False)
         if type(session) is not int or type(kill) is not bool:
-            raise BadRequest("end needs a session (a number), and may say kill (true or false)")
+            raise BadRequestError(
+                "end needs a session (a number), and may say kill (true or false)"
+            )
         if not self._host.end(session, kill=kill):
             known = ", ".join(str(one.id) for one in self._host.sessions) or "none"
-            raise BadRequest(f"there is no session {session}; there are: {known}")
+            raise BadRequestError(f"there is no session {session}; there are: {known}")
         return {"session": session}
 
     def _join(self, request: dict[str, Any], connection: socket.socket) -> dict[str, Any]:
@@ -167,9 +175,9 @@ class Admin:
         if settings != ours:
             busy = bool(self._host.sessions or self.guests)
             return {"joined": False, "busy": busy, "settings": ours, "pid": os.getpid()}
-        peer = identify(connection)
+        peer = self._identify(connection)
         if peer.pidfd is None:
-            raise BadRequest("the kernel does not tell who joins (pidfd_open is missing)")
+            raise BadRequestError("the kernel does not tell who joins (pidfd_open is missing)")
         self.guests[peer.pidfd] = peer.pid
         asyncio.get_running_loop().add_reader(peer.pidfd, self._guest_left, peer.pidfd)
         self.on_guest_change()

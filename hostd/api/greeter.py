@@ -1,7 +1,9 @@
-"""The door for clients: reads one Hello from a connection, then hands the connection to a worker or says no.
+"""The door for clients: reads one Hello from a connection, then hands the connection to a worker or
+says no.
 
-Reads exactly a Hello and nothing behind it: what follows belongs to the worker. Every step has a deadline, and the
-number of connections that have not said Hello yet is bounded, so idle connections cannot use hostd up.
+Reads exactly a Hello and nothing behind it: what follows belongs to the worker. Every step has a
+deadline, and the number of connections that have not said Hello yet is bounded, so idle connections
+cannot use hostd up.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Callable
 
-from gpupool.hostd.adapters.peer import identify
 from gpupool.hostd.core.admission import Door, Refusal, check_header
 from gpupool.hostd.core.host import Host, Peer
 from gpupool.hostd.log import RateLimit, fields
@@ -21,7 +23,7 @@ from gpupool.wire.hello import (
     HELLO_BYTES,
     Hello,
     HelloHeader,
-    MalformedHello,
+    MalformedHelloError,
     TransportKind,
     Welcome,
     WelcomeStatus,
@@ -37,8 +39,15 @@ _ACCEPT_PAUSE_S = 0.2  # when the process has run out of descriptors
 class Greeter:
     """Serves listening sockets for one Host."""
 
-    def __init__(self, host: Host, hello_timeout_s: float, host_version: str) -> None:
+    def __init__(
+        self,
+        host: Host,
+        identify: Callable[[socket.socket], Peer],
+        hello_timeout_s: float,
+        host_version: str,
+    ) -> None:
         self._host = host
+        self._identify = identify
         self._hello_timeout_s = hello_timeout_s
         self._host_version = host_version
         self._waiting: set[asyncio.Task[None]] = set()
@@ -75,7 +84,7 @@ class Greeter:
         peer = Peer()
         try:
             connection.setblocking(False)
-            peer = identify(connection)
+            peer = self._identify(connection)
             answer = await self._decide(connection, peer, door)
             if answer is not None:
                 self._log_refusal(answer, peer, door)
@@ -105,7 +114,8 @@ class Greeter:
         except asyncio.TimeoutError:
             return Refusal(
                 WelcomeStatus.BAD_REQUEST,
-                f"only {len(received)} of {HELLO_BYTES} bytes of Hello came within {self._hello_timeout_s:g} s",
+                f"only {len(received)} of {HELLO_BYTES} bytes of Hello came within "
+                f"{self._hello_timeout_s:g} s",
             )
         except EOFError:
             if not received:
@@ -114,7 +124,7 @@ class Greeter:
                 WelcomeStatus.BAD_REQUEST,
                 f"the connection ended after {len(received)} of {HELLO_BYTES} bytes of Hello",
             )
-        except MalformedHello as error:
+        except MalformedHelloError as error:
             return Refusal(WelcomeStatus.BAD_REQUEST, f"malformed Hello: {error}")
         if isinstance(hello, Refusal):
             return hello
@@ -131,7 +141,9 @@ class Greeter:
         return Hello.decode(bytes(received))
 
     async def _refuse(self, connection: socket.socket, refusal: Refusal) -> None:
-        """Sends the answer and waits until the client has it: closing with unread bytes would reset a TCP connection."""
+        """Sends the answer and waits until the client has it: closing with unread bytes would reset
+        a TCP connection.
+        """
         loop = asyncio.get_running_loop()
         connection.setblocking(False)
         welcome = Welcome(status=refusal.status, text=refusal.text, host_version=self._host_version)
@@ -168,7 +180,9 @@ async def _read(connection: socket.socket, received: bytearray, size: int) -> No
 
 
 def _prepare(connection: socket.socket, hello: Hello) -> None:
-    """How a worker gets its socket: blocking; over TCP without delay, and noticing a peer that vanished."""
+    """How a worker gets its socket: blocking; over TCP without delay, and noticing a peer that
+    vanished.
+    """
     connection.setblocking(True)
     if hello.transport == TransportKind.TCP and connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,6 +1,8 @@
-"""Whether a client gets a session: everything that hostd checks of a Hello, in one place and without side effects.
+"""Whether a client gets a session: everything that hostd checks of a Hello, in one place and
+without side effects.
 
-A refusal says what was asked, what is wrong and what to do, in at most 255 bytes (the room in Welcome).
+A refusal says what was asked, what is wrong and what to do, in at most 255 bytes (the room in
+Welcome).
 """
 
 from __future__ import annotations
@@ -72,12 +74,14 @@ def check_header(header: HelloHeader, host_version: str) -> Refusal | None:
         older = "client" if (major, minor) < (PROTOCOL_MAJOR, PROTOCOL_MINOR) else "host"
         return Refusal(
             WelcomeStatus.VERSION,
-            f"the client speaks protocol {asked}, this host {ours} (gpupool {host_version}); update gpupool on the {older}",
+            f"the client speaks protocol {asked}, this host {ours} (gpupool {host_version}); "
+            f"update gpupool on the {older}",
         )
-    if header.bytes != HELLO_BYTES:
+    if header.size_bytes != HELLO_BYTES:
         return Refusal(
             WelcomeStatus.BAD_REQUEST,
-            f"Hello says it has {header.bytes} bytes; protocol {asked} has {HELLO_BYTES}: the client is damaged, install it again",
+            f"Hello says it has {header.size_bytes} bytes; protocol {asked} has {HELLO_BYTES}: the "
+            "client is damaged, install it again",
         )
     return None
 
@@ -85,7 +89,10 @@ def check_header(header: HelloHeader, host_version: str) -> Refusal | None:
 def admit(
     hello: Hello, door: Door, limits: Limits, inventory: Inventory, sessions: int
 ) -> Grant | Refusal:
-    """Decides on a well-formed Hello of a version we serve. `sessions` counts those that exist now."""
+    """Decides on a well-formed Hello of a version we serve.
+
+    `sessions` counts those that exist now.
+    """
     return (
         _check_token(hello, door)
         or _check_transport(hello, door)
@@ -110,7 +117,8 @@ def _check_token(hello: Hello, door: Door) -> Refusal | None:
     wrong = "a wrong token" if hello.token else "no token"
     return Refusal(
         WelcomeStatus.TOKEN,
-        f"{door.name} needs a token and the client sent {wrong}; set GPUPOOL_TOKEN_FILE to a copy of the host's token file",
+        f"{door.name} needs a token and the client sent {wrong}; set GPUPOOL_TOKEN_FILE to a copy "
+        "of the host's token file",
     )
 
 
@@ -159,17 +167,20 @@ def _check_limits(
     if sessions >= limits.max_sessions:
         return Refusal(
             WelcomeStatus.LIMIT,
-            f"this host already has {sessions} sessions, its limit; end one (`gpupool status`) or raise limits.max_sessions",
+            f"this host already has {sessions} sessions, its limit; end one (`gpupool status`) or "
+            "raise limits.max_sessions",
         )
     if hello.compute_percent > 100:
         return Refusal(
             WelcomeStatus.LIMIT,
-            f"compute share {hello.compute_percent}% was asked for; ask for 1 to 100 percent of a GPU",
+            f"compute share {hello.compute_percent}% was asked for; ask for 1 to 100 percent of a "
+            "GPU",
         )
     smallest_mib = min(gpu.memory_mib for gpu in inventory.gpus)
     if hello.memory_mib > smallest_mib:
         return Refusal(
             WelcomeStatus.LIMIT,
-            f"memory {hello.memory_mib} MiB was asked for, a GPU here has {smallest_mib} MiB; ask for at most that",
+            f"memory {hello.memory_mib} MiB was asked for, a GPU here has {smallest_mib} MiB; ask "
+            "for at most that",
         )
     return None

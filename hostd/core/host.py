@@ -1,7 +1,7 @@
 """The sessions of this host: admitted, started, found again after a restart, ended and forgotten.
 
-Invariants: the table holds every session whose worker may still run; a record is on disk before its worker is
-started, so a hostd that dies in between finds the worker again. Nothing here waits.
+Invariants: the table holds every session whose worker may still run; a record is on disk before its
+worker is started, so a hostd that dies in between finds the worker again. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class Host:
         return tuple(self._sessions[key] for key in sorted(self._sessions))
 
     def adopt(self) -> int:
-        """Finds the workers of an earlier hostd again; forgets those that are gone. Returns how many go on."""
+        """Finds the workers of an earlier hostd again; forgets those that are gone.
+
+        Returns how many go on.
+        """
         for session in self._ports.store.load():
             process: WorkerProcess | None = WorkerProcess(
                 session.worker_pid, session.worker_start_ticks
@@ -193,7 +196,10 @@ class Host:
                 self._ports.windows.close(window_fd)
 
     def _save(self, session: Session) -> None:
-        """Writes down where the worker runs. Failing here does not end a session that works: it is logged."""
+        """Writes down where the worker runs.
+
+        Failing here does not end a session that works: it is logged.
+        """
         try:
             self._ports.store.save(session)
         except PortError as error:

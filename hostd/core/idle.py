@@ -18,7 +18,8 @@ class IdleRule:
     ) -> float | None:
         """Seconds until to look again; None: leave now.
 
-        `hold` is asked last and makes leaving safe (nobody may be about to join); if it says no, wait once more.
+        `hold` is asked last and makes leaving safe (nobody may be about to join); if it says no,
+        wait once more.
         """
         if busy or self._was_busy:
             self._free_since_s = now_s

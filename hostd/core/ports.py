@@ -1,4 +1,5 @@
-"""What the core needs from the machine: one Protocol a port, one real adapter and one fake for each.
+"""What the core needs from the machine: one Protocol a port, one real adapter and one fake for
+each.
 
 | port | adapter | fake |
 |---|---|---|
@@ -20,20 +21,29 @@ from gpupool.hostd.core.session import Session
 
 
 class PortError(RuntimeError):
-    """The machine refused. The text says what was tried, what went wrong and, where known, what to do."""
+    """The machine refused.
+
+    The text says what was tried, what went wrong and, where known, what to do.
+    """
 
 
 class GpuSource(Protocol):
     """Looks at the machine."""
 
     def discover(self) -> Inventory:
-        """What is there now. Never raises for a missing GPU: the inventory's notes say why there is none."""
+        """What is there now.
+
+        Never raises for a missing GPU: the inventory's notes say why there is none.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOrder:
-    """Everything a worker is told. Descriptors are borrowed: the caller closes its own copies afterwards."""
+    """Everything a worker is told.
+
+    Descriptors are borrowed: the caller closes its own copies afterwards.
+    """
 
     session_id: int
     socket_fd: int
@@ -80,11 +90,17 @@ class WorkerProcesses(Protocol):
         ...
 
     def find(self, session_id: int) -> WorkerProcess | None:
-        """Looks for a running worker of that session that nobody wrote down. None when there is none."""
+        """Looks for a running worker of that session that nobody wrote down.
+
+        None when there is none.
+        """
         ...
 
     def watch(self, process: WorkerProcess, on_end: Callable[[WorkerEnd], None]) -> bool:
-        """Calls `on_end` once when the process is gone. False when it is gone already (`on_end` is not called)."""
+        """Calls `on_end` once when the process is gone.
+
+        False when it is gone already (`on_end` is not called).
+        """
         ...
 
     def stop(self, process: WorkerProcess, *, kill: bool) -> None:

@@ -1,7 +1,7 @@
 """A session: one client, its worker, and the states the two go through.
 
-Invariant: a session leaves ENDED never, and every session that has a worker process is in the table until that
-process is gone. Nothing here touches a process; `host` drives it.
+Invariant: a session leaves ENDED never, and every session that has a worker process is in the table
+until that process is gone. Nothing here touches a process; `host` drives it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Any
 
 
 class SessionState(enum.Enum):
-    """STARTING: admitted, worker being started. RUNNING: worker exists. ENDING: told to stop. ENDED: gone."""
+    """STARTING: admitted, worker being started.
+
+    RUNNING: worker exists. ENDING: told to stop. ENDED: gone.
+    """
 
     STARTING = "starting"
     RUNNING = "running"
@@ -28,7 +31,7 @@ _NEXT = {
 }
 
 
-class IllegalTransition(RuntimeError):
+class IllegalTransitionError(RuntimeError):
     """A programming error of hostd: a session was moved where it cannot go."""
 
 
@@ -52,9 +55,9 @@ class Session:
     worker_start_ticks: int = 0  # field 22 of /proc/PID/stat: tells a reused pid from the worker
 
     def moved(self, state: SessionState) -> Session:
-        """This session in `state`. Raises IllegalTransition."""
+        """This session in `state`. Raises IllegalTransitionError."""
         if state not in _NEXT[self.state]:
-            raise IllegalTransition(f"session {self.id}: {self.state.value} -> {state.value}")
+            raise IllegalTransitionError(f"session {self.id}: {self.state.value} -> {state.value}")
         return replace(self, state=state)
 
     def with_worker(self, pid: int, start_ticks: int) -> Session:
@@ -72,7 +75,10 @@ class Session:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Session:
-        """Reads what as_dict wrote. Raises ValueError for anything else; unknown keys are a newer hostd's, ignored."""
+        """Reads what as_dict wrote.
+
+        Raises ValueError for anything else; unknown keys are a newer hostd's, ignored.
+        """
         try:
             values = {field.name: content[field.name] for field in fields(cls)}
             values["state"] = SessionState(values["state"])

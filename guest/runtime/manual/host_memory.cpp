@@ -1,0 +1,134 @@
+// Pinned host memory. What the program allocates comes from the window, so that the GPU reaches it at the
+// same address and copies need no staging. What the program registers stays where it is: replacing private
+// pages behind its back would break fork, so registered memory is bookkeeping and its copies are staged.
+#include <mutex>
+
+#include "guest/runtime/log.hpp"
+#include "guest/runtime/manual/address_space.hpp"
+#include "guest/runtime/manual/capture.hpp"
+#include "guest/runtime/session.hpp"
+#include "guest/runtime/thread_state.hpp"
+#include "guest_api.hpp"  // generated
+
+namespace gpupool::guest {
+namespace {
+
+constexpr unsigned kAllocFlags =
+    CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP | CU_MEMHOSTALLOC_WRITECOMBINED;
+constexpr unsigned kRegisterFlags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP |
+                                    CU_MEMHOSTREGISTER_IOMEMORY | CU_MEMHOSTREGISTER_READ_ONLY;
+
+u64 address_of(const void* pointer) {
+  return reinterpret_cast<u64>(pointer);
+}
+
+}  // namespace
+
+namespace api {
+
+CUresult cuMemHostAlloc(void** pointer, size_t bytes, unsigned int flags) {
+  Context* context = current_context();
+  if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (pointer == nullptr || bytes == 0 || (flags & ~kAllocFlags) != 0) return CUDA_ERROR_INVALID_VALUE;
+  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  Session* session = Session::current();
+  CUresult error = CUDA_SUCCESS;
+  const Bulk bulk = session->heap_allocate(bytes, true, error);
+  if (!bulk) return error != CUDA_SUCCESS ? error : CUDA_ERROR_OUT_OF_MEMORY;
+  Allocation allocation;
+  allocation.address = address_of(bulk.address);
+  allocation.size = bytes;
+  allocation.kind = MemoryKind::pinned;
+  allocation.context = context;
+  allocation.device = context->device;
+  allocation.block = bulk.offset;
+  allocation.reserved = bulk.size;
+  allocation.flags = flags;
+  if (!address_space().insert(allocation)) {
+    session->heap_free(bulk);
+    return CUDA_ERROR_UNKNOWN;
+  }
+  *pointer = bulk.address;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemAllocHost_v2(void** pointer, size_t bytes) {
+  return cuMemHostAlloc(pointer, bytes, 0);
+}
+
+CUresult cuMemFreeHost(void* pointer) {
+  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  const std::optional<Allocation> allocation =
+      address_space().take(address_of(pointer), {MemoryKind::pinned});
+  if (!allocation) return CUDA_ERROR_INVALID_VALUE;
+  Session* session = Session::current();
+  // Copies may still be under way: the next owner of this memory must not see them. The driver waits as well.
+  const CUresult result =
+      allocation->context->alive ? session->synchronize(*allocation->context) : session->take_async_error();
+  session->heap_free(Bulk{allocation->block, allocation->reserved, static_cast<u8*>(pointer)});
+  return result;
+}
+
+CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* device, void* pointer, unsigned int flags) {
+  if (device == nullptr || flags != 0) return CUDA_ERROR_INVALID_VALUE;
+  if (current_context() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  const std::optional<Allocation> allocation = address_space().find(address_of(pointer));
+  if (!allocation || !allocation->on_host()) return CUDA_ERROR_INVALID_VALUE;
+  if (allocation->kind == MemoryKind::registered) {
+    static std::once_flag once;
+    std::call_once(once, [] {
+      log_line(
+          "memory registered with cuMemHostRegister cannot be mapped into the vGPU: allocate it with "
+          "cuMemHostAlloc");
+    });
+    return CUDA_ERROR_NOT_SUPPORTED;
+  }
+  if (!Session::current()->shared_memory()) {
+    // Libraries ask for the address at start (cuDNN) without ever reading the memory; so the address is
+    // given, and the device attribute CAN_MAP_HOST_MEMORY, which says 0, tells programs that look.
+    static std::once_flag once;
+    std::call_once(once, [] {
+      log_line(
+          "this connection has no shared memory: what kernels write to mapped host memory does not arrive in "
+          "it");
+    });
+  }
+  *device = address_of(pointer);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemHostGetFlags(unsigned int* flags, void* pointer) {
+  if (flags == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  const std::optional<Allocation> allocation = address_space().find(address_of(pointer));
+  if (!allocation || allocation->kind != MemoryKind::pinned) return CUDA_ERROR_INVALID_VALUE;
+  *flags = allocation->flags;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned int flags) {
+  Context* context = current_context();
+  if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (pointer == nullptr || bytes == 0 || (flags & ~kRegisterFlags) != 0) return CUDA_ERROR_INVALID_VALUE;
+  if ((flags & CU_MEMHOSTREGISTER_IOMEMORY) != 0) return CUDA_ERROR_NOT_SUPPORTED;  // another device's memory
+  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  Allocation allocation;
+  allocation.address = address_of(pointer);
+  allocation.size = bytes;
+  allocation.kind = MemoryKind::registered;
+  allocation.context = context;
+  allocation.device = context->device;
+  allocation.flags = flags;
+  return address_space().insert(allocation) ? CUDA_SUCCESS : CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+}
+
+CUresult cuMemHostUnregister(void* pointer) {
+  if (current_context() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  // Copies from and to registered memory are staged and done when their calls return: nothing is under way.
+  return address_space().take(address_of(pointer), {MemoryKind::registered})
+             ? CUDA_SUCCESS
+             : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+}
+
+}  // namespace api
+}  // namespace gpupool::guest

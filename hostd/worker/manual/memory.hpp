@@ -1,0 +1,20 @@
+// Clearing of device memory, for everything that allocates: no vGPU sees what another left behind.
+#pragma once
+
+#include "hostd/worker/worker.hpp"
+
+namespace gpupool::worker {
+
+// Fills fresh memory with zeroes and waits for it, on a stream of our own that waits for nobody's work:
+// afterwards every stream of the client sees the zeroes, whatever its flags. In the current context.
+CUresult clear_memory(Worker& worker, CUdeviceptr address, u64 bytes);
+
+// The driver's device for the session's index of it; false when the session has no such vGPU.
+bool find_device(const Worker& worker, i32 index, CUdevice& device);
+// The session's index of the driver's device, -1 when it is none of the session's.
+i32 index_of_device(const Worker& worker, CUdevice device);
+// The same in place, in a location that came from the client. Only locations on devices are let through:
+// memory of the worker's host would be out of the client's reach.
+CUresult localize(const Worker& worker, CUmemLocation& location);
+
+}  // namespace gpupool::worker

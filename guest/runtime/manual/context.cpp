@@ -153,7 +153,7 @@ Context* create_context(CUdevice device, u32 flags, CUresult& error) {
   Context* context = new_context_object(device, error);
   if (context == nullptr) return nullptr;
   context->flags.store(flags, std::memory_order_relaxed);
-  error = open_context(*context, wire::Function::cuCtxCreate_v4, flags);
+  error = open_context(*context, wire::Function::cuCtxCreate_v2, flags);
   if (error == CUDA_SUCCESS) return context;
   handles(wire::HandleKind::context).give_back(context->handle);
   g_contexts.destroy(context);

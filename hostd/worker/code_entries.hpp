@@ -22,8 +22,8 @@ class ImageCopy;
 
 struct ModuleEntry {
   CUmodule module = nullptr;
-  u32 context = 0;       // handle index of its context
-  wire::Handle library;  // when it is a library's module: never unloaded by itself
+  u32 context = 0;          // handle index of its context
+  bool of_library = false;  // cuLibraryGetModule gave it out: never unloaded by itself
   std::vector<wire::Handle> functions;
 };
 

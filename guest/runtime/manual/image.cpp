@@ -1,0 +1,160 @@
+#include "guest/runtime/manual/image.hpp"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "guest/runtime/log.hpp"
+
+namespace gpupool::guest {
+
+namespace {
+
+constexpr u64 kPartAlignment = 64;  // the worker lays its copy out the same way
+
+constexpr u64 aligned(u64 bytes) {
+  return (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
+}
+
+CUresult add_part(const void* address, Image& image) {
+  const wire::ImageExtent extent = wire::measure_image(address, wire::kMaxImageBytes);
+  if (extent.kind == wire::ImageKind::invalid) return CUDA_ERROR_INVALID_IMAGE;
+  image.parts.emplace_back(static_cast<const u8*>(address), extent.bytes);
+  return CUDA_SUCCESS;
+}
+
+}  // namespace
+
+CUresult find_image(const void* address, Image& image) {
+  if (address == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  u32 magic = 0;
+  // A text may be shorter than the magic: look at one byte before reading four.
+  const u8 first = *static_cast<const u8*>(address);
+  if (first == (wire::kFatbinWrapperMagic & 0xff)) std::memcpy(&magic, address, sizeof magic);
+  if (magic != wire::kFatbinWrapperMagic) return add_part(address, image);
+
+  wire::FatbinWrapper wrapper;
+  std::memcpy(&wrapper, address, sizeof wrapper);
+  if (wrapper.data == nullptr) return CUDA_ERROR_INVALID_IMAGE;
+  if (CUresult result = add_part(wrapper.data, image); result != CUDA_SUCCESS) return result;
+  if (wrapper.version < 2 || wrapper.prelinked == nullptr) return CUDA_SUCCESS;
+  const void* const* prelinked = static_cast<const void* const*>(wrapper.prelinked);
+  for (; *prelinked != nullptr; ++prelinked) {
+    if (image.parts.size() == wire::kMaxImageParts) return CUDA_ERROR_INVALID_IMAGE;
+    if (CUresult result = add_part(*prelinked, image); result != CUDA_SUCCESS) return result;
+  }
+  return CUDA_SUCCESS;
+}
+
+CUresult read_image_file(const char* path, std::vector<u8>& bytes) {
+  if (path == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  const int file = open(path, O_RDONLY | O_CLOEXEC);
+  if (file < 0) return errno == ENOMEM ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_FILE_NOT_FOUND;
+  struct stat status {};
+  u64 filled = 0;
+  bool good = fstat(file, &status) == 0 && S_ISREG(status.st_mode) &&
+              static_cast<u64>(status.st_size) < wire::kMaxImageBytes;
+  if (good) bytes.resize(static_cast<u64>(status.st_size) + 1);
+  while (good && filled < bytes.size() - 1) {
+    const ssize_t got = ::read(file, bytes.data() + filled, bytes.size() - 1 - filled);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) good = false;
+    filled += got > 0 ? static_cast<u64>(got) : 0;
+  }
+  close(file);
+  return good ? CUDA_SUCCESS : CUDA_ERROR_FILE_NOT_FOUND;
+}
+
+ImageUpload::~ImageUpload() {
+  if (Session* session = Session::current(); session != nullptr && bulk_) session->heap_free(bulk_);
+}
+
+CUresult ImageUpload::attach(Call& call, const Image& image) {
+  u64 total = aligned(image.parts.size() * sizeof(u64));
+  std::vector<u64> sizes;
+  for (const std::span<const u8>& part : image.parts) {
+    sizes.push_back(part.size());
+    total += aligned(part.size());
+    if (total > wire::kMaxImageBytes) return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  CUresult error = CUDA_SUCCESS;
+  bulk_ = Session::current()->heap_allocate(total, false, error);
+  if (!bulk_) return error;
+  std::memcpy(bulk_.address, sizes.data(), sizes.size() * sizeof(u64));
+  u64 place = aligned(sizes.size() * sizeof(u64));
+  for (const std::span<const u8>& part : image.parts) {
+    std::memcpy(bulk_.address + place, part.data(), part.size());
+    place += aligned(part.size());
+  }
+  call.put(static_cast<u32>(sizes.size()));
+  call.attach(bulk_.offset, total, wire::kBulkIn);
+  return CUDA_SUCCESS;
+}
+
+CUresult JitOptions::read(unsigned int count, const CUjit_option* options, void** values) {
+  if (count != 0 && (options == nullptr || values == nullptr)) return CUDA_ERROR_INVALID_VALUE;
+  for (unsigned int i = 0; i < count; ++i) {
+    const auto number = static_cast<u32>(reinterpret_cast<u64>(values[i]));
+    switch (wire::jit_option_kind(static_cast<u32>(options[i]))) {
+      case wire::JitOptionKind::number:
+        if (numbers_.size() == wire::kMaxJitOptions) return CUDA_ERROR_INVALID_VALUE;  // some twice
+        options_.push_back(static_cast<u16>(options[i]));
+        numbers_.push_back(number);
+        values_.push_back(&values[i]);
+        break;
+      case wire::JitOptionKind::unsupported:
+        log_line("compiler option %u is not forwarded: it names addresses or symbols of this process",
+                 static_cast<u32>(options[i]));
+        return CUDA_ERROR_NOT_SUPPORTED;
+      case wire::JitOptionKind::unknown:
+        return CUDA_ERROR_INVALID_VALUE;
+      case wire::JitOptionKind::log:
+        if (options[i] == CU_JIT_INFO_LOG_BUFFER) info_.buffer = static_cast<char*>(values[i]);
+        if (options[i] == CU_JIT_ERROR_LOG_BUFFER) error_.buffer = static_cast<char*>(values[i]);
+        if (options[i] == CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES)
+          info_.size_value = &values[i], info_.capacity = number;
+        if (options[i] == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES)
+          error_.size_value = &values[i], error_.capacity = number;
+        break;
+    }
+  }
+  // A capacity without a buffer, or the other way round, asks for nothing.
+  for (Log* log : {&info_, &error_}) {
+    if (log->buffer == nullptr) log->capacity = 0;
+    if (log->capacity > wire::kMaxJitLogBytes) log->capacity = wire::kMaxJitLogBytes;
+  }
+  return CUDA_SUCCESS;
+}
+
+void JitOptions::put(Call& call) const {
+  call.put_array(options_.data(), options_.size());
+  call.put_array(numbers_.data(), numbers_.size());
+  call.put<u32>(info_.capacity);
+  call.put<u32>(error_.capacity);
+}
+
+u64 JitOptions::answer_bytes() const {
+  return 3 * sizeof(u64) + numbers_.size() * sizeof(u32) + 16 + info_.capacity + error_.capacity + 16;
+}
+
+void JitOptions::take_log(Call& call, const Log& log) {
+  const u64 written = call.get_array(log.buffer, log.capacity);
+  if (log.capacity == 0) return;
+  const u64 kept = written < log.capacity ? written : log.capacity - 1;
+  log.buffer[kept] = 0;
+  if (log.size_value != nullptr) *log.size_value = reinterpret_cast<void*>(kept);
+}
+
+void JitOptions::take(Call& call) {
+  std::vector<u32> values(numbers_.size());
+  const u64 count = call.get_array(values.data(), values.size());
+  for (u64 i = 0; i < count && i < values.size(); ++i)
+    if (options_[i] == CU_JIT_WALL_TIME || options_[i] == CU_JIT_THREADS_PER_BLOCK)
+      std::memcpy(values_[i], &values[i], sizeof(u32));  // the driver, too, writes 4 bytes of the slot
+  take_log(call, info_);
+  take_log(call, error_);
+}
+
+}  // namespace gpupool::guest

@@ -1,0 +1,66 @@
+// Code images and compiler options on their way to the worker.
+#pragma once
+
+#include <cuda.h>
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "guest/runtime/message.hpp"
+#include "wire/cpp/image.hpp"
+#include "wire/cpp/jit_options.hpp"
+
+namespace gpupool::guest {
+
+// Where an image lies in the program's memory: one part, or for a device-linked fatbin that part and then the
+// fatbins it was linked from.
+struct Image {
+  std::vector<std::span<const u8>> parts;
+};
+
+// Follows a fatbin wrapper and measures the image. INVALID_IMAGE when it is none that we know.
+CUresult find_image(const void* address, Image& image);
+
+// Reads a whole file and appends a NUL, which PTX needs and nothing else minds.
+CUresult read_image_file(const char* path, std::vector<u8>& bytes);
+
+// An image copied into the window, attached to one call; freed when this ends, so it must outlive the call.
+class ImageUpload {
+ public:
+  ImageUpload() = default;
+  ~ImageUpload();
+  ImageUpload(const ImageUpload&) = delete;
+  ImageUpload& operator=(const ImageUpload&) = delete;
+  // Puts the number of parts into the call's payload; their sizes and then their bytes into its bulk piece.
+  CUresult attach(Call& call, const Image& image);
+
+ private:
+  Bulk bulk_;
+};
+
+// The options of one cuModuleLoadDataEx, cuLibraryLoadData or cuLink call, and where their results go.
+class JitOptions {
+ public:
+  CUresult read(unsigned int count, const CUjit_option* options, void** values);
+  void put(Call& call) const;
+  // Bytes that take() will find in the answer, at most.
+  [[nodiscard]] u64 answer_bytes() const;
+  // Reads what the driver wrote and copies it to the program's variables and buffers.
+  void take(Call& call);
+
+ private:
+  struct Log {
+    char* buffer = nullptr;
+    void** size_value = nullptr;  // the option value that tells the size, and receives it
+    u32 capacity = 0;
+  };
+  static void take_log(Call& call, const Log& log);
+
+  std::vector<u16> options_;    // those that hold a number...
+  std::vector<u32> numbers_;    // ... their numbers...
+  std::vector<void**> values_;  // ... and where they came from
+  Log info_, error_;
+};
+
+}  // namespace gpupool::guest

@@ -1,0 +1,185 @@
+#include "hostd/worker/manual/function.hpp"
+
+#include <algorithm>
+
+#include "wire/cpp/launch_message.hpp"
+#include "worker_manual.hpp"
+
+namespace gpupool::worker {
+
+namespace {
+
+constexpr i32 kUnknownAttribute = static_cast<i32>(0x8000'0000);
+
+struct Parameter {
+  u32 offset;
+  u32 size;
+};
+
+// The parameters' places, and the size of the buffer that holds them all.
+CUresult read_layout(Worker& worker, const FunctionEntry& entry, std::vector<Parameter>& parameters,
+                     u32& bytes) {
+  bytes = 0;
+  for (u64 i = 0;; ++i) {
+    size_t offset = 0;
+    size_t size = 0;
+    const CUresult result = entry.kernel
+                                ? worker.driver.cuKernelGetParamInfo(
+                                      reinterpret_cast<CUkernel>(entry.function), i, &offset, &size)
+                                : worker.driver.cuFuncGetParamInfo(entry.function, i, &offset, &size);
+    if (result == CUDA_ERROR_INVALID_VALUE) return CUDA_SUCCESS;  // past the last one
+    if (result != CUDA_SUCCESS) return result;
+    if (i == wire::kMaxParameters || offset + size > wire::kMaxParameterBytes)
+      return CUDA_ERROR_INVALID_IMAGE;
+    parameters.push_back({static_cast<u32>(offset), static_cast<u32>(size)});
+    bytes = std::max(bytes, static_cast<u32>(offset + size));
+  }
+}
+
+// All attributes of a function in the current context, or of a kernel on a device. The first failure of one
+// that every driver knows is a failure; newer ones may be unknown.
+CUresult read_attributes(Worker& worker, const FunctionEntry& entry, i32 device,
+                         std::array<i32, CU_FUNC_ATTRIBUTE_MAX>& values) {
+  for (int i = 0; i < CU_FUNC_ATTRIBUTE_MAX; ++i) {
+    const auto attribute = static_cast<CUfunction_attribute>(i);
+    int value = 0;
+    const CUresult result =
+        entry.kernel ? worker.driver.cuKernelGetAttribute(&value, attribute,
+                                                          reinterpret_cast<CUkernel>(entry.function),
+                                                          worker.devices[static_cast<u32>(device)])
+                     : worker.driver.cuFuncGetAttribute(&value, attribute, entry.function);
+    if (result != CUDA_SUCCESS && result != CUDA_ERROR_INVALID_VALUE) return result;
+    values[static_cast<u32>(i)] = result == CUDA_SUCCESS ? value : kUnknownAttribute;
+  }
+  return CUDA_SUCCESS;
+}
+
+void check_device(const Worker& worker, i32 device) {
+  if (device >= 0 && static_cast<u64>(device) >= worker.devices.size())
+    throw wire::ProtocolError("device ordinal out of range");
+}
+
+// Arguments that the setters share.
+struct Setting {
+  FunctionEntry* entry;
+  i32 device;
+};
+
+Setting read_setting(Worker& worker, Request& request) {
+  const auto handle = request.in.get<wire::Handle>();
+  const auto device = request.in.get<i32>();
+  check_device(worker, device);
+  if (device < 0) throw wire::ProtocolError("no device given");
+  return {worker.functions.find(handle), device};
+}
+
+}  // namespace
+
+void put_function(Worker& worker, wire::Handle handle, CUfunction function, bool kernel) {
+  FunctionEntry entry;
+  entry.function = function;
+  entry.kernel = kernel;
+  worker.functions.put(handle, entry);
+}
+
+void drop_functions(Worker& worker, const std::vector<wire::Handle>& functions) {
+  for (const wire::Handle handle : functions) worker.functions.take(handle);
+}
+
+CUresult in_current_context(Worker& worker, const FunctionEntry& entry, CUfunction& function) {
+  function = entry.function;
+  if (!entry.kernel) return CUDA_SUCCESS;
+  return worker.driver.cuKernelGetFunction(&function, reinterpret_cast<CUkernel>(entry.function));
+}
+
+void write_description(Worker& worker, Request& request, FunctionEntry& entry, i32 device) {
+  wire::Writer& out = *request.out;
+  std::vector<Parameter> parameters;
+  u32 bytes = 0;
+  CUresult result = read_layout(worker, entry, parameters, bytes);
+  if (result == CUDA_SUCCESS) {
+    entry.parameter_bytes = bytes;
+    entry.described = true;
+    const u64 room = (request.flags & wire::kAnswerInBulk) != 0 ? request.bulk_size : u64{wire::kReplyBytes};
+    if (parameters.size() * sizeof(Parameter) + 256 > room) result = CUDA_ERROR_NOT_READY;
+  }
+  out.put(static_cast<i32>(result));
+  if (result != CUDA_SUCCESS) return;
+  out.put_array(parameters.data(), parameters.size());
+  std::array<i32, CU_FUNC_ATTRIBUTE_MAX> values{};
+  if (device >= 0) result = read_attributes(worker, entry, device, values);
+  out.put(static_cast<i32>(result));
+  if (device >= 0 && result == CUDA_SUCCESS) out.put_array(values.data(), values.size());
+}
+
+// wire::Handle function, i32 device (negative: parameters only) -> description.
+CUresult handle_function_describe(Worker& worker, Request& request) {
+  const auto handle = request.in.get<wire::Handle>();
+  const auto device = request.in.get<i32>();
+  request.in.finish();
+  check_device(worker, device);
+  FunctionEntry* entry = worker.functions.find(handle);
+  if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  write_description(worker, request, *entry, device);
+  return CUDA_SUCCESS;
+}
+
+// wire::Handle function, i32 device, u32 attribute, i32 value -> i32 values[], all attributes as they now
+// are.
+CUresult handle_cuFuncSetAttribute(Worker& worker, Request& request) {
+  const Setting setting = read_setting(worker, request);
+  const auto attribute = request.in.get_enum<u32>(CU_FUNC_ATTRIBUTE_MAX - 1);
+  const auto value = request.in.get<i32>();
+  request.in.finish();
+  if (setting.entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  FunctionEntry in_context{};
+  CUresult result = in_current_context(worker, *setting.entry, in_context.function);
+  if (result == CUDA_SUCCESS)
+    result = worker.driver.cuFuncSetAttribute(in_context.function,
+                                              static_cast<CUfunction_attribute>(attribute), value);
+  std::array<i32, CU_FUNC_ATTRIBUTE_MAX> values{};
+  if (result == CUDA_SUCCESS) result = read_attributes(worker, in_context, setting.device, values);
+  if (result == CUDA_SUCCESS) request.out->put_array(values.data(), values.size());
+  return result;
+}
+
+// As cuFuncSetAttribute, for a kernel on a device.
+CUresult handle_cuKernelSetAttribute(Worker& worker, Request& request) {
+  const Setting setting = read_setting(worker, request);
+  const auto attribute = request.in.get_enum<u32>(CU_FUNC_ATTRIBUTE_MAX - 1);
+  const auto value = request.in.get<i32>();
+  request.in.finish();
+  if (setting.entry == nullptr || !setting.entry->kernel) return CUDA_ERROR_INVALID_HANDLE;
+  CUresult result = worker.driver.cuKernelSetAttribute(static_cast<CUfunction_attribute>(attribute), value,
+                                                       reinterpret_cast<CUkernel>(setting.entry->function),
+                                                       worker.devices[static_cast<u32>(setting.device)]);
+  std::array<i32, CU_FUNC_ATTRIBUTE_MAX> values{};
+  if (result == CUDA_SUCCESS) result = read_attributes(worker, *setting.entry, setting.device, values);
+  if (result == CUDA_SUCCESS) request.out->put_array(values.data(), values.size());
+  return result;
+}
+
+// wire::Handle function, u32 config.
+CUresult handle_cuFuncSetCacheConfig(Worker& worker, Request& request) {
+  const FunctionEntry* entry = worker.functions.find(request.in.get<wire::Handle>());
+  const auto config = request.in.get_enum<u32>(CU_FUNC_CACHE_PREFER_EQUAL);
+  request.in.finish();
+  if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  CUfunction function = nullptr;
+  const CUresult result = in_current_context(worker, *entry, function);
+  if (result != CUDA_SUCCESS) return result;
+  return worker.driver.cuFuncSetCacheConfig(function, static_cast<CUfunc_cache>(config));
+}
+
+// wire::Handle kernel, i32 device, u32 config.
+CUresult handle_cuKernelSetCacheConfig(Worker& worker, Request& request) {
+  const Setting setting = read_setting(worker, request);
+  const auto config = request.in.get_enum<u32>(CU_FUNC_CACHE_PREFER_EQUAL);
+  request.in.finish();
+  if (setting.entry == nullptr || !setting.entry->kernel) return CUDA_ERROR_INVALID_HANDLE;
+  return worker.driver.cuKernelSetCacheConfig(reinterpret_cast<CUkernel>(setting.entry->function),
+                                              static_cast<CUfunc_cache>(config),
+                                              worker.devices[static_cast<u32>(setting.device)]);
+}
+
+}  // namespace gpupool::worker

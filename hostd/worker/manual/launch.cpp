@@ -1,0 +1,118 @@
+// Launches: the most frequent message by far. No allocation; one look-up a handle.
+#include "hostd/worker/manual/launch.hpp"
+
+#include <cstring>
+
+#include "worker_manual.hpp"
+
+namespace gpupool::worker {
+
+namespace {
+
+// An event's handle at the start of an attribute's value becomes the event.
+CUresult put_event(Worker& worker, const wire::LaunchAttribute& attribute, CUevent& event) {
+  wire::Handle handle;
+  std::memcpy(&handle, attribute.value, sizeof handle);
+  const EventEntry* entry = worker.events.find(handle);
+  if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  event = entry->event;
+  return CUDA_SUCCESS;
+}
+
+CUresult read_attribute(Worker& worker, const wire::LaunchAttribute& in, CUlaunchAttribute& out) {
+  out.id = static_cast<CUlaunchAttributeID>(in.id);
+  std::memset(&out.value, 0, sizeof out.value);
+  std::memcpy(&out.value, in.value, sizeof in.value);
+  switch (out.id) {
+    case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW:
+    case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
+    case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
+    case CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
+    case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
+    case CU_LAUNCH_ATTRIBUTE_PRIORITY:
+    case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP:
+    case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN:
+    case CU_LAUNCH_ATTRIBUTE_PREFERRED_CLUSTER_DIMENSION:
+    case CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT:
+    case CU_LAUNCH_ATTRIBUTE_NVLINK_UTIL_CENTRIC_SCHEDULING:
+      return CUDA_SUCCESS;
+    case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT:
+      return put_event(worker, in, out.value.programmaticEvent.event);
+    case CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT:
+      return put_event(worker, in, out.value.launchCompletionEvent.event);
+    default:
+      // Others hold addresses of this process or are no launch attributes.
+      throw wire::ProtocolError("launch attribute " + std::to_string(in.id));
+  }
+}
+
+}  // namespace
+
+CUresult read_launch_attributes(Worker& worker, Request& request, u32 count, CUlaunchAttribute* out) {
+  for (u32 i = 0; i < count; ++i) {
+    const CUresult result = read_attribute(worker, request.in.get<wire::LaunchAttribute>(), out[i]);
+    if (result != CUDA_SUCCESS) return result;
+  }
+  return CUDA_SUCCESS;
+}
+
+CUlaunchConfig launch_config(const wire::LaunchHeader& header, CUstream stream, CUlaunchAttribute* attributes,
+                             u32 count) {
+  CUlaunchConfig config{};
+  config.gridDimX = header.grid[0];
+  config.gridDimY = header.grid[1];
+  config.gridDimZ = header.grid[2];
+  config.blockDimX = header.block[0];
+  config.blockDimY = header.block[1];
+  config.blockDimZ = header.block[2];
+  config.sharedMemBytes = header.shared_bytes;
+  config.hStream = stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  return config;
+}
+
+// LaunchHeader, LaunchAttribute[attribute_count], packed parameters (wire/cpp/launch_message.hpp).
+CUresult handle_cuLaunchKernel(Worker& worker, Request& request) {
+  const auto header = request.in.get<wire::LaunchHeader>();
+  if (header.attribute_count > wire::kMaxLaunchAttributes)
+    throw wire::ProtocolError("too many launch attributes");
+  if (!request.stream_handle) throw wire::ProtocolError("a launch without a stream");
+  const FunctionEntry* entry = worker.functions.find(header.function);
+  if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  CUlaunchAttribute attributes[wire::kMaxLaunchAttributes + 1];
+  u32 count = header.attribute_count;
+  if (count != 0) {
+    const CUresult result = read_launch_attributes(worker, request, count, attributes);
+    if (result != CUDA_SUCCESS) return result;
+  }
+  const std::span<const u8> parameters = request.in.get_bytes(wire::kMaxParameterBytes);
+  request.in.finish();
+  // The driver reads as many bytes as the function takes, whatever we say.
+  if (!entry->described || parameters.size() != entry->parameter_bytes)
+    throw wire::ProtocolError("launch with " + std::to_string(parameters.size()) +
+                              " parameter bytes, the function takes " +
+                              std::to_string(entry->parameter_bytes));
+  // Tensor maps need 64-byte alignment inside the buffer; give the buffer more than any parameter can ask
+  // for.
+  alignas(128) u8 buffer[wire::kMaxParameterBytes];
+  if (!parameters.empty()) std::memcpy(buffer, parameters.data(), parameters.size());
+  size_t bytes = parameters.size();
+  void* extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, buffer, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
+                   CU_LAUNCH_PARAM_END};
+  void** const extra_or_none = bytes == 0 ? nullptr : extra;
+  if ((header.flags & wire::kLaunchCooperative) != 0) {
+    std::memset(&attributes[count], 0, sizeof attributes[count]);
+    attributes[count].id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+    attributes[count].value.cooperative = 1;
+    ++count;
+  }
+  if (count == 0)
+    return worker.driver.cuLaunchKernel(entry->function, header.grid[0], header.grid[1], header.grid[2],
+                                        header.block[0], header.block[1], header.block[2],
+                                        header.shared_bytes, request.stream, nullptr, extra_or_none);
+  const CUlaunchConfig config = launch_config(header, request.stream, attributes, count);
+  return worker.driver.cuLaunchKernelEx(&config, entry->function, nullptr, extra_or_none);
+}
+
+}  // namespace gpupool::worker

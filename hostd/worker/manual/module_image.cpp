@@ -1,0 +1,118 @@
+#include "hostd/worker/manual/module_image.hpp"
+
+#include <sys/mman.h>
+
+#include <cstring>
+
+namespace gpupool::worker {
+
+namespace {
+
+constexpr u64 kPartAlignment = 64;         // guest/runtime/manual/image.cpp lays the parts out the same way
+constexpr u64 kPadding = 4096;             // zeroes after each image, for drivers that look a little ahead
+constexpr u64 kMaxHeldBytes = 8ull << 30;  // of images that libraries keep, a session
+
+constexpr u64 aligned(u64 bytes) {
+  return (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
+}
+
+u64 held_bytes(Worker& worker) {
+  u64 total = 0;
+  worker.libraries.each(
+      [&total](wire::Handle, const LibraryEntry& entry) { total += entry.image ? entry.image->bytes() : 0; });
+  return total;
+}
+
+}  // namespace
+
+std::shared_ptr<ImageCopy> ImageCopy::take(Worker& worker, Request& request, CUresult& error) {
+  const u32 parts = request.in.get<u32>();
+  u64 sent = aligned(parts * sizeof(u64));
+  if (parts == 0 || parts > wire::kMaxImageParts || (request.flags & wire::kBulkIn) == 0 ||
+      sent > request.bulk_size)
+    throw wire::ProtocolError("image does not fit its bulk piece");
+  const u8* source = worker.at(request.bulk_offset);
+  std::vector<u64> sizes(parts);
+  std::memcpy(sizes.data(), source, parts * sizeof(u64));
+  source += sent;
+  u64 needed = 0;
+  std::vector<u64> places;
+  for (const u64 size : sizes) {
+    if (size == 0 || size > wire::kMaxImageBytes) throw wire::ProtocolError("image part of a wrong size");
+    places.push_back(needed);
+    sent += aligned(size);
+    needed += aligned(size) + kPadding;
+    if (sent > wire::kMaxImageBytes) throw wire::ProtocolError("image too large");
+  }
+  if (sent != request.bulk_size) throw wire::ProtocolError("image does not fit its bulk piece");
+  error = CUDA_ERROR_OUT_OF_MEMORY;
+  if (held_bytes(worker) + needed > kMaxHeldBytes) return nullptr;
+  void* memory = mmap(nullptr, needed, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  std::shared_ptr<ImageCopy> copy(new ImageCopy());
+  copy->memory_ = static_cast<u8*>(memory);
+  copy->bytes_ = needed;
+  for (u64 i = 0; i < sizes.size(); ++i) {
+    std::memcpy(copy->memory_ + places[i], source, sizes[i]);
+    source += aligned(sizes[i]);
+  }
+  error = copy->check(sizes, places);
+  return error == CUDA_SUCCESS ? copy : nullptr;
+}
+
+ImageCopy::~ImageCopy() {
+  if (memory_ != nullptr) munmap(memory_, bytes_);
+}
+
+CUresult ImageCopy::check(const std::vector<u64>& sizes, const std::vector<u64>& places) {
+  for (u64 i = 0; i < sizes.size(); ++i) {
+    const wire::ImageExtent extent = wire::measure_image(memory_ + places[i], sizes[i]);
+    if (extent.kind == wire::ImageKind::invalid) return CUDA_ERROR_INVALID_IMAGE;
+    // Only fatbins are linked from others.
+    if (sizes.size() > 1 && extent.kind != wire::ImageKind::fatbin) return CUDA_ERROR_INVALID_IMAGE;
+    if (i > 0) prelinked_.push_back(memory_ + places[i]);
+  }
+  if (sizes.size() > 1) {
+    prelinked_.push_back(nullptr);
+    wrapper_ = {wire::kFatbinWrapperMagic, 2, memory_, prelinked_.data()};
+  }
+  return CUDA_SUCCESS;
+}
+
+JitArguments::JitArguments(Request& request) {
+  const std::vector<u16> options = request.in.get_array<u16>(wire::kMaxJitOptions);
+  const std::vector<u32> values = request.in.get_array<u32>(wire::kMaxJitOptions);
+  if (options.size() != values.size()) throw wire::ProtocolError("compiler options without values");
+  for (u64 i = 0; i < options.size(); ++i) {
+    if (wire::jit_option_kind(options[i]) != wire::JitOptionKind::number)
+      throw wire::ProtocolError("compiler option that does not travel as a number");
+    options_.push_back(static_cast<CUjit_option>(options[i]));
+    values_.push_back(reinterpret_cast<void*>(u64{values[i]}));
+  }
+  numbers_ = options_.size();
+  const u32 info = request.in.get<u32>();
+  const u32 error = request.in.get<u32>();
+  if (info > wire::kMaxJitLogBytes || error > wire::kMaxJitLogBytes)
+    throw wire::ProtocolError("compiler log too large");
+  add_log(info_, info, CU_JIT_INFO_LOG_BUFFER, CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES);
+  add_log(error_, error, CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES);
+}
+
+void JitArguments::add_log(std::vector<char>& log, u32 capacity, CUjit_option buffer, CUjit_option size) {
+  if (capacity == 0) return;
+  log.resize(capacity);
+  options_.push_back(buffer);
+  values_.push_back(log.data());
+  options_.push_back(size);
+  values_.push_back(reinterpret_cast<void*>(u64{capacity}));
+}
+
+void JitArguments::answer(wire::Writer& out) const {
+  std::vector<u32> numbers(numbers_);
+  for (u64 i = 0; i < numbers_; ++i) std::memcpy(&numbers[i], &values_[i], sizeof(u32));
+  out.put_array(numbers.data(), numbers.size());
+  for (const std::vector<char>* log : {&info_, &error_})
+    out.put_array(log->data(), log->empty() ? 0 : strnlen(log->data(), log->size()));
+}
+
+}  // namespace gpupool::worker

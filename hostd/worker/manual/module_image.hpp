@@ -1,0 +1,64 @@
+// Images and compiler options as they arrive: copied out of the window once, measured again, kept as long as
+// the driver may read them.
+#pragma once
+
+#include <cuda.h>
+
+#include <memory>
+#include <vector>
+
+#include "hostd/worker/worker.hpp"
+#include "wire/cpp/image.hpp"
+#include "wire/cpp/jit_options.hpp"
+
+namespace gpupool::worker {
+
+class ImageCopy {
+ public:
+  // Takes the image that the request carries. Null when it does not parse as what it claims to be or when
+  // this session holds too many bytes of images already; `error` then says which. Throws ProtocolError for a
+  // message that no honest client sends.
+  static std::shared_ptr<ImageCopy> take(Worker& worker, Request& request, CUresult& error);
+  ~ImageCopy();
+  ImageCopy(const ImageCopy&) = delete;
+  ImageCopy& operator=(const ImageCopy&) = delete;
+
+  // What the driver is given: the image, or a fatbin wrapper around several.
+  [[nodiscard]] const void* code() const {
+    return wrapper_.magic != 0 ? static_cast<const void*>(&wrapper_) : memory_;
+  }
+  [[nodiscard]] u64 bytes() const { return bytes_; }
+
+ private:
+  ImageCopy() = default;
+  CUresult check(const std::vector<u64>& sizes, const std::vector<u64>& places);
+
+  u8* memory_ = nullptr;
+  u64 bytes_ = 0;  // of the mapping
+  std::vector<const void*> prelinked_;
+  wire::FatbinWrapper wrapper_{};
+};
+
+// Options as the driver takes them, with log buffers of our own. Kept alive by its owner while the driver may
+// write to it.
+class JitArguments {
+ public:
+  explicit JitArguments(Request& request);
+  JitArguments(const JitArguments&) = delete;
+  JitArguments& operator=(const JitArguments&) = delete;
+  [[nodiscard]] unsigned int count() const { return static_cast<unsigned int>(options_.size()); }
+  CUjit_option* options() { return options_.data(); }
+  void** values() { return values_.data(); }
+  // Writes numbers and logs into the answer.
+  void answer(wire::Writer& out) const;
+
+ private:
+  void add_log(std::vector<char>& log, u32 capacity, CUjit_option buffer, CUjit_option size);
+
+  u64 numbers_ = 0;
+  std::vector<CUjit_option> options_;
+  std::vector<void*> values_;
+  std::vector<char> info_, error_;
+};
+
+}  // namespace gpupool::worker

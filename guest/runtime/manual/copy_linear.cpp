@@ -202,17 +202,6 @@ CUresult receive_pageable(CopySender& sender, void* host, u64 device, u64 bytes)
   return sender.error();
 }
 
-// Until all work on the stream is done; for the legacy stream that includes the context's blocking streams.
-CUresult wait_for_stream(Stream& stream) {
-  Session& session = *Session::current();
-  if (finished(session, stream)) return session.take_async_error();
-  Call call(Op::stream_mark);
-  call.on(stream);
-  call.mark();
-  if (const CUresult result = call.send(); result != CUDA_SUCCESS) return result;
-  return session.wait_word(stream.handle.index(), call.ticket() + 1);
-}
-
 // Both sides are in this process. In the stream's order, which here means after all that is on it.
 CUresult copy_on_host(u64 destination, u64 source, u64 bytes, Stream& stream) {
   if (const CUresult result = refuse_capturing(stream); result != CUDA_SUCCESS) return result;
@@ -223,6 +212,16 @@ CUresult copy_on_host(u64 destination, u64 source, u64 bytes, Stream& stream) {
 }
 
 }  // namespace
+
+CUresult wait_for_stream(Stream& stream) {
+  Session& session = *Session::current();
+  if (finished(session, stream)) return session.take_async_error();
+  Call call(Op::stream_mark);
+  call.on(stream);
+  call.mark();
+  if (const CUresult result = call.send(); result != CUDA_SUCCESS) return result;
+  return session.wait_word(stream.handle.index(), call.ticket() + 1);
+}
 
 Side side_of(u64 address) {
   Session* session = Session::current();

@@ -29,6 +29,10 @@ Side side_of(u64 address);
 // not in the table (a module's variable, say). INVALID_VALUE otherwise, as the driver answers.
 CUresult check_device_range(u64 address, u64 bytes);
 
+// Waits until all work on the stream is done; for the legacy stream that includes the context's blocking
+// streams.
+CUresult wait_for_stream(Stream& stream);
+
 // The stream that a copy goes to, or null with what the driver would answer: no context, a bad handle, a call
 // that a stream capture forbids.
 Stream* copy_stream(CUstream stream, CopyCall call, CUresult& error);

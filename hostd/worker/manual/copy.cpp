@@ -153,6 +153,7 @@ CUresult handle_cuMemcpyDtoDAsync_v2(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemcpyPeerAsync(Worker& worker, Request& request) {
+  if (worker.driver.cuMemcpyPeerAsync == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   need_stream(request);
   const auto copy = request.in.get<wire::PeerCopy>();
   request.in.finish();
@@ -163,6 +164,7 @@ CUresult handle_cuMemcpyPeerAsync(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemcpy3DAsync_v2(Worker& worker, Request& request) {
+  if (worker.driver.cuMemcpy3DAsync_v2 == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   wire::BoxCopy box;
   Side source;
   Side destination;
@@ -174,6 +176,7 @@ CUresult handle_cuMemcpy3DAsync_v2(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemcpy3DPeerAsync(Worker& worker, Request& request) {
+  if (worker.driver.cuMemcpy3DPeerAsync == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   wire::BoxCopy box;
   Side source;
   Side destination;

@@ -32,18 +32,21 @@ CUresult handle_cuMemsetD32Async(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemsetD2D8Async(Worker& worker, Request& request) {
+  if (worker.driver.cuMemsetD2D8Async == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const wire::Memset set = read(request, 0xff);
   return worker.driver.cuMemsetD2D8Async(set.device, set.pitch, static_cast<u8>(set.value), set.width,
                                          set.height, request.stream);
 }
 
 CUresult handle_cuMemsetD2D16Async(Worker& worker, Request& request) {
+  if (worker.driver.cuMemsetD2D16Async == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const wire::Memset set = read(request, 0xffff);
   return worker.driver.cuMemsetD2D16Async(set.device, set.pitch, static_cast<u16>(set.value), set.width,
                                           set.height, request.stream);
 }
 
 CUresult handle_cuMemsetD2D32Async(Worker& worker, Request& request) {
+  if (worker.driver.cuMemsetD2D32Async == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const wire::Memset set = read(request, 0xffff'ffff);
   return worker.driver.cuMemsetD2D32Async(set.device, set.pitch, static_cast<u32>(set.value), set.width,
                                           set.height, request.stream);

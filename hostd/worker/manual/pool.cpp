@@ -47,6 +47,7 @@ CUmemPool_attribute read_attribute(Request& request) {
 }  // namespace
 
 CUresult handle_cuMemAllocAsync(Worker& worker, Request& request) {
+  if (worker.driver.cuMemAllocAsync == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   need_stream(request);
   const auto bytes = request.in.get<u64>();
   request.in.finish();
@@ -56,6 +57,7 @@ CUresult handle_cuMemAllocAsync(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemAllocFromPoolAsync(Worker& worker, Request& request) {
+  if (worker.driver.cuMemAllocFromPoolAsync == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   need_stream(request);
   const auto bytes = request.in.get<u64>();
   CUmemoryPool pool = find_pool(worker, request.in.get<wire::Handle>());
@@ -67,6 +69,7 @@ CUresult handle_cuMemAllocFromPoolAsync(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemFreeAsync(Worker& worker, Request& request) {
+  if (worker.driver.cuMemFreeAsync == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   need_stream(request);
   const auto address = request.in.get<u64>();
   request.in.finish();
@@ -74,6 +77,7 @@ CUresult handle_cuMemFreeAsync(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemPoolCreate(Worker& worker, Request& request) {
+  if (worker.driver.cuMemPoolCreate == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   auto properties = request.in.get<CUmemPoolProps>();
   request.in.finish();
   properties.win32SecurityAttributes = nullptr;
@@ -91,6 +95,7 @@ CUresult handle_cuMemPoolCreate(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemPoolGetAttribute(Worker& worker, Request& request) {
+  if (worker.driver.cuMemPoolGetAttribute == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUmemoryPool pool = find_pool(worker, request.in.get<wire::Handle>());
   const CUmemPool_attribute attribute = read_attribute(request);
   request.in.finish();
@@ -102,6 +107,7 @@ CUresult handle_cuMemPoolGetAttribute(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemPoolSetAttribute(Worker& worker, Request& request) {
+  if (worker.driver.cuMemPoolSetAttribute == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUmemoryPool pool = find_pool(worker, request.in.get<wire::Handle>());
   const CUmemPool_attribute attribute = read_attribute(request);
   auto value = request.in.get<u64>();
@@ -113,6 +119,7 @@ CUresult handle_cuMemPoolSetAttribute(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemPoolSetAccess(Worker& worker, Request& request) {
+  if (worker.driver.cuMemPoolSetAccess == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUmemoryPool pool = find_pool(worker, request.in.get<wire::Handle>());
   std::vector<CUmemAccessDesc> access = request.in.get_array<CUmemAccessDesc>(wire::kMaxDevices);
   request.in.finish();
@@ -123,6 +130,7 @@ CUresult handle_cuMemPoolSetAccess(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemPoolGetAccess(Worker& worker, Request& request) {
+  if (worker.driver.cuMemPoolGetAccess == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUmemoryPool pool = find_pool(worker, request.in.get<wire::Handle>());
   auto location = request.in.get<CUmemLocation>();
   request.in.finish();

@@ -55,6 +55,7 @@ CUresult answer_resource(Worker& worker, Request& request, CUDA_RESOURCE_DESC re
 }  // namespace
 
 CUresult handle_cuTexObjectCreate(Worker& worker, Request& request) {
+  if (worker.driver.cuTexObjectCreate == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUDA_RESOURCE_DESC resource{};
   const CUresult found = read_resource(worker, request, resource);
   const auto texture = request.in.get<CUDA_TEXTURE_DESC>();
@@ -70,6 +71,7 @@ CUresult handle_cuTexObjectCreate(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuTexObjectGetResourceDesc(Worker& worker, Request& request) {
+  if (worker.driver.cuTexObjectGetResourceDesc == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto object = request.in.get<u64>();
   request.in.finish();
   CUDA_RESOURCE_DESC resource{};
@@ -78,6 +80,7 @@ CUresult handle_cuTexObjectGetResourceDesc(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuSurfObjectCreate(Worker& worker, Request& request) {
+  if (worker.driver.cuSurfObjectCreate == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUDA_RESOURCE_DESC resource{};
   const CUresult found = read_resource(worker, request, resource);
   request.in.finish();
@@ -89,6 +92,7 @@ CUresult handle_cuSurfObjectCreate(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuSurfObjectGetResourceDesc(Worker& worker, Request& request) {
+  if (worker.driver.cuSurfObjectGetResourceDesc == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto object = request.in.get<u64>();
   request.in.finish();
   CUDA_RESOURCE_DESC resource{};

@@ -30,6 +30,7 @@ CUresult read_properties(Worker& worker, Request& request, CUmemAllocationProp& 
 }  // namespace
 
 CUresult handle_cuMemAddressReserve(Worker& worker, Request& request) {
+  if (worker.driver.cuMemAddressReserve == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto size = request.in.get<u64>();
   const auto alignment = request.in.get<u64>();
   const auto wanted = request.in.get<u64>();
@@ -42,6 +43,7 @@ CUresult handle_cuMemAddressReserve(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemAddressFree(Worker& worker, Request& request) {
+  if (worker.driver.cuMemAddressFree == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto address = request.in.get<u64>();
   const auto size = request.in.get<u64>();
   request.in.finish();
@@ -49,6 +51,7 @@ CUresult handle_cuMemAddressFree(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemCreate(Worker& worker, Request& request) {
+  if (worker.driver.cuMemCreate == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto size = request.in.get<u64>();
   const auto flags = request.in.get<u64>();
   CUmemAllocationProp properties{};
@@ -70,6 +73,7 @@ CUresult handle_cuMemCreate(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemRelease(Worker& worker, Request& request) {
+  if (worker.driver.cuMemRelease == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto handle = request.in.get<wire::Handle>();
   request.in.finish();
   const std::optional<CUmemGenericAllocationHandle> block = worker.mem_allocations.take(handle);
@@ -81,6 +85,7 @@ CUresult handle_cuMemRelease(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemRetainAllocationHandle(Worker& worker, Request& request) {
+  if (worker.driver.cuMemRetainAllocationHandle == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto address = request.in.get<u64>();
   request.in.finish();
   CUmemGenericAllocationHandle block = 0;
@@ -97,6 +102,7 @@ CUresult handle_cuMemRetainAllocationHandle(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemMap(Worker& worker, Request& request) {
+  if (worker.driver.cuMemMap == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto address = request.in.get<u64>();
   const auto size = request.in.get<u64>();
   const auto offset = request.in.get<u64>();
@@ -115,6 +121,7 @@ CUresult handle_cuMemMap(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemUnmap(Worker& worker, Request& request) {
+  if (worker.driver.cuMemUnmap == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto address = request.in.get<u64>();
   const auto size = request.in.get<u64>();
   request.in.finish();
@@ -129,6 +136,7 @@ CUresult handle_cuMemUnmap(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemSetAccess(Worker& worker, Request& request) {
+  if (worker.driver.cuMemSetAccess == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto address = request.in.get<u64>();
   const auto size = request.in.get<u64>();
   std::vector<CUmemAccessDesc> access = request.in.get_array<CUmemAccessDesc>(wire::kMaxDevices);
@@ -154,6 +162,7 @@ CUresult handle_cuMemSetAccess(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemGetAccess(Worker& worker, Request& request) {
+  if (worker.driver.cuMemGetAccess == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto address = request.in.get<u64>();
   auto location = request.in.get<CUmemLocation>();
   request.in.finish();
@@ -165,6 +174,7 @@ CUresult handle_cuMemGetAccess(Worker& worker, Request& request) {
 }
 
 CUresult handle_cuMemGetAllocationGranularity(Worker& worker, Request& request) {
+  if (worker.driver.cuMemGetAllocationGranularity == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto option = request.in.get_enum<u32>(CU_MEM_ALLOC_GRANULARITY_RECOMMENDED);
   CUmemAllocationProp properties{};
   const CUresult located = read_properties(worker, request, properties);
@@ -178,6 +188,7 @@ CUresult handle_cuMemGetAllocationGranularity(Worker& worker, Request& request) 
 }
 
 CUresult handle_cuMemGetAllocationPropertiesFromHandle(Worker& worker, Request& request) {
+  if (worker.driver.cuMemGetAllocationPropertiesFromHandle == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const auto handle = request.in.get<wire::Handle>();
   request.in.finish();
   const CUmemGenericAllocationHandle* block = worker.mem_allocations.find(handle);

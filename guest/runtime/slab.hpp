@@ -58,6 +58,14 @@ class Slab {
     return cell->live.load(std::memory_order_acquire) ? reinterpret_cast<T*>(cell->storage) : nullptr;
   }
 
+  // Calls f(object) for every live object. Objects destroyed meanwhile are the caller's to exclude.
+  template <typename F>
+  void each(F f) const {
+    const u64 used = used_.load(std::memory_order_acquire);
+    for (u64 i = 0; i < used; ++i)
+      if (base_[i].live.load(std::memory_order_acquire)) f(*reinterpret_cast<T*>(base_[i].storage));
+  }
+
  private:
   struct Cell {
     alignas(T) u8 storage[sizeof(T)];  // first, so that the object's address is the cell's

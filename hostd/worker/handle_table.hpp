@@ -61,6 +61,14 @@ class HandleTable {
     return handle;
   }
 
+  // The handle that a driver object has already, or a null handle.
+  wire::Handle name_of(T object) const
+    requires std::is_pointer_v<T>
+  {
+    const auto known = names_.find(object);
+    return known == names_.end() ? wire::Handle{} : known->second;
+  }
+
   // The object, or null when the handle is stale or of another kind.
   T* find(wire::Handle handle) {
     if (handle.kind() != kind_) return nullptr;

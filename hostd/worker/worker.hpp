@@ -45,6 +45,7 @@ struct StreamEntry {
   CUstream stream = nullptr;
   u32 context = 0;         // handle index of its context
   bool capturing = false;  // between begin and end of a capture that this stream began or joined
+  u64 capture_id = 0;      // the driver's, while capturing
 };
 
 struct EventEntry {
@@ -73,6 +74,9 @@ class Worker {
   HandleTable<CUmipmappedArray> mipmapped_arrays{wire::HandleKind::mipmapped_array};
   HandleTable<std::shared_ptr<LinkEntry>> link_states{wire::HandleKind::link_state};
   HandleTable<CUmemGenericAllocationHandle> mem_allocations{wire::HandleKind::mem_allocation};
+
+  // Graphs that the client has asked for while they were being captured, by the driver's capture id.
+  std::unordered_map<u64, CUgraph> capture_graphs;
 
   // The GPU can write words itself (CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS); else a host function
   // does.

@@ -1,0 +1,285 @@
+// Events. A record is a slot with a mark, so that asking for an event, or waiting for it, reads the stream's
+// word.
+#include "guest/runtime/manual/event.hpp"
+
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "guest/runtime/log.hpp"
+#include "guest/runtime/manual/capture.hpp"
+#include "guest/runtime/manual/context.hpp"
+#include "guest/runtime/manual/graph.hpp"
+#include "guest/runtime/manual/stream.hpp"
+#include "guest/runtime/message.hpp"
+#include "guest/runtime/thread_state.hpp"
+#include "guest_api.hpp"  // generated
+
+namespace gpupool::guest {
+
+void set_recorded(Event& event, u32 word, u64 value) {
+  const u64 record = pack_record(word, value);
+  u64 before = event.recorded.load(std::memory_order_relaxed);
+  // Two threads may record one event: the later ticket wins, as it does in the worker.
+  while (before == kRecordedInCapture || record_value(before) < value)
+    if (event.recorded.compare_exchange_weak(before, record, std::memory_order_release)) return;
+}
+
+namespace {
+
+// A primary context lives on in the worker when the program has let go of it: its events must not.
+void free_events(Context& context) {
+  std::vector<Event*> made;
+  g_events.each([&](Event& event) {
+    if (event.context == &context) made.push_back(&event);
+  });
+  for (Event* event : made) api::cuEventDestroy_v2(reinterpret_cast<CUevent>(event));
+}
+
+[[maybe_unused]] const bool registered = at_context_end(&free_events);
+
+}  // namespace
+
+namespace api {
+namespace {
+
+constexpr unsigned kEventFlags = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
+
+bool complete(const Session& session, u64 recorded) {
+  return recorded == 0 || session.word(record_word(recorded)) >= record_value(recorded);
+}
+
+CUresult record_in_capture(Event& event, Stream& stream, const std::shared_ptr<Capture>& capture,
+                           unsigned flags) {
+  // Captures are rare and their errors belong to this very call: the driver answers.
+  Call call(wire::Function::cuEventRecordWithFlags);
+  call.on(stream);
+  call.put(event.handle);
+  call.put(static_cast<u32>(flags));
+  if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+  const std::lock_guard lock(capture_mutex());
+  if (flags == CU_EVENT_RECORD_EXTERNAL) {
+    capture->contents->records.push_back({&event, event.handle});
+  } else {
+    event.capture = capture;
+    event.recorded.store(kRecordedInCapture, std::memory_order_release);
+  }
+  return CUDA_SUCCESS;
+}
+
+// A wait that involves a capture on either side. The driver judges; on success the stream is part of the
+// capture.
+CUresult wait_in_capture(Stream& stream, const Event& event, unsigned flags) {
+  std::shared_ptr<Capture> capture;
+  {
+    const std::lock_guard lock(capture_mutex());
+    if (event.recorded.load(std::memory_order_acquire) == kRecordedInCapture) capture = event.capture;
+  }
+  Call call(wire::Function::cuStreamWaitEvent);
+  call.on(stream);
+  call.put(event.handle);
+  call.put(static_cast<u32>(flags));
+  const CUresult result = call.wait();
+  if (result == CUDA_SUCCESS && capture != nullptr && flags != CU_EVENT_WAIT_EXTERNAL)
+    join_capture(stream, capture);
+  return result;
+}
+
+// A stream of the context that the program never sees: it carries the marks of cuCtxRecordEvent.
+Stream* watching_stream(Context& context, CUresult& error) {
+  static auto& mutex = *new std::mutex();
+  static auto& streams = *new std::unordered_map<u64, CUstream>();  // by Context::id
+  const std::lock_guard lock(mutex);
+  CUstream& handle = streams[context.id];
+  if (handle == nullptr) {
+    const ScopedContext scope(&context);
+    error = api::cuStreamCreateWithPriority(&handle, CU_STREAM_NON_BLOCKING, 0);
+  }
+  return g_streams.find(handle);
+}
+
+}  // namespace
+
+CUresult cuEventCreate(CUevent* out, unsigned int flags) {
+  if (out == nullptr || (flags & ~kEventFlags) != 0) return CUDA_ERROR_INVALID_VALUE;
+  if ((flags & CU_EVENT_INTERPROCESS) != 0) {
+    // cuda.h: an interprocess event cannot take times.
+    if ((flags & CU_EVENT_DISABLE_TIMING) == 0) return CUDA_ERROR_INVALID_VALUE;
+    log_unsupported("cuEventCreate with CU_EVENT_INTERPROCESS");
+    return CUDA_ERROR_NOT_SUPPORTED;
+  }
+  Context* context = current_context();
+  if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  const wire::Handle handle = handles(wire::HandleKind::event).take();
+  if (!handle) return CUDA_ERROR_OUT_OF_MEMORY;
+  Event* event = g_events.create();
+  if (event == nullptr) {
+    handles(wire::HandleKind::event).give_back(handle);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  event->handle = handle;
+  event->context = context;
+  event->flags = flags;
+  Call call(wire::Function::cuEventCreate);
+  call.put(handle);
+  call.put(static_cast<u32>(flags));
+  if (const CUresult result = call.send(); result != CUDA_SUCCESS) {
+    g_events.destroy(event);
+    handles(wire::HandleKind::event).give_back(handle);
+    return result;
+  }
+  *out = reinterpret_cast<CUevent>(event);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuEventDestroy_v2(CUevent handle) {
+  Event* event = find(handle);
+  if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  Call call(wire::Function::cuEventDestroy_v2);
+  call.put(event->handle);
+  const CUresult result = call.send();
+  // The destruction has its ticket: whoever takes the index next comes after it.
+  handles(wire::HandleKind::event).give_back(event->handle);
+  g_events.destroy(event);
+  return result;
+}
+
+CUresult cuEventDestroy(CUevent handle) {
+  return api::cuEventDestroy_v2(handle);
+}
+
+CUresult cuEventRecordWithFlags(CUevent handle, CUstream stream_handle, unsigned int flags) {
+  if (flags > CU_EVENT_RECORD_EXTERNAL) return CUDA_ERROR_INVALID_VALUE;
+  Event* event = find(handle);
+  if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  CUresult error = CUDA_SUCCESS;
+  Stream* stream = resolve_stream(stream_handle, error);
+  if (stream == nullptr) return error;
+  if (stream->context != event->context) return CUDA_ERROR_INVALID_HANDLE;
+  if (const CUresult result = check_legacy(*stream); result != CUDA_SUCCESS) return result;
+  if (const std::shared_ptr<Capture> capture = capture_of(*stream))
+    return record_in_capture(*event, *stream, capture, flags);
+  if (flags == CU_EVENT_RECORD_EXTERNAL) return CUDA_ERROR_INVALID_VALUE;  // cuda.h: only while capturing
+  Call call(wire::Function::cuEventRecordWithFlags);
+  call.on(*stream);
+  call.mark();
+  call.put(event->handle);
+  call.put(static_cast<u32>(flags));
+  if (const CUresult result = call.send(); result != CUDA_SUCCESS) return result;
+  set_recorded(*event, stream->handle.index(), call.ticket() + 1);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuEventRecord(CUevent event, CUstream stream) {
+  return api::cuEventRecordWithFlags(event, stream, CU_EVENT_RECORD_DEFAULT);
+}
+
+CUresult cuEventQuery(CUevent handle) {
+  Event* event = find(handle);
+  if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  const u64 recorded = event->recorded.load(std::memory_order_acquire);
+  if (recorded == kRecordedInCapture) return CUDA_ERROR_CAPTURED_EVENT;
+  Session& session = *Session::current();
+  if (complete(session, recorded)) return session.take_async_error();
+  const CUresult result = poll_for_fault(session);
+  return result == CUDA_SUCCESS ? CUDA_ERROR_NOT_READY : result;
+}
+
+CUresult cuEventSynchronize(CUevent handle) {
+  Event* event = find(handle);
+  if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  const u64 recorded = event->recorded.load(std::memory_order_acquire);
+  if (recorded == kRecordedInCapture) return CUDA_ERROR_CAPTURED_EVENT;
+  Session& session = *Session::current();
+  if (recorded == 0) return session.take_async_error();
+  return session.wait_word(record_word(recorded), record_value(recorded));
+}
+
+CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start_handle, CUevent end_handle) {
+  if (milliseconds == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  const Event* start = find(start_handle);
+  const Event* end = find(end_handle);
+  if (start == nullptr || end == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  Session& session = *Session::current();
+  bool pending = false;
+  for (const Event* event : {start, end}) {
+    const u64 recorded = event->recorded.load(std::memory_order_acquire);
+    if ((event->flags & CU_EVENT_DISABLE_TIMING) != 0 || recorded == 0) return CUDA_ERROR_INVALID_HANDLE;
+    if (recorded == kRecordedInCapture) return CUDA_ERROR_CAPTURED_EVENT;
+    pending = pending || !complete(session, recorded);
+  }
+  if (pending) {
+    const CUresult result = poll_for_fault(session);
+    return result == CUDA_SUCCESS ? CUDA_ERROR_NOT_READY : result;
+  }
+  Call call(wire::Function::cuEventElapsedTime_v2);
+  call.put(start->handle);
+  call.put(end->handle);
+  const CUresult result = call.wait();
+  if (result == CUDA_SUCCESS) *milliseconds = call.get<float>();
+  return result;
+}
+
+CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
+  return api::cuEventElapsedTime_v2(milliseconds, start, end);
+}
+
+CUresult cuStreamWaitEvent(CUstream stream_handle, CUevent event_handle, unsigned int flags) {
+  if (flags > CU_EVENT_WAIT_EXTERNAL) return CUDA_ERROR_INVALID_VALUE;
+  const Event* event = find(event_handle);
+  if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  CUresult error = CUDA_SUCCESS;
+  Stream* stream = resolve_stream(stream_handle, error);
+  if (stream == nullptr) return error;
+  if (const CUresult result = check_legacy(*stream); result != CUDA_SUCCESS) return result;
+  const u64 recorded = event->recorded.load(std::memory_order_acquire);
+  if (recorded == kRecordedInCapture || stream->capturing.load(std::memory_order_acquire))
+    return wait_in_capture(*stream, *event, flags);
+  if (flags == CU_EVENT_WAIT_EXTERNAL) return CUDA_ERROR_INVALID_VALUE;  // cuda.h: only while capturing
+  // Complete already, or recorded on this very stream: its order says the same.
+  if (complete(*Session::current(), recorded) || record_word(recorded) == stream->handle.index())
+    return CUDA_SUCCESS;
+  Call call(wire::Function::cuStreamWaitEvent);
+  call.on(*stream);
+  call.put(event->handle);
+  call.put(static_cast<u32>(flags));
+  return call.send();
+}
+
+CUresult cuCtxRecordEvent(CUcontext context_handle, CUevent event_handle) {
+  Context* context = context_handle == nullptr ? current_context() : find(context_handle);
+  if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
+  Event* event = find(event_handle);
+  if (event == nullptr || event->context != context) return CUDA_ERROR_INVALID_HANDLE;
+  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  CUresult error = CUDA_ERROR_OUT_OF_MEMORY;
+  Stream* stream = watching_stream(*context, error);
+  if (stream == nullptr) return error;
+  const ScopedContext scope(context);
+  Call call(wire::Function::cuCtxRecordEvent);
+  call.on(*stream);
+  call.mark();
+  call.put(event->handle);
+  if (const CUresult result = call.send(); result != CUDA_SUCCESS) return result;
+  set_recorded(*event, stream->handle.index(), call.ticket() + 1);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuCtxWaitEvent(CUcontext context_handle, CUevent event_handle) {
+  Context* context = context_handle == nullptr ? current_context() : find(context_handle);
+  if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
+  const Event* event = find(event_handle);
+  if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  if (event->recorded.load(std::memory_order_acquire) == kRecordedInCapture) return CUDA_ERROR_CAPTURED_EVENT;
+  const ScopedContext scope(context);
+  Call call(wire::Function::cuCtxWaitEvent);
+  call.put(event->handle);
+  return call.send();
+}
+
+}  // namespace api
+}  // namespace gpupool::guest

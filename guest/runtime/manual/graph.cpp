@@ -1,0 +1,280 @@
+// Graphs and executable graphs as wholes: making, copying, instantiating, launching, destroying. Nodes are in
+// graph_node.cpp and graph_params.cpp.
+#include "guest/runtime/manual/graph.hpp"
+
+#include <cstring>
+#include <string>
+#include <unordered_map>
+
+#include "guest/runtime/manual/capture.hpp"
+#include "guest/runtime/manual/event.hpp"
+#include "guest/runtime/message.hpp"
+#include "guest/runtime/thread_state.hpp"
+#include "guest_api.hpp"  // generated
+
+namespace gpupool::guest {
+namespace {
+
+struct Registry {
+  std::mutex mutex;
+  std::unordered_map<u64, GraphContents> graphs;
+  std::unordered_map<u64, std::shared_ptr<ExecContents>> execs;
+};
+
+// Leaked on purpose: graphs are destroyed by exit handlers of programs too.
+Registry& registry() {
+  static auto& instance = *new Registry();
+  return instance;
+}
+
+}  // namespace
+
+void GraphContents::merge(const GraphContents& other) {
+  host_calls.insert(host_calls.end(), other.host_calls.begin(), other.host_calls.end());
+  records.insert(records.end(), other.records.begin(), other.records.end());
+  for (const UserReference& each : other.objects) objects.push_back(each);
+}
+
+void remember_graph(u64 graph, const GraphContents& contents) {
+  const std::lock_guard lock(registry().mutex);
+  registry().graphs[graph].merge(contents);
+}
+
+bool forget_graph(u64 graph) {
+  decltype(Registry::graphs)::node_type removed;  // destroyed after the lock is gone
+  const std::lock_guard lock(registry().mutex);
+  removed = registry().graphs.extract(graph);
+  return !removed.empty();
+}
+
+bool with_graph(u64 graph, const std::function<void(GraphContents&)>& change) {
+  const std::lock_guard lock(registry().mutex);
+  const auto found = registry().graphs.find(graph);
+  if (found == registry().graphs.end()) return false;
+  change(found->second);
+  return true;
+}
+
+GraphContents contents_of(u64 graph) {
+  GraphContents copy;
+  with_graph(graph, [&](const GraphContents& contents) { copy.merge(contents); });
+  return copy;
+}
+
+void remember_exec(u64 exec, u64 flags, GraphContents contents) {
+  auto entry = std::make_shared<ExecContents>();
+  entry->contents = std::make_shared<GraphContents>(std::move(contents));
+  entry->flags = flags;
+  const std::lock_guard lock(registry().mutex);
+  registry().execs[exec] = std::move(entry);
+}
+
+std::shared_ptr<ExecContents> find_exec(u64 exec) {
+  const std::lock_guard lock(registry().mutex);
+  const auto found = registry().execs.find(exec);
+  return found == registry().execs.end() ? nullptr : found->second;
+}
+
+std::shared_ptr<ExecContents> take_exec(u64 exec) {
+  const std::lock_guard lock(registry().mutex);
+  const auto found = registry().execs.find(exec);
+  if (found == registry().execs.end()) return nullptr;
+  std::shared_ptr<ExecContents> entry = std::move(found->second);
+  registry().execs.erase(found);
+  return entry;
+}
+
+namespace api {
+namespace {
+
+struct InstantiateResult {
+  CUgraphExec exec = nullptr;
+  CUgraphNode error_node = nullptr;
+  CUgraphInstantiateResult detail = CUDA_GRAPH_INSTANTIATE_SUCCESS;
+};
+
+CUresult instantiate(CUgraph graph, u64 flags, Stream* upload, InstantiateResult& out) {
+  Call call(wire::Function::cuGraphInstantiateWithParams);
+  call.put(bits(graph));
+  call.put(flags);
+  call.put(upload == nullptr ? wire::Handle{} : upload->handle);
+  const CUresult result = call.wait();
+  const auto exec = call.get<u64>();
+  out.error_node = reinterpret_cast<CUgraphNode>(call.get<u64>());
+  out.detail = static_cast<CUgraphInstantiateResult>(call.get<u32>());
+  if (result != CUDA_SUCCESS) return result;
+  out.exec = reinterpret_cast<CUgraphExec>(exec);
+  remember_exec(exec, flags, contents_of(bits(graph)));
+  return CUDA_SUCCESS;
+}
+
+// After a launch that something of the client's hangs on: events, callbacks, lives.
+void follow_launch(const Stream& stream, u64 value, const std::shared_ptr<GraphContents>& contents) {
+  for (const EventRecord& record : contents->records)
+    if (Event* event = record.live()) set_recorded(*event, stream.handle.index(), value);
+  if (!contents->host_calls.empty()) expect_host_calls(stream.handle.index(), value, contents->host_calls);
+  if (!contents->objects.empty()) run_when(stream.handle.index(), value, [contents] {});
+}
+
+}  // namespace
+
+CUresult cuGraphCreate(CUgraph* out, unsigned int flags) {
+  if (out == nullptr || flags != 0) return CUDA_ERROR_INVALID_VALUE;
+  Call call(wire::Function::cuGraphCreate);
+  if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+  const auto graph = call.get<u64>();
+  remember_graph(graph, {});
+  *out = reinterpret_cast<CUgraph>(graph);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGraphDestroy(CUgraph graph) {
+  if (!forget_graph(bits(graph))) return CUDA_ERROR_INVALID_VALUE;
+  Call call(wire::Function::cuGraphDestroy);
+  call.put(bits(graph));
+  return call.send();
+}
+
+CUresult cuGraphClone(CUgraph* out, CUgraph original) {
+  if (out == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  Call call(wire::Function::cuGraphClone);
+  call.put(bits(original));
+  if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+  const auto graph = call.get<u64>();
+  remember_graph(graph, contents_of(bits(original)));
+  *out = reinterpret_cast<CUgraph>(graph);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGraphInstantiateWithFlags(CUgraphExec* out, CUgraph graph, unsigned long long flags) {
+  if (out == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  InstantiateResult made;
+  const CUresult result = instantiate(graph, flags, nullptr, made);
+  if (result == CUDA_SUCCESS) *out = made.exec;
+  return result;
+}
+
+CUresult cuGraphInstantiate_v2(CUgraphExec* out, CUgraph graph, CUgraphNode* error_node, char* log,
+                               size_t log_bytes) {
+  if (out == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  InstantiateResult made;
+  const CUresult result = instantiate(graph, 0, nullptr, made);
+  if (result == CUDA_SUCCESS) *out = made.exec;
+  if (result != CUDA_SUCCESS && error_node != nullptr) *error_node = made.error_node;
+  if (log != nullptr && log_bytes != 0) log[0] = '\0';  // the driver's text does not travel
+  return result;
+}
+
+CUresult cuGraphInstantiate(CUgraphExec* out, CUgraph graph, CUgraphNode* error_node, char* log,
+                            size_t log_bytes) {
+  return api::cuGraphInstantiate_v2(out, graph, error_node, log, log_bytes);
+}
+
+CUresult cuGraphInstantiateWithParams(CUgraphExec* out, CUgraph graph,
+                                      CUDA_GRAPH_INSTANTIATE_PARAMS* params) {
+  if (out == nullptr || params == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  Stream* upload = nullptr;
+  if ((params->flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD) != 0) {
+    CUresult error = CUDA_SUCCESS;
+    upload = resolve_stream(params->hUploadStream, error);
+    if (upload == nullptr) return error;
+  }
+  InstantiateResult made;
+  const CUresult result = instantiate(graph, params->flags, upload, made);
+  params->hErrNode_out = made.error_node;
+  params->result_out = made.detail;
+  if (result == CUDA_SUCCESS) *out = made.exec;
+  return result;
+}
+
+CUresult cuGraphExecGetFlags(CUgraphExec handle, cuuint64_t* flags) {
+  const std::shared_ptr<ExecContents> exec = find_exec(bits(handle));
+  if (exec == nullptr || flags == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  // cuda.h: the upload flag is not kept.
+  *flags = exec->flags & ~static_cast<u64>(CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGraphExecDestroy(CUgraphExec handle) {
+  // Contents of launches still in flight are held by the host thread's waiters.
+  if (take_exec(bits(handle)) == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  Call call(wire::Function::cuGraphExecDestroy);
+  call.put(bits(handle));
+  return call.send();
+}
+
+CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
+  const std::shared_ptr<ExecContents> exec = find_exec(bits(handle));
+  if (exec == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  CUresult error = CUDA_SUCCESS;
+  Stream* stream = resolve_stream(stream_handle, error);
+  if (stream == nullptr) return error;
+  if (const CUresult result = check_legacy(*stream); result != CUDA_SUCCESS) return result;
+  std::shared_ptr<GraphContents> contents;
+  {
+    const std::lock_guard lock(exec->mutex);
+    contents = exec->contents;
+  }
+  const std::shared_ptr<Capture> capture = capture_of(*stream);
+  Call call(wire::Function::cuGraphLaunch);
+  call.on(*stream);
+  call.put(bits(handle));
+  if (capture != nullptr) {
+    // The launch becomes a child graph of the graph being captured.
+    if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+    const std::lock_guard lock(capture_mutex());
+    capture->contents->merge(*contents);
+    return CUDA_SUCCESS;
+  }
+  const bool followed = !contents->empty();
+  if (followed) call.mark();
+  const CUresult result = call.send();
+  if (result == CUDA_SUCCESS && followed) follow_launch(*stream, call.ticket() + 1, contents);
+  return result;
+}
+
+CUresult cuGraphUpload(CUgraphExec handle, CUstream stream_handle) {
+  if (find_exec(bits(handle)) == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  CUresult error = CUDA_SUCCESS;
+  Stream* stream = resolve_stream(stream_handle, error);
+  if (stream == nullptr) return error;
+  if (const CUresult result = refuse_capturing(*stream); result != CUDA_SUCCESS) return result;
+  Call call(wire::Function::cuGraphUpload);
+  call.on(*stream);
+  call.put(bits(handle));
+  return call.send();
+}
+
+CUresult cuGraphExecUpdate_v2(CUgraphExec handle, CUgraph graph, CUgraphExecUpdateResultInfo* info) {
+  const std::shared_ptr<ExecContents> exec = find_exec(bits(handle));
+  if (exec == nullptr || info == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  Call call(wire::Function::cuGraphExecUpdate_v2);
+  call.put(bits(handle));
+  call.put(bits(graph));
+  const CUresult result = call.wait();
+  info->result = static_cast<CUgraphExecUpdateResult>(call.get<u32>());
+  info->errorNode = reinterpret_cast<CUgraphNode>(call.get<u64>());
+  info->errorFromNode = reinterpret_cast<CUgraphNode>(call.get<u64>());
+  if (result != CUDA_SUCCESS) return result;
+  auto contents = std::make_shared<GraphContents>(contents_of(bits(graph)));
+  const std::lock_guard lock(exec->mutex);
+  // The executable graph keeps the user objects it was instantiated with (cuda.h: updates do not move
+  // references).
+  contents->objects.clear();
+  for (const UserReference& each : exec->contents->objects) contents->objects.push_back(each);
+  exec->contents = std::move(contents);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuGraphExecUpdate(CUgraphExec exec, CUgraph graph, CUgraphNode* error_node,
+                           CUgraphExecUpdateResult* update) {
+  if (update == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  CUgraphExecUpdateResultInfo info{};
+  const CUresult result = api::cuGraphExecUpdate_v2(exec, graph, &info);
+  *update = info.result;
+  if (error_node != nullptr) *error_node = info.errorNode;
+  return result;
+}
+
+}  // namespace api
+}  // namespace gpupool::guest

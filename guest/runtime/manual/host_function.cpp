@@ -1,0 +1,236 @@
+// The thread that runs the program's host functions. See host_function.hpp.
+#include "guest/runtime/manual/host_function.hpp"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+
+#include "guest/runtime/log.hpp"
+#include "guest/runtime/manual/capture.hpp"
+#include "guest/runtime/manual/graph.hpp"
+#include "guest/runtime/message.hpp"
+#include "guest/runtime/thread_state.hpp"
+#include "guest_api.hpp"  // generated
+#include "wire/cpp/futex.hpp"
+
+namespace gpupool::guest {
+namespace {
+
+constexpr u32 kSpinUs = 50;
+constexpr u32 kLongestNapUs =
+    1000;  // while something is outstanding; with nothing outstanding the thread sleeps
+
+struct Waiter {
+  u32 word = 0;
+  u64 value = 0;
+  std::vector<std::shared_ptr<HostCall>> calls;
+  std::function<void()> job;
+};
+
+// Leaked on purpose, as the session: the thread may outlive static destructors.
+struct HostThread {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<Waiter> waiters;
+  std::unordered_map<u32, std::weak_ptr<HostCall>> calls;
+  u32 next_id = 1;
+  bool started = false;
+};
+
+HostThread& host_thread() {
+  static auto& instance = *new HostThread();
+  return instance;
+}
+
+thread_local bool t_in_host_function = false;
+
+void run_call(HostCall& call, CUresult status) {
+  t_in_host_function = true;
+  call.ran = true;
+  if (call.callback != nullptr) call.callback(call.stream, status, call.data);
+  if (call.function != nullptr) call.function(call.data);
+  t_in_host_function = false;
+}
+
+void release(Session& session, u64 sequence) {
+  // On shared memory the store is the message, so that a dispatcher which is busy inside the driver cannot
+  // hold a host function back that the driver is waiting for.
+  if (session.shared_memory()) {
+    session.window().control().host_released.store(sequence, std::memory_order_release);
+    return;
+  }
+  Call call(wire::Function::host_function_release);
+  call.put(sequence);
+  call.send();  // fails only with the session, and then nobody waits
+}
+
+// Serves the request in word 0 if it is new. True when it was.
+bool serve_request(Session& session, u32& served) {
+  const u64 request = session.word(0);
+  const u32 sequence = static_cast<u32>(request >> 32);
+  if (sequence == served) return false;
+  served = sequence;
+  if (const std::shared_ptr<HostCall> call = find_host_call(static_cast<u32>(request))) {
+    run_call(*call, CUDA_SUCCESS);
+  } else {
+    log_line("the worker asked for a host function that does not exist");
+  }
+  release(session, sequence);
+  return true;
+}
+
+// Takes out the waiters that are done; all of them when the session has failed.
+std::vector<Waiter> take_done(HostThread& host, const Session& session, bool failed) {
+  std::vector<Waiter> done;
+  const std::lock_guard lock(host.mutex);
+  for (size_t i = 0; i < host.waiters.size();) {
+    Waiter& waiter = host.waiters[i];
+    if (!failed && waiter.word != 0 && session.word(waiter.word) < waiter.value) {
+      ++i;
+      continue;
+    }
+    done.push_back(std::move(waiter));
+    host.waiters.erase(host.waiters.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  return done;
+}
+
+void finish(std::vector<Waiter>& done, CUresult status) {
+  for (Waiter& waiter : done) {
+    // cuda.h: a stream callback is told of the error; a host function is not called after one.
+    for (const std::shared_ptr<HostCall>& call : waiter.calls)
+      if (call->callback != nullptr && !call->ran && status != CUDA_SUCCESS) run_call(*call, status);
+    if (waiter.job) waiter.job();
+  }
+  done.clear();  // may destroy user objects
+}
+
+void serve(HostThread& host) {
+  u32 served = 0;
+  while (true) {
+    {
+      std::unique_lock lock(host.mutex);
+      host.changed.wait(lock, [&] { return !host.waiters.empty(); });
+    }
+    wire::Backoff backoff(kSpinUs, kLongestNapUs);
+    while (true) {
+      Session* session = Session::current();
+      if (session == nullptr) return;
+      const bool ran = serve_request(*session, served);
+      const CUresult failed = backoff.elapsed_ns() > 5'000'000 ? session->check_alive() : session->failed();
+      std::vector<Waiter> done = take_done(host, *session, failed != CUDA_SUCCESS);
+      finish(done, failed);
+      if (ran) backoff = wire::Backoff(kSpinUs, kLongestNapUs);
+      {
+        const std::lock_guard lock(host.mutex);
+        if (host.waiters.empty()) break;
+      }
+      if (!ran) backoff.step();
+    }
+  }
+}
+
+void add_waiter(Waiter waiter) {
+  HostThread& host = host_thread();
+  const std::lock_guard lock(host.mutex);
+  host.waiters.push_back(std::move(waiter));
+  if (!host.started) {
+    // Signals are the program's: none of them may be delivered to our thread.
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    std::thread([&host] { serve(host); }).detach();
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    host.started = true;
+  }
+  host.changed.notify_one();
+}
+
+}  // namespace
+
+HostCall::~HostCall() {
+  HostThread& host = host_thread();
+  const std::lock_guard lock(host.mutex);
+  host.calls.erase(id);
+}
+
+std::shared_ptr<HostCall> make_host_call(CUhostFn function, void* data) {
+  auto call = std::make_shared<HostCall>();
+  call->function = function;
+  call->data = data;
+  HostThread& host = host_thread();
+  const std::lock_guard lock(host.mutex);
+  // Ids are never 0, and one in use is not given again after the counter has wrapped.
+  do call->id = host.next_id++;
+  while (call->id == 0 || host.calls.contains(call->id));
+  host.calls.emplace(call->id, call);
+  return call;
+}
+
+std::shared_ptr<HostCall> find_host_call(u32 id) {
+  HostThread& host = host_thread();
+  const std::lock_guard lock(host.mutex);
+  const auto found = host.calls.find(id);
+  return found == host.calls.end() ? nullptr : found->second.lock();
+}
+
+void expect_host_calls(u32 word, u64 value, std::vector<std::shared_ptr<HostCall>> calls) {
+  add_waiter({word, value, std::move(calls), nullptr});
+}
+
+void run_when(u32 word, u64 value, std::function<void()> job) {
+  add_waiter({word, value, {}, std::move(job)});
+}
+
+bool in_host_function() {
+  return t_in_host_function;
+}
+
+namespace api {
+namespace {
+
+CUresult launch(CUstream handle, const std::shared_ptr<HostCall>& host_call) {
+  if (in_host_function()) return CUDA_ERROR_NOT_PERMITTED;
+  CUresult error = CUDA_SUCCESS;
+  Stream* stream = resolve_stream(handle, error);
+  if (stream == nullptr) return error;
+  if (const CUresult result = check_legacy(*stream); result != CUDA_SUCCESS) return result;
+  const std::shared_ptr<Capture> capture = capture_of(*stream);
+  if (capture != nullptr && host_call->callback != nullptr) return refuse_capturing(*stream);
+  Call call(wire::Function::cuLaunchHostFunc);
+  call.on(*stream);
+  call.put(host_call->id);
+  if (capture != nullptr) {
+    if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+    const std::lock_guard lock(capture_mutex());
+    capture->contents->host_calls.push_back(host_call);
+    return CUDA_SUCCESS;
+  }
+  call.mark();
+  if (const CUresult result = call.send(); result != CUDA_SUCCESS) return result;
+  expect_host_calls(stream->handle.index(), call.ticket() + 1, {host_call});
+  return CUDA_SUCCESS;
+}
+
+}  // namespace
+
+CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void* data) {
+  if (function == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  return launch(stream, make_host_call(function, data));
+}
+
+CUresult cuStreamAddCallback(CUstream stream, CUstreamCallback callback, void* data, unsigned int flags) {
+  if (callback == nullptr || flags != 0) return CUDA_ERROR_INVALID_VALUE;  // cuda.h: reserved, must be 0
+  const std::shared_ptr<HostCall> call = make_host_call(nullptr, data);
+  call->callback = callback;
+  call->stream = stream;
+  return launch(stream, call);
+}
+
+}  // namespace api
+}  // namespace gpupool::guest

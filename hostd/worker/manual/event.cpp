@@ -1,0 +1,77 @@
+// Events on the worker's side. The client never asks about their completion: a record's slot carries a mark.
+#include "hostd/worker/manual/capture.hpp"
+#include "worker_manual.hpp"  // generated
+
+namespace gpupool::worker {
+
+CUresult handle_cuEventCreate(Worker& worker, Request& request) {
+  const auto handle = request.in.get<wire::Handle>();
+  const auto flags = request.in.get<u32>();
+  // Events of other processes would need handles that hostd has checked.
+  if ((flags & CU_EVENT_INTERPROCESS) != 0) return CUDA_ERROR_NOT_SUPPORTED;
+  CUevent event = nullptr;
+  const CUresult result = worker.driver.cuEventCreate(&event, flags);
+  if (result == CUDA_SUCCESS) worker.events.put(handle, EventEntry{event});
+  return result;
+}
+
+CUresult handle_cuEventDestroy_v2(Worker& worker, Request& request) {
+  const std::optional<EventEntry> entry = worker.events.take(request.in.get<wire::Handle>());
+  return entry ? worker.driver.cuEventDestroy_v2(entry->event) : CUDA_ERROR_INVALID_HANDLE;
+}
+
+CUresult handle_cuEventRecordWithFlags(Worker& worker, Request& request) {
+  const auto handle = request.in.get<wire::Handle>();
+  const auto flags = request.in.get<u32>();
+  const EventEntry* entry = worker.events.find(handle);
+  if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  return worker.driver.cuEventRecordWithFlags(entry->event, request.stream, flags);
+}
+
+CUresult handle_cuStreamWaitEvent(Worker& worker, Request& request) {
+  const auto handle = request.in.get<wire::Handle>();
+  const auto flags = request.in.get<u32>();
+  const EventEntry* entry = worker.events.find(handle);
+  if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  const CUresult result = worker.driver.cuStreamWaitEvent(request.stream, entry->event, flags);
+  // Only a wait that the client knows to join a capture is answered.
+  if (result == CUDA_SUCCESS && (request.flags & wire::kReply) != 0)
+    note_capture(worker, request.stream_handle);
+  return result;
+}
+
+CUresult handle_cuEventElapsedTime_v2(Worker& worker, Request& request) {
+  const auto start_handle = request.in.get<wire::Handle>();
+  const auto end_handle = request.in.get<wire::Handle>();
+  const EventEntry* start = worker.events.find(start_handle);
+  const EventEntry* end = worker.events.find(end_handle);
+  if (start == nullptr || end == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  float milliseconds = 0;
+  // The v2 form came with driver 12.8; the plain one answers the same for events of one context.
+  const CUresult result = worker.driver.cuEventElapsedTime_v2 != nullptr
+                              ? worker.driver.cuEventElapsedTime_v2(&milliseconds, start->event, end->event)
+                              : worker.driver.cuEventElapsedTime(&milliseconds, start->event, end->event);
+  if (result == CUDA_SUCCESS) request.out->put(milliseconds);
+  return result;
+}
+
+CUresult handle_cuCtxRecordEvent(Worker& worker, Request& request) {
+  const auto handle = request.in.get<wire::Handle>();
+  const EventEntry* entry = worker.events.find(handle);
+  if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  if (worker.driver.cuCtxRecordEvent == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
+  const CUresult result = worker.driver.cuCtxRecordEvent(request.context, entry->event);
+  if (result != CUDA_SUCCESS) return result;
+  // The slot's stream does nothing but carry the mark of this event.
+  return worker.driver.cuStreamWaitEvent(request.stream, entry->event, CU_EVENT_WAIT_DEFAULT);
+}
+
+CUresult handle_cuCtxWaitEvent(Worker& worker, Request& request) {
+  const auto handle = request.in.get<wire::Handle>();
+  const EventEntry* entry = worker.events.find(handle);
+  if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  if (worker.driver.cuCtxWaitEvent == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
+  return worker.driver.cuCtxWaitEvent(request.context, entry->event);
+}
+
+}  // namespace gpupool::worker

@@ -1,0 +1,39 @@
+// Parameters of nodes, from the wire to what the driver takes. Each read() consumes its part of the message;
+// the result lives as long as the object.
+#pragma once
+
+#include <vector>
+
+#include "hostd/worker/worker.hpp"
+#include "wire/cpp/copy_message.hpp"
+#include "wire/cpp/graph_message.hpp"
+
+namespace gpupool::worker {
+
+struct KernelNode {
+  CUDA_KERNEL_NODE_PARAMS_v2 params{};
+
+  KernelNode() = default;
+  KernelNode(const KernelNode&) = delete;  // `params` points into it
+  KernelNode& operator=(const KernelNode&) = delete;
+  CUresult read(Worker& worker, Request& request);
+
+ private:
+  std::vector<u8> buffer_;
+  size_t buffer_bytes_ = 0;
+  void* extra_[5] = {};
+};
+
+struct CopyNode {
+  CUDA_MEMCPY3D params{};
+  CUcontext context = nullptr;
+  CUresult read(Worker& worker, Request& request);
+};
+
+struct MemsetNode {
+  CUDA_MEMSET_NODE_PARAMS params{};
+  CUcontext context = nullptr;
+  CUresult read(Worker& worker, Request& request);
+};
+
+}  // namespace gpupool::worker

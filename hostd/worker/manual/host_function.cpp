@@ -1,0 +1,52 @@
+// Host functions on the worker's side. The driver calls run_in_client() on a thread of its own; that asks the
+// client through completion word 0 and waits. See guest/runtime/manual/host_function.hpp.
+#include "hostd/worker/manual/host_function.hpp"
+
+#include <mutex>
+
+#include "wire/cpp/futex.hpp"
+#include "worker_manual.hpp"  // generated
+
+namespace gpupool::worker {
+namespace {
+
+constexpr u32 kSpinUs = 50;
+constexpr u32 kNapUs = 500;
+
+wire::Window g_window;  // set before the first host function is given to the driver
+
+// Waits without a bound of its own: the client's function may take as long as it likes, and when the client
+// is gone this process ends (client_watch.cpp).
+void CUDA_CB run_in_client(void* id) {
+  static std::mutex one_at_a_time;
+  static u32 sequence = 0;
+  const std::lock_guard lock(one_at_a_time);
+  ++sequence;
+  g_window.word(0).value.store(
+      (static_cast<u64>(sequence) << 32) | static_cast<u32>(reinterpret_cast<u64>(id)),
+      std::memory_order_release);
+  wire::Backoff backoff(kSpinUs, kNapUs);
+  while (static_cast<u32>(g_window.control().host_released.load(std::memory_order_acquire)) != sequence)
+    backoff.step();
+}
+
+}  // namespace
+
+CUhostFn client_function(Worker& worker) {
+  g_window = worker.window;
+  return &run_in_client;
+}
+
+// u32 id.
+CUresult handle_cuLaunchHostFunc(Worker& worker, Request& request) {
+  const auto id = request.in.get<u32>();
+  return worker.driver.cuLaunchHostFunc(request.stream, client_function(worker), client_argument(id));
+}
+
+// u64 sequence. Over a stream transport only, where the mirror has stored it already.
+CUresult handle_host_function_release(Worker&, Request& request) {
+  request.in.get<u64>();
+  return CUDA_SUCCESS;
+}
+
+}  // namespace gpupool::worker

@@ -1,7 +1,7 @@
 """Command line of the generator: `python -m gpupool.wire.codegen --out BUILD/generated`.
 
-Exit codes: 0 done, 1 the description is wrong or (with --verify) docs/coverage.md is stale, 2 wrong arguments.
-Never writes anything but the files of emit.OUTPUTS, a stamp, and docs/coverage.md when asked.
+Exit codes: 0 done, 1 the description is wrong or (with --verify) docs/coverage.md is stale, 2 wrong
+arguments. Writes nothing but the files of emit.OUTPUTS, and docs/coverage.md when asked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-if __package__ in (None, ""):  # run by path: in pip's isolated build nothing of gpupool is installed
+if __package__ in (
+    None,
+    "",
+):  # run by path: in pip's isolated build nothing of gpupool is installed
     package = types.ModuleType("gpupool")
     package.__path__ = [str(ROOT)]
     sys.modules["gpupool"] = package

@@ -1,9 +1,9 @@
-"""What NVIDIA's headers say: prototypes, kinds of types, and the version at which each symbol appeared.
+"""What NVIDIA's headers say: prototypes, kinds of types, the version at which each symbol appeared.
 
-The headers go through the compiler's preprocessor and a real C parser (pycparser); nothing here looks at C
-text with regular expressions. `__CUDA_API_VERSION_INTERNAL` turns cuda.h's renaming macros off, so that every
-exported symbol appears under its own name; parsing with `CUDA_API_PER_THREAD_DEFAULT_STREAM` instead shows the
-names that programs compiled so really link, which `check_per_thread_names` compares.
+The headers go through the compiler's preprocessor and a real C parser (pycparser); nothing here
+looks at C text with regular expressions. `__CUDA_API_VERSION_INTERNAL` turns cuda.h's renaming
+macros off, so that every exported symbol appears under its own name; `per_thread_names` reads it
+with CUDA_API_PER_THREAD_DEFAULT_STREAM instead, as programs compiled so see it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from pycparser import CParser, c_ast, c_generator
+from pycparser import CParser, c_ast, c_generator  # type: ignore[import-untyped]
 
 FAKE_HEADERS = Path(__file__).parent / "fake"
 
-# In which order the wheel's headers are read; the later ones hold only typedefs of function pointers (PFN_...).
+# The wheel's headers in order; the later ones hold only typedefs of function pointers (PFN_...).
 SOURCES = (
     "cuda.h",
     "cudaTypedefs.h",
@@ -54,8 +54,9 @@ _BUILTIN = {
     "function": Category.FUNCTION,
     **dict.fromkeys(
         (
-            "char", "int", "unsigned", "short", "float", "double", "long", "long long", "unsigned int",
-            "unsigned char", "unsigned short", "unsigned long", "unsigned long long",
+            "char", "int", "unsigned", "short", "float", "double", "long", "long long",
+            "unsigned int", "unsigned char", "unsigned short", "unsigned long",
+            "unsigned long long",
         ),
         Category.SCALAR,
     ),
@@ -64,7 +65,7 @@ _BUILTIN = {
 
 @dataclass(frozen=True, slots=True)
 class CType:
-    """A parameter's type: `base` behind `pointers` stars; `const` says that the innermost thing is const."""
+    """A parameter's type: `base` behind `pointers` stars; `const` is about the innermost thing."""
 
     text: str
     base: str
@@ -83,7 +84,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Prototype:
-    """One function as the header declares it. `in_cuda_h` is false for graphics and profiler functions."""
+    """One function as declared. `in_cuda_h` is false for graphics and profiler functions."""
 
     name: str
     parameters: tuple[Parameter, ...]
@@ -112,7 +113,9 @@ class Header:
     versions: list[Version] = field(default_factory=list)
     enum_ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
     categories: dict[str, Category] = field(default_factory=dict)
-    pointers_inside: dict[str, str] = field(default_factory=dict)  # struct -> member with a pointer or ordinal
+    pointers_inside: dict[str, str] = field(
+        default_factory=dict
+    )  # struct -> member with a pointer or ordinal
 
     def category(self, base: str) -> Category:
         """What the type name `base` is. HeaderError for a name the headers do not know."""
@@ -129,7 +132,9 @@ def preprocess(include_dir: Path, compiler: str, source: str, define: str) -> st
         compiler, "-E", "-x", "c", "-std=c99", "-nostdinc", "-D__attribute__(x)=", f"-D{define}",
         f"-I{FAKE_HEADERS}", f"-I{include_dir}", "-",
     ]  # fmt: skip
-    done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(  # noqa: S603
+        command, input=source, capture_output=True, text=True, timeout=60
+    )
     if done.returncode != 0:
         raise HeaderError(f"{compiler} cannot preprocess the CUDA headers:\n{done.stderr}")
     return done.stdout
@@ -272,33 +277,38 @@ class _Collector:
 
     def _classify_node(self, name: str, node: c_ast.Node) -> Category:
         if isinstance(node, c_ast.PtrDecl):
-            if isinstance(node.type, c_ast.FuncDecl):
-                return Category.FUNCTION
-            return Category.HANDLE
-        if isinstance(node, c_ast.FuncDecl | c_ast.ArrayDecl):
-            return Category.FUNCTION if isinstance(node, c_ast.FuncDecl) else Category.STRUCT
+            function = isinstance(node.type, c_ast.FuncDecl)
+            return Category.FUNCTION if function else Category.HANDLE
+        if isinstance(node, c_ast.FuncDecl):
+            return Category.FUNCTION
         inner = node.type
         if isinstance(inner, c_ast.IdentifierType):
-            target = " ".join(inner.names)
-            if target not in self._typedefs:
-                return Category.VOID if target == "void" else Category.SCALAR
-            category = self._classify(target)
-            for table in (self.header.enum_ranges, self.header.pointers_inside):
-                if target in table:
-                    table[name] = table[target]  # type: ignore[index]
-            return category
+            return self._classify_alias(name, " ".join(inner.names))
         if isinstance(inner, c_ast.Enum):
             span = self._enums.get(id(inner)) or self.header.enum_ranges.get(inner.name)
             if span is not None:
                 self.header.enum_ranges[name] = span
             return Category.ENUM
-        member = _ORDINALS.get(name) or self._pointer_inside(inner)
-        if member is not None:
-            self.header.pointers_inside[name] = member
-        return Category.STRUCT
+        if isinstance(inner, c_ast.Struct | c_ast.Union):
+            member = _ORDINALS.get(name) or self._pointer_inside(inner)
+            if member is not None:
+                self.header.pointers_inside[name] = member
+            return Category.STRUCT
+        raise HeaderError(f"typedef {name} is of a kind that the generator does not know")
+
+    def _classify_alias(self, name: str, target: str) -> Category:
+        """A typedef of a typedef or of a builtin type."""
+        if target not in self._typedefs:
+            return _BUILTIN.get(target, Category.SCALAR)
+        category = self._classify(target)
+        if target in self.header.enum_ranges:
+            self.header.enum_ranges[name] = self.header.enum_ranges[target]
+        if target in self.header.pointers_inside:
+            self.header.pointers_inside[name] = self.header.pointers_inside[target]
+        return category
 
     def _pointer_inside(self, node: c_ast.Node) -> str | None:
-        """The first member of a struct that is, or contains, a pointer or handle; None when it is plain bytes."""
+        """The first member that is, or holds, a pointer or handle; None for plain bytes."""
         if node.decls is None:
             node = self._structs.get(node.name, node)
         for declaration in node.decls or []:
@@ -328,7 +338,7 @@ class _Collector:
 
 
 def _nameless(node: c_ast.Node) -> c_ast.Node:
-    """A copy of a declarator without its identifier, so that the generator prints the type alone."""
+    """A copy of a declarator without its identifier, so that the type alone is printed."""
     if isinstance(node, c_ast.TypeDecl):
         return c_ast.TypeDecl(None, node.quals, None, node.type)
     if isinstance(node, c_ast.PtrDecl):

@@ -1,7 +1,7 @@
 """Decides how each parameter of a `sync` or `async` function travels.
 
-The order on the wire is the order of the parameters; guest and worker templates walk the same list of Fields, so
-that the two ends cannot drift apart.
+The order on the wire is the order of the parameters; guest and worker templates walk the same list
+of Fields, so that the two ends cannot drift apart.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gpupool.wire.codegen.headers import Category, Header, Parameter, Prototype
 from gpupool.wire.codegen.spec import Annotation, Disposition, Mode, Row
 
-# C type of a handle -> wire::HandleKind. CUfunction and CUkernel share one kind: both can be launched.
+# C type of a handle -> wire::HandleKind. CUfunction and CUkernel share one: both can be launched.
 HANDLE_KINDS = {
     "CUcontext": "context",
     "CUstream": "stream",
@@ -28,8 +28,8 @@ HANDLE_KINDS = {
     "CUmipmappedArray": "mipmapped_array",
     "CUmemGenericAllocationHandle": "mem_allocation",
 }
-# Kinds whose handle in the guest is the address of a slab object (guest/runtime/objects.hpp); the others are the
-# wire handle's bits.
+# Kinds whose handle in the guest is the address of a slab object (guest/runtime/objects.hpp); the
+# others are the wire handle's bits.
 SLAB_KINDS = frozenset({"context", "stream", "event", "function", "module", "library"})
 
 # Names that the templates use for locals; a parameter of that name would hide them.
@@ -40,7 +40,8 @@ RESERVED = frozenset({"call", "result", "worker", "request", "error"})
 class Field:
     """One parameter of a generated function, as the templates see it.
 
-    `role` is one of: value, enum, device, handle, stream, string, in, inout, out, create, existing, capacity, null.
+    `role` is one of: value, enum, device, handle, stream, string, in, inout, out, create, existing,
+    capacity, null.
     `count` names the parameter with the number of elements; empty for a single one.
     """
 
@@ -64,7 +65,7 @@ class Field:
 
 
 def fields(row: Row, prototype: Prototype, header: Header) -> tuple[Field, ...]:
-    """The Fields of a function. Raises SpecError where the header and the row leave something open."""
+    """The Fields of a function. SpecError where header and row leave something open."""
     by_name = {parameter.name: parameter for parameter in prototype.parameters}
     for name in row.params:
         if name not in by_name:
@@ -125,43 +126,51 @@ def _field(
     header: Header,
     capacities: set[str],
 ) -> Field:
-    kind = parameter.type
     where = f"{prototype.name}: `{parameter.name}`"
     mode = annotation.mode
-    handle_kind = HANDLE_KINDS.get(kind.base, "")
-    common = {
-        "count": annotation.count,
-        "count_is_pointer": annotation.count_is_pointer,
-        "optional": annotation.optional,
-    }
-    if mode is Mode.STREAM:
-        return Field(parameter.name, "stream", kind.text)
-    if mode is Mode.NULL:
-        return Field(parameter.name, "null", kind.text)
-    if mode is Mode.STRING:
-        return Field(parameter.name, "string", kind.text, optional=annotation.optional)
+    if mode in (Mode.STREAM, Mode.NULL, Mode.STRING):
+        optional = annotation.optional
+        return Field(parameter.name, mode.value, parameter.type.text, optional=optional)
     if mode in (Mode.VALUE, Mode.DESTROY):
         return _by_value(row, where, parameter, annotation, header)
-    if kind.pointers != 1:
+    if parameter.type.pointers != 1:
         raise row.location.error(f"{where} is no pointer to elements: {parameter.declaration}")
     if parameter.name in capacities:
-        return Field(parameter.name, "capacity", kind.base)
+        return Field(parameter.name, "capacity", parameter.type.base)
     if mode in (Mode.CREATE, Mode.EXISTING):
-        if not handle_kind:
-            raise row.location.error(f"{where}: {kind.base} is no handle of a wire kind")
-        if handle_kind in SLAB_KINDS:
-            raise row.location.error(f"{where}: {kind.base} is a guest object; make the row manual")
-        if mode is Mode.CREATE and annotation.count:
-            raise row.location.error(f"{where}: arrays of created handles need a manual row")
-        return Field(parameter.name, mode.value, kind.base, handle_kind, **common)  # type: ignore[arg-type]
-    base = annotation.type if kind.base == "void" and annotation.type else kind.base
+        return _returned_handles(row, where, parameter, annotation)
+    return _elements(row, where, parameter, annotation, header)
+
+
+def _returned_handles(row: Row, where: str, parameter: Parameter, annotation: Annotation) -> Field:
+    base = parameter.type.base
+    kind = HANDLE_KINDS.get(base, "")
+    if not kind:
+        raise row.location.error(f"{where}: {base} is no handle of a wire kind")
+    if kind in SLAB_KINDS:
+        raise row.location.error(f"{where}: {base} is a guest object; make the row manual")
+    if annotation.mode is Mode.CREATE and annotation.count:
+        raise row.location.error(f"{where}: arrays of created handles need a manual row")
+    return Field(
+        parameter.name, annotation.mode.value, base, kind,
+        count=annotation.count, count_is_pointer=annotation.count_is_pointer,
+        optional=annotation.optional,
+    )  # fmt: skip
+
+
+def _elements(
+    row: Row, where: str, parameter: Parameter, annotation: Annotation, header: Header
+) -> Field:
+    untyped = parameter.type.base == "void"
+    base = annotation.type if untyped and annotation.type else parameter.type.base
+    kind = HANDLE_KINDS.get(base, "")
     _check_plain(row, where, base, header)
-    slab = handle_kind in SLAB_KINDS
-    if handle_kind and (mode is not Mode.IN or handle_kind in ("context", "stream")):
+    if kind and (annotation.mode is not Mode.IN or kind in ("context", "stream")):
         raise row.location.error(f"{where}: handles here need `create`, `existing` or a manual row")
     return Field(
-        parameter.name, mode.value, base, handle_kind, slab,
-        untyped=kind.base == "void", **common,  # type: ignore[arg-type]
+        parameter.name, annotation.mode.value, base, kind, kind in SLAB_KINDS,
+        count=annotation.count, count_is_pointer=annotation.count_is_pointer,
+        optional=annotation.optional, untyped=untyped,
     )  # fmt: skip
 
 
@@ -194,7 +203,7 @@ def _by_value(
 
 
 def _check_plain(row: Row, where: str, base: str, header: Header) -> None:
-    """Only plain bytes travel as they are: a pointer or a foreign handle would mean nothing at the other end."""
+    """Only plain bytes travel as they are: pointers mean nothing at the other end."""
     if base in HANDLE_KINDS:
         return
     if base == "CUdevice":
@@ -204,7 +213,9 @@ def _check_plain(row: Row, where: str, base: str, header: Header) -> None:
         raise row.location.error(f"{where}: {base} does not travel; make the row manual")
     member = header.pointers_inside.get(base)
     if member is not None:
-        raise row.location.error(f"{where}: {base}.{member} means nothing at the other end; make the row manual")
+        raise row.location.error(
+            f"{where}: {base}.{member} means nothing at the other end; make the row manual"
+        )
 
 
 def _check_count(
@@ -216,7 +227,8 @@ def _check_count(
     if counter is None or counter.type.pointers != int(field.count_is_pointer):
         star = "a pointer" if field.count_is_pointer else "a value"
         raise row.location.error(
-            f"{prototype.name}: `{field.name}` is counted by `{field.count}`, which is not {star} here"
+            f"{prototype.name}: `{field.name}` is counted by `{field.count}`, "
+            f"which is not {star} here"
         )
     if field.count_is_pointer and field.role not in ("out", "existing"):
         raise row.location.error(f"{prototype.name}: `{field.name}`: [*n] is for results only")

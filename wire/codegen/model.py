@@ -18,7 +18,7 @@ from gpupool.wire.codegen.spec import (
     load_rows,
 )
 
-# Messages of our own have the numbers below this one; exports follow in the order of the exports file.
+# Messages of our own have the numbers below this one; exports follow in their file's order.
 FIRST_EXPORT_NUMBER = 64
 
 _SYMBOL = re.compile(r"(cu\w+?)(?:_v(\d+))?(_pt[ds][sz])?")
@@ -32,7 +32,9 @@ class Function:
     number: int
     row: Row
     disposition: Disposition
-    prototype: Prototype | None  # None: the headers do not declare it; the entry point takes no arguments
+    prototype: (
+        Prototype | None
+    )  # None: the headers do not declare it; the entry point takes no arguments
     fields: tuple[Field, ...] = ()
     per_thread_of: str = ""  # the function whose _ptds / _ptsz flavour this is
     arguments: tuple[str, ...] = ()  # what a `as:` row passes on
@@ -140,7 +142,7 @@ class Model:
 
 
 def load_exports(path: Path) -> list[str]:
-    """The exports file, one name a line. The order fixes function numbers: append, never reorder."""
+    """The exports file, one name a line. Its order fixes numbers: append, never reorder."""
     names = path.read_text(encoding="utf-8").split()
     if len(set(names)) != len(names):
         raise SpecError(f"{path}: an export is listed twice")
@@ -198,7 +200,9 @@ def _function(
         )
     disposition = _disposition(row, by_name)
     if disposition is not Disposition.UNSUPPORTED and prototype is None:
-        raise row.location.error(f"{name}: cuda.h does not declare it, so it can only be unsupported")
+        raise row.location.error(
+            f"{name}: cuda.h does not declare it, so it can only be unsupported"
+        )
     planned: tuple[Field, ...] = ()
     if row.disposition in (Disposition.SYNC, Disposition.ASYNC) and prototype is not None:
         planned = fields(row, prototype, header)
@@ -209,7 +213,7 @@ def _function(
 
 
 def _prototype(name: str, header: Header) -> Prototype | None:
-    """The declaration in cuda.h. Others count only without parameters: their types are not ours to name."""
+    """The declaration in cuda.h; others only without parameters, as their types are unknown."""
     prototype = header.prototypes.get(name)
     if prototype is not None and prototype.in_cuda_h:
         return prototype
@@ -229,7 +233,7 @@ def _disposition(row: Row, by_name: dict[str, Row]) -> Disposition:
 
 
 def _forwarded(row: Row, prototype: Prototype | None, header: Header) -> tuple[str, ...]:
-    """The arguments for the function of an `as:` row: same name, same argument; what is not there is zero."""
+    """The arguments for the function of an `as:` row, matched by name; the others are zero."""
     target = header.prototypes.get(row.same_as)
     if prototype is None or target is None:
         raise row.location.error(f"{row.name}: `as:` needs prototypes of both functions")
@@ -256,8 +260,8 @@ def _check_forwarding(functions: list[Function]) -> None:
 def proc_entries(exports: list[str], header: Header) -> list[ProcEntry]:
     """Maps (name, version) to symbols, for cuGetProcAddress.
 
-    NVIDIA's PFN_<name>_v<version> typedefs list the versions; the symbols <name>, <name>_v2, ... appeared in that
-    order, so the two sorted lists belong together. Where both declare a type, it must be the same one.
+    NVIDIA's PFN_<name>_v<version> typedefs list the versions; the symbols <name>, <name>_v2, ...
+    appeared in that order, so the two sorted lists belong together (a test compares the types).
     """
     symbols: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
     for export in exports:

@@ -1,12 +1,13 @@
 """Reads the rows of wire/api/cuda/*.yaml: one a function, each with the file and line it stands on.
 
-A row is `cuName: {do: DISPOSITION, ...}`; the keys are the fields of Row. `params` maps a parameter's name to
-what the header cannot say about it, in a small notation:
+A row is `cuName: {do: DISPOSITION, ...}`; the keys are the fields of Row. `params` maps a
+parameter's name to what the header cannot say about it, in a small notation:
 
     MODE [:TYPE] [COUNT] ?
 
-MODE is one of Mode. `:TYPE` says what a void pointer points to. `[n]` says that the pointer leads to as many elements as parameter `n` says, `[*n]` that
-`n` points to the capacity on entry and to the number written on return. `?` allows a null pointer.
+MODE is one of Mode. `:TYPE` says what a void pointer points to. `[n]` says that the pointer leads
+to as many elements as parameter `n` says, `[*n]` that `n` points to the capacity on entry and to
+the number written on return. `?` allows a null pointer.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class Message:
 
 
 _KEYS = {
-    "do", "variants", "as", "params", "guest", "worker", "before_init", "after_failure", "data", "reason",
+    "do", "variants", "as", "params", "guest", "worker",
+    "before_init", "after_failure", "data", "reason",
 }  # fmt: skip
 _ANNOTATION = re.compile(r"(\w+)(?::(\w+))?(?:\[(\*?)(\w+)\])?(\?)?")
 
@@ -156,7 +158,9 @@ def parse_annotation(text: str, location: Location) -> Annotation:
     match = _ANNOTATION.fullmatch(text.strip())
     if match is None or match[1] not in {mode.value for mode in Mode}:
         modes = ", ".join(mode.value for mode in Mode)
-        raise location.error(f"`{text}` is no annotation; write MODE:TYPE[COUNT]? with MODE of {modes}")
+        raise location.error(
+            f"`{text}` is no annotation; write MODE:TYPE[COUNT]? with MODE of {modes}"
+        )
     return Annotation(
         Mode(match[1]), match[2] or "", match[4] or "", bool(match[3]), bool(match[5])
     )
@@ -217,9 +221,7 @@ def _row(name: str, content: dict[str, object], location: Location) -> Row:
     return row
 
 
-def _disposition(
-    name: str, content: dict[str, object], location: Location
-) -> Disposition | None:
+def _disposition(name: str, content: dict[str, object], location: Location) -> Disposition | None:
     if ("do" in content) == ("as" in content):
         raise location.error(f"{name}: give either `do` or `as`")
     if "as" in content:

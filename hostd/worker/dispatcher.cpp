@@ -149,6 +149,7 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
     const StreamEntry* stream = worker_.streams.find(slot.stream);
     if (stream != nullptr) {
       request.stream = stream->stream;
+      request.stream_context = stream->context;
     } else {
       ready = false;
       result = CUDA_ERROR_INVALID_HANDLE;

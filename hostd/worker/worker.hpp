@@ -34,6 +34,7 @@ struct Request {
   u32 context_index = 0;
   wire::Handle stream_handle;
   CUstream stream = nullptr;  // looked up from the header; null when the header names none
+  u32 stream_context = 0;     // handle index of that stream's context
   u64 bulk_offset = 0;        // checked: inside the window's data area
   u64 bulk_size = 0;
   wire::Reader in{std::span<const u8>{}};

@@ -119,15 +119,30 @@ CUresult check_cooperative(Function& function, const LaunchShape& shape, int dev
                                                                    : CUDA_SUCCESS;
 }
 
+// As the driver answers (measured on driver 580): no dimensions at all mean no cluster.
 CUresult check_cluster(const u32 (&cluster)[3], const LaunchShape& shape, const FunctionOnDevice& facts) {
-  if (cluster[0] == 0 || cluster[1] == 0 || cluster[2] == 0) return CUDA_ERROR_INVALID_VALUE;
+  if ((cluster[0] | cluster[1] | cluster[2]) == 0) return CUDA_SUCCESS;
   for (int i = 0; i < 3; ++i)
-    if (shape.grid[i] % cluster[i] != 0) return CUDA_ERROR_INVALID_VALUE;
+    if (cluster[i] == 0 || shape.grid[i] % cluster[i] != 0) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
   // 8 blocks are portable, 16 the most that Hopper forms (CUDA programming guide, "Thread block clusters").
   const bool large = facts.attributes[CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED].load(
                          std::memory_order_relaxed) == 1;
-  if (u64{cluster[0]} * cluster[1] * cluster[2] > (large ? 16u : 8u)) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
-  return CUDA_SUCCESS;
+  const u64 blocks = u64{cluster[0]} * cluster[1] * cluster[2];
+  return blocks > (large ? 16u : 8u) ? CUDA_ERROR_INVALID_CLUSTER_SIZE : CUDA_SUCCESS;
+}
+
+// Values that the driver refuses at once (measured on driver 580).
+bool valid_value(u32 id, u32 value) {
+  switch (id) {
+    case CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
+      return value <= CU_CLUSTER_SCHEDULING_POLICY_LOAD_BALANCING;
+    case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN:
+      return value <= CU_LAUNCH_MEM_SYNC_DOMAIN_REMOTE;
+    case CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT:
+      return value <= 100 || value == ~0u;  // CU_SHAREDMEM_CARVEOUT_DEFAULT
+    default:
+      return true;
+  }
 }
 
 // Attributes whose legality depends on the launch as a whole.
@@ -137,6 +152,7 @@ CUresult check_attributes(const LaunchAttributes& attributes, Function& function
     const wire::LaunchAttribute& attribute = attributes.values[i];
     u32 words[3];
     std::memcpy(words, attribute.value, sizeof words);
+    if (!valid_value(attribute.id, words[0])) return CUDA_ERROR_INVALID_VALUE;
     CUresult result = CUDA_SUCCESS;
     if (attribute.id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) result = check_cluster(words, shape, facts);
     if (attribute.id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE && words[0] != 0)
@@ -202,6 +218,17 @@ inline CUresult launch(CUfunction handle, const LaunchShape& shape, CUstream str
   return error;
 }
 
+// More threads than the function can have: for want of registers, or because its code says so (.maxntid).
+CUresult too_many_threads(const FunctionOnDevice& facts, const wire::DeviceInfo& info, u64 threads) {
+  const auto registers =
+      static_cast<u32>(facts.attributes[CU_FUNC_ATTRIBUTE_NUM_REGS].load(std::memory_order_relaxed));
+  // A warp's registers come in units of 256 (CUDA occupancy rules since compute capability 3.0).
+  const u64 needed = (threads + 31) / 32 * ((u64{registers} * 32 + 255) / 256 * 256);
+  const bool too_many =
+      needed > static_cast<u32>(info.attributes[CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK]);
+  return too_many ? CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES : CUDA_ERROR_INVALID_VALUE;
+}
+
 }  // namespace
 
 CUresult read_parameters(const Function& function, void** kernel_parameters, void** extra,
@@ -222,10 +249,10 @@ CUresult read_parameters(const Function& function, void** kernel_parameters, voi
       return CUDA_ERROR_INVALID_VALUE;
   }
   source.buffer_bytes = bytes == nullptr ? 0 : *bytes;
-  if (function.parameter_bytes != 0 &&
-      (source.buffer == nullptr || source.buffer_bytes < function.parameter_bytes))
-    return CUDA_ERROR_INVALID_VALUE;
-  return CUDA_SUCCESS;
+  if (source.buffer == nullptr && bytes == nullptr && function.parameter_bytes == 0) return CUDA_SUCCESS;
+  if (source.buffer == nullptr || source.buffer_bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+  // As the driver answers (measured on driver 580): a short buffer is taken as far as it goes.
+  return source.buffer_bytes > function.parameter_bytes ? CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES : CUDA_SUCCESS;
 }
 
 CUresult check_shape(const LaunchShape& shape, const FunctionOnDevice& facts, int device) {
@@ -244,8 +271,8 @@ CUresult check_shape(const LaunchShape& shape, const FunctionOnDevice& facts, in
   if (threads > static_cast<u32>(info.attributes[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK]))
     return CUDA_ERROR_INVALID_VALUE;
   const i32 most = attribute(CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK);
-  if (most != FunctionOnDevice::kUnknown && threads > static_cast<u32>(most))
-    return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+  if (most != FunctionOnDevice::kUnknown && threads > static_cast<u32>(most)) [[unlikely]]
+    return too_many_threads(facts, info, threads);
   const i32 dynamic = attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES);
   if (dynamic != FunctionOnDevice::kUnknown && shape.shared_bytes > static_cast<u32>(dynamic))
     return CUDA_ERROR_INVALID_VALUE;

@@ -23,7 +23,9 @@ CUresult read_parameters(const Function& function, void** kernel_parameters, voi
 // Packs the parameters: function.parameter_bytes bytes at `out`.
 inline void pack_parameters(const Function& function, const ParameterSource& source, u8* out) {
   if (source.pointers == nullptr) {
-    if (source.buffer != nullptr) std::memcpy(out, source.buffer, function.parameter_bytes);
+    if (source.buffer == nullptr) return;
+    std::memcpy(out, source.buffer, source.buffer_bytes);
+    std::memset(out + source.buffer_bytes, 0, function.parameter_bytes - source.buffer_bytes);
     return;
   }
   void* const* pointer = source.pointers;

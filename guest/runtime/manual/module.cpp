@@ -233,8 +233,8 @@ CUresult cuModuleLoadFatBinary(CUmodule* module, const void* fatCubin) {
 
 CUresult cuModuleUnload(CUmodule hmod) {
   Module* module = find(hmod);
-  if (module == nullptr || module->library != nullptr) return CUDA_ERROR_INVALID_HANDLE;
-  if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
+  if (module == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  if (module->library != nullptr) return CUDA_ERROR_NOT_PERMITTED;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   Call call(wire::Function::cuModuleUnload);
   call.put(module->handle);

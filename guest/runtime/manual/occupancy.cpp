@@ -78,7 +78,7 @@ CUresult ask_cluster(wire::Function question, int* out, CUfunction func, const C
 
 CUresult potential_block_size(int* grid_size, int* block_size, CUfunction func, CUoccupancyB2DSize shared_of,
                               size_t shared_bytes, int block_size_limit, unsigned int flags) {
-  if (grid_size == nullptr || block_size == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  if (grid_size == nullptr || block_size == nullptr || block_size_limit < 0) return CUDA_ERROR_INVALID_VALUE;
   Function* function = find(func);
   if (function == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   int device = 0;

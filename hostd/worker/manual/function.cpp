@@ -86,10 +86,11 @@ void drop_functions(Worker& worker, const std::vector<wire::Handle>& functions) 
   for (const wire::Handle handle : functions) worker.functions.take(handle);
 }
 
-CUresult in_current_context(Worker& worker, const FunctionEntry& entry, CUfunction& function) {
-  function = entry.function;
-  if (!entry.kernel) return CUDA_SUCCESS;
-  return worker.driver.cuKernelGetFunction(&function, reinterpret_cast<CUkernel>(entry.function));
+CUresult resolve_kernel(Worker& worker, FunctionEntry& entry, u32 context) {
+  const CUresult result =
+      worker.driver.cuKernelGetFunction(&entry.resolved, reinterpret_cast<CUkernel>(entry.function));
+  entry.resolved_context = result == CUDA_SUCCESS ? context : 0;
+  return result;
 }
 
 void write_description(Worker& worker, Request& request, FunctionEntry& entry, i32 device) {
@@ -132,13 +133,13 @@ CUresult handle_cuFuncSetAttribute(Worker& worker, Request& request) {
   const auto value = request.in.get<i32>();
   request.in.finish();
   if (setting.entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
-  FunctionEntry in_context{};
-  CUresult result = in_current_context(worker, *setting.entry, in_context.function);
+  FunctionEntry resolved{};
+  CUresult result = in_context(worker, *setting.entry, request.context_index, resolved.function);
   if (result == CUDA_SUCCESS)
-    result = worker.driver.cuFuncSetAttribute(in_context.function,
-                                              static_cast<CUfunction_attribute>(attribute), value);
+    result = worker.driver.cuFuncSetAttribute(resolved.function, static_cast<CUfunction_attribute>(attribute),
+                                              value);
   std::array<i32, CU_FUNC_ATTRIBUTE_MAX> values{};
-  if (result == CUDA_SUCCESS) result = read_attributes(worker, in_context, setting.device, values);
+  if (result == CUDA_SUCCESS) result = read_attributes(worker, resolved, setting.device, values);
   if (result == CUDA_SUCCESS) request.out->put_array(values.data(), values.size());
   return result;
 }
@@ -161,12 +162,12 @@ CUresult handle_cuKernelSetAttribute(Worker& worker, Request& request) {
 
 // wire::Handle function, u32 config.
 CUresult handle_cuFuncSetCacheConfig(Worker& worker, Request& request) {
-  const FunctionEntry* entry = worker.functions.find(request.in.get<wire::Handle>());
+  FunctionEntry* entry = worker.functions.find(request.in.get<wire::Handle>());
   const auto config = request.in.get_enum<u32>(CU_FUNC_CACHE_PREFER_EQUAL);
   request.in.finish();
   if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   CUfunction function = nullptr;
-  const CUresult result = in_current_context(worker, *entry, function);
+  const CUresult result = in_context(worker, *entry, request.context_index, function);
   if (result != CUDA_SUCCESS) return result;
   return worker.driver.cuFuncSetCacheConfig(function, static_cast<CUfunc_cache>(config));
 }

@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "hostd/worker/manual/function.hpp"
 #include "worker_manual.hpp"
 
 namespace gpupool::worker {
@@ -78,7 +79,7 @@ CUresult handle_cuLaunchKernel(Worker& worker, Request& request) {
   if (header.attribute_count > wire::kMaxLaunchAttributes)
     throw wire::ProtocolError("too many launch attributes");
   if (!request.stream_handle) throw wire::ProtocolError("a launch without a stream");
-  const FunctionEntry* entry = worker.functions.find(header.function);
+  FunctionEntry* entry = worker.functions.find(header.function);
   if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   CUlaunchAttribute attributes[wire::kMaxLaunchAttributes + 1];
   u32 count = header.attribute_count;
@@ -107,12 +108,18 @@ CUresult handle_cuLaunchKernel(Worker& worker, Request& request) {
     attributes[count].value.cooperative = 1;
     ++count;
   }
+  // On a stream of another context than the current one the driver picks the kernel's function itself.
+  CUfunction function = entry->function;
+  if (request.stream_context == request.context_index) {
+    const CUresult result = in_context(worker, *entry, request.context_index, function);
+    if (result != CUDA_SUCCESS) return result;
+  }
   if (count == 0)
-    return worker.driver.cuLaunchKernel(entry->function, header.grid[0], header.grid[1], header.grid[2],
+    return worker.driver.cuLaunchKernel(function, header.grid[0], header.grid[1], header.grid[2],
                                         header.block[0], header.block[1], header.block[2],
                                         header.shared_bytes, request.stream, nullptr, extra_or_none);
   const CUlaunchConfig config = launch_config(header, request.stream, attributes, count);
-  return worker.driver.cuLaunchKernelEx(&config, entry->function, nullptr, extra_or_none);
+  return worker.driver.cuLaunchKernelEx(&config, function, nullptr, extra_or_none);
 }
 
 }  // namespace gpupool::worker

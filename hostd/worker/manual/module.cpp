@@ -14,6 +14,9 @@ void drop_modules(Worker& worker, u32 context_index) {
   for (const wire::Handle handle : gone)
     if (const std::optional<ModuleEntry> entry = worker.modules.take(handle))
       drop_functions(worker, entry->functions);
+  worker.functions.each([context_index](wire::Handle, FunctionEntry& entry) {
+    if (entry.resolved_context == context_index) entry.resolved_context = 0;
+  });
 }
 
 // wire::Handle module, options, image -> i32 result, option results.

@@ -13,9 +13,10 @@ CUresult answer(Request& request, CUresult result, u64 value) {
 }
 
 // The function in the current context, as the calculator wants it.
-CUresult find_function(Worker& worker, wire::Handle handle, CUfunction& function) {
-  const FunctionEntry* entry = worker.functions.find(handle);
-  return entry == nullptr ? CUDA_ERROR_INVALID_HANDLE : in_current_context(worker, *entry, function);
+CUresult find_function(Worker& worker, const Request& request, wire::Handle handle, CUfunction& function) {
+  FunctionEntry* entry = worker.functions.find(handle);
+  return entry == nullptr ? CUDA_ERROR_INVALID_HANDLE
+                          : in_context(worker, *entry, request.context_index, function);
 }
 
 // wire::Handle function, LaunchHeader, LaunchAttribute[] -> u64.
@@ -30,7 +31,7 @@ CUresult handle_cluster_question(Worker& worker, Request& request, Ask ask) {
   if (result != CUDA_SUCCESS) return result;
   request.in.finish();
   CUfunction function = nullptr;
-  if (result = find_function(worker, handle, function); result != CUDA_SUCCESS) return result;
+  if (result = find_function(worker, request, handle, function); result != CUDA_SUCCESS) return result;
   if (ask == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const CUlaunchConfig config = launch_config(header, nullptr, attributes, header.attribute_count);
   int value = 0;
@@ -48,7 +49,7 @@ CUresult handle_cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(Worker& wor
   const auto shared_bytes = request.in.get<u64>();
   request.in.finish();
   CUfunction function = nullptr;
-  CUresult result = find_function(worker, handle, function);
+  CUresult result = find_function(worker, request, handle, function);
   if (result != CUDA_SUCCESS) return result;
   int blocks = 0;
   result = worker.driver.cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(&blocks, function, block_size,
@@ -63,7 +64,7 @@ CUresult handle_cuOccupancyAvailableDynamicSMemPerBlock(Worker& worker, Request&
   const auto block_size = request.in.get<i32>();
   request.in.finish();
   CUfunction function = nullptr;
-  CUresult result = find_function(worker, handle, function);
+  CUresult result = find_function(worker, request, handle, function);
   if (result != CUDA_SUCCESS) return result;
   size_t bytes = 0;
   result = worker.driver.cuOccupancyAvailableDynamicSMemPerBlock(&bytes, function, blocks, block_size);

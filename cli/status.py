@@ -16,6 +16,11 @@ for each client program, with the transport it uses and the worker process that 
 """
 EPILOG = "exit codes: 0 a hostd answered; 1 none did"
 
+_HEADER = (
+    *("SESSION", "PROGRAM", "PID", "TRANSPORT", "ENDPOINT", "GPUS"),
+    *("COMPUTE", "MEMORY", "SINCE", "WORKER", "STATE"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `gpupool status`."""
@@ -68,7 +73,6 @@ def _show(host: dict[str, Any]) -> None:
         for session in host["sessions"]
     ]
     if rows:
-        header = ()
-        print(render(header, rows))
+        print(render(_HEADER, rows))
     else:
         print("  no sessions")

@@ -53,6 +53,13 @@ class Key:
         words = {bool: "true or false", str: "a string", list: "a list of strings"}
         return words.get(self.kind, f"a whole number from {self.low} to {self.high}")
 
+    @property
+    def default_text(self) -> str:
+        """The default as TOML writes it."""
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        return f'"{self.default}"' if isinstance(self.default, str) else str(self.default)
+
     def check(self, value: object) -> str | None:
         """What is wrong with a value, or None."""
         right_type = type(value) is self.kind

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """A worker that speaks only the start of the protocol: for tests of hostd and the command line.
 
-Takes the real worker's arguments, answers Welcome with the window, and then lives until its client goes. Standard
-library and wire/hello.py only. GPUPOOL_SOFTGPU_FAKE says how it misbehaves: `exit` ends at once with code 3, `mute`
-never answers, `stay` outlives its client.
+Takes the real worker's arguments, answers Welcome with the window, and then lives until its client
+goes. Started by the two lines that `native.build` writes. GPUPOOL_SOFTGPU_FAKE says how it
+misbehaves: `exit` ends at once with code 3, `mute` never answers, `stay` outlives its client.
 """
 
 import argparse
@@ -11,21 +10,28 @@ import os
 import select
 import socket
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from gpupool.wire.hello import Welcome  # noqa: E402
+from gpupool.wire.hello import Welcome
 
 _LIFE_S = 120  # no fake outlives its test run
 
 
 def main() -> int:
+    """The fake worker's exit code."""
     parser = argparse.ArgumentParser()
     for name in ("socket-fd", "window-fd", "client-pidfd", "window-bytes", "session-id"):
         parser.add_argument(f"--{name}", type=int)
     for name in ("compute-percent", "memory-mib"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("transport", "window-base", "library", "devices", "log-level", "protocol", "host-version"):
+    for name in (
+        "transport",
+        "window-base",
+        "library",
+        "devices",
+        "log-level",
+        "protocol",
+        "host-version",
+    ):
         parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
     behaviour = os.environ.get("GPUPOOL_SOFTGPU_FAKE", "")

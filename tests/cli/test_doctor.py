@@ -1,0 +1,71 @@
+"""`gpupool doctor` names what is missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.daemon import Daemon, environment, gpupool
+
+
+def examine(native: Path, folder: Path, **more: str) -> tuple[int, dict[str, dict[str, str]]]:
+    """Exit code and findings by name."""
+    done = subprocess.run(
+        gpupool("doctor", "--json"),
+        env=environment(native, folder, **more),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, {one["what"]: one for one in json.loads(done.stdout)}
+
+
+def test_a_machine_that_has_everything(native: Path, short_path: Path) -> None:
+    code, found = examine(native, short_path)
+    failed = [one for one in found.values() if one["state"] == "fail"]
+    assert code == bool(failed)
+    for what in ("kernel", "sealed shared memory", "process descriptors"):
+        assert found[what]["state"] == "ok"
+    assert found["gpupool's own programs"]["state"] == "ok"
+    assert found["software GPU"]["found"].startswith("Fake GPU")
+    assert found["hostd"]["found"].startswith("none is running")
+    assert "locked memory (RLIMIT_MEMLOCK)" in found
+
+
+def test_missing_native_files(tmp_path: Path, short_path: Path) -> None:
+    code, found = examine(tmp_path, short_path)
+    assert code == 1
+    assert found["gpupool's own programs"]["state"] == "fail"
+    assert "worker" in found["gpupool's own programs"]["found"]
+    assert "GPUPOOL_NATIVE_DIR" in found["gpupool's own programs"]["advice"]
+
+
+def test_a_broken_software_gpu(native: Path, short_path: Path) -> None:
+    _, found = examine(native, short_path, GPUPOOL_SOFTGPU_BROKEN="1")
+    assert found["software GPU"]["state"] in ("fail", "warn")  # warn where there is a card
+    assert "cuInit returned 999" in found["software GPU"]["found"]
+
+
+def test_an_open_folder(native: Path, short_path: Path) -> None:
+    short_path.chmod(0o755)
+    code, found = examine(native, short_path)
+    assert code == 1
+    assert "chmod 700" in found["this user's folder"]["found"]
+
+
+def test_a_running_hostd(daemon: Daemon) -> None:
+    daemon.start()
+    _, found = examine(daemon.native, daemon.folder)
+    assert found["hostd"]["state"] == "ok"
+    assert "version 0.1.0" in found["hostd"]["found"]
+
+
+@pytest.mark.parametrize("variable", ["GPUPOOL_GPU", "GPUPOOL_IDLE_TIMEOUT_S"])
+def test_a_wrong_variable(native: Path, short_path: Path, variable: str) -> None:
+    code, found = examine(native, short_path, **{variable: "x"})
+    assert code == 1
+    assert variable in found["this user's folder"]["found"]

@@ -1,0 +1,125 @@
+"""`gpupool status`, `devices` and `stop`, against a running hostd and without one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+from gpupool.cli import table
+from tests.fakes.daemon import HELLO, Daemon, environment, eventually, gpupool, say
+from tests.fakes.native import GPU_UUID
+
+
+def call(native: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`gpupool WORDS` with this folder as the user's."""
+    return subprocess.run(
+        gpupool(*words),
+        env=environment(native, folder),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_session_is_shown(daemon: Daemon) -> None:
+    daemon.start()
+    answer = say(daemon.unix, replace(HELLO, compute_percent=25, memory_mib=512).encode())
+    done = call(daemon.native, daemon.folder, "status")
+    assert done.returncode == 0
+    header, row = (line.split() for line in done.stdout.splitlines()[-2:])
+    shown = dict(zip(header, [*row[:7], " ".join(row[7:9]), *row[9:]], strict=True))
+    session = daemon.sessions()[0]
+    assert shown == {
+        "SESSION": str(session["id"]),
+        "PROGRAM": "fake",
+        "PID": str(session["client_pid"]),
+        "TRANSPORT": "shm",
+        "ENDPOINT": daemon.unix,
+        "GPUS": "1",
+        "COMPUTE": "25%",
+        "MEMORY": "512 MiB",
+        "SINCE": session["since"],
+        "WORKER": str(session["worker_pid"]),
+        "STATE": "running",
+    }
+    answer.close()
+
+
+def test_json(daemon: Daemon) -> None:
+    daemon.start()
+    answer = say(daemon.unix, HELLO.encode())
+    content = json.loads(call(daemon.native, daemon.folder, "status", "--json").stdout)
+    (host,) = content["hosts"]
+    assert host["sessions"] == daemon.sessions()
+    assert host["endpoints"][0] == {
+        "endpoint": daemon.unix,
+        "transports": ["shm"],
+        "token_file": "",
+    }
+    answer.close()
+
+
+def test_no_hostd(native: Path, short_path: Path) -> None:
+    done = call(native, short_path, "status")
+    assert done.returncode == 1
+    assert "no hostd is running" in done.stdout
+    done = call(native, short_path, "status", "--json")
+    assert json.loads(done.stdout) == {"hosts": [], "problems": []}
+    done = call(native, short_path, "status", "--admin-socket", "/nowhere")
+    assert done.returncode == 1
+    assert "/nowhere: No such file" in done.stderr
+
+
+def test_devices_of_a_hostd(daemon: Daemon) -> None:
+    daemon.start()
+    done = call(daemon.native, daemon.folder, "devices", "--json")
+    content = json.loads(done.stdout)
+    assert content["from"] == "hostd"
+    assert [gpu["uuid"] for gpu in content["gpus"]] == [GPU_UUID]
+    assert content["library"].endswith("libgpupool-softgpu.so")
+
+
+def test_devices_of_this_machine(native: Path, short_path: Path) -> None:
+    done = call(native, short_path, "devices")
+    assert done.returncode == 0
+    assert done.stdout.split() == [
+        *("GPU", "NAME", "MEMORY", "CC", "SOURCE", "UUID"),
+        *("0", "Fake", "GPU", "1024", "MiB", "9.0", "software", GPU_UUID),
+    ]
+
+
+def test_no_devices(tmp_path: Path, short_path: Path) -> None:
+    done = call(tmp_path, short_path, "devices")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not built" in done.stderr
+
+
+def test_stopping_a_session(daemon: Daemon) -> None:
+    daemon.more = {"GPUPOOL_SOFTGPU_FAKE": "stay"}
+    daemon.start()
+    answer = say(daemon.unix, HELLO.encode())
+    session = str(answer.welcome.session_id)
+    assert call(daemon.native, daemon.folder, "stop", session).returncode == 0
+    eventually(lambda: not daemon.sessions(), "the session ends")
+    done = call(daemon.native, daemon.folder, "stop", session)
+    assert done.returncode == 1
+    assert f"there is no session {session}" in done.stderr
+    assert call(daemon.native, daemon.folder, "stop").returncode == 2
+
+
+def test_stopping_hostd(daemon: Daemon) -> None:
+    daemon.start()
+    answer = say(daemon.unix, HELLO.encode())
+    assert call(daemon.native, daemon.folder, "stop", "--hostd").returncode == 0
+    assert daemon.process is not None
+    assert daemon.process.wait(timeout=20) == 0
+    answer.close()
+    assert call(daemon.native, daemon.folder, "stop", "--hostd").returncode == 1
+
+
+def test_a_table_shows_no_control_characters() -> None:
+    text = table.render(["A", "B"], [["x\x1b[31m", 1], ["longer", 22]])
+    assert text.splitlines() == ["A       B", "x?[31m  1", "longer  22"]

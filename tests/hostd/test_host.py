@@ -1,0 +1,199 @@
+"""The table of sessions, with a machine that exists only in the test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from gpupool.hostd.core.admission import Door, Limits, Refusal
+from gpupool.hostd.core.host import Host, Peer, Ports
+from gpupool.hostd.core.session import Session, SessionState
+from gpupool.wire.hello import Hello, TransportKind, WelcomeStatus
+from tests.fakes.clock import FakeClock
+from tests.fakes.gpus import FakeGpus
+from tests.fakes.sessions import FakeSessions
+from tests.fakes.windows import FakeWindows
+from tests.fakes.workers import FakeWorkers
+
+LIMITS = Limits(max_sessions=2, window_mib=64, default_compute_percent=100, default_memory_mib=0)
+DOOR = Door("unix:/x", frozenset({TransportKind.SHM, TransportKind.TCP}), b"")
+HELLO = Hello(window_base=0x2000_0000_0000, pid=5, program="python3", client_version="0.1.0")
+PEER = Peer(pid=41, uid=1000, pidfd=12)
+
+
+@dataclass
+class Machine:
+    """The fakes, kept when hostd restarts."""
+
+    workers: FakeWorkers = field(default_factory=FakeWorkers)
+    store: FakeSessions = field(default_factory=FakeSessions)
+    windows: FakeWindows = field(default_factory=FakeWindows)
+    clock: FakeClock = field(default_factory=FakeClock)
+
+    def host(self) -> Host:
+        """A hostd, as after a start."""
+        ports = Ports(self.workers, self.store, self.windows, self.clock)
+        return Host(ports, LIMITS, FakeGpus.from_file("h100x8.json").inventory)
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def opened(host: Host, hello: Hello = HELLO) -> Session:
+    """A session that was let in."""
+    answer = host.open(hello, PEER, DOOR, 7)
+    assert isinstance(answer, Session)
+    return answer
+
+
+def test_a_client_gets_a_worker(machine: Machine) -> None:
+    host = machine.host()
+    session = opened(host)
+    order = machine.workers.orders[0]
+    assert (order.socket_fd, order.client_pidfd, order.transport) == (7, 12, "shm")
+    assert order.window_bytes == 64 << 20
+    assert order.library == "/usr/lib/x86_64-linux-gnu/libcuda.so.1"
+    assert len(order.devices) == 8
+    assert session.client_pid == 41  # what the kernel says, not what the client says
+    assert session.state is SessionState.RUNNING
+    assert host.sessions == (session,)
+    assert machine.store.records[session.id] == session
+
+
+def test_hostd_keeps_no_window(machine: Machine) -> None:
+    opened(machine.host())
+    assert machine.windows.made == 1
+    assert machine.windows.open == {}
+
+
+def test_a_stream_has_no_window(machine: Machine) -> None:
+    opened(machine.host(), replace(HELLO, transport=TransportKind.TCP))
+    assert machine.windows.made == 0
+    assert machine.workers.orders[0].window_fd is None
+
+
+def test_the_record_is_there_before_the_worker(machine: Machine) -> None:
+    opened(machine.host())
+    assert [record.state for record in machine.store.history] == [
+        SessionState.STARTING,
+        SessionState.RUNNING,
+    ]
+
+
+def test_a_worker_that_does_not_start(machine: Machine) -> None:
+    machine.workers.fail_start = "no such file"
+    host = machine.host()
+    answer = host.open(HELLO, PEER, DOOR, 7)
+    assert isinstance(answer, Refusal)
+    assert answer.status is WelcomeStatus.WORKER
+    assert "no such file" in answer.text
+    assert host.sessions == ()
+    assert machine.store.records == {}
+    assert machine.windows.open == {}
+
+
+def test_a_worker_that_cannot_be_watched_is_killed(machine: Machine) -> None:
+    machine.workers.fail_watch = "too many open files"
+    host = machine.host()
+    answer = host.open(HELLO, PEER, DOOR, 7)
+    assert isinstance(answer, Refusal)
+    assert [kill for _, kill in machine.workers.stopped] == [True]
+    assert host.sessions == ()
+    assert machine.store.records == {}
+
+
+def test_a_full_disk_refuses_the_client(machine: Machine) -> None:
+    machine.store.fail_save_after = 0
+    answer = machine.host().open(HELLO, PEER, DOOR, 7)
+    assert isinstance(answer, Refusal)
+    assert machine.workers.orders == []
+
+
+def test_a_disk_that_fills_up_later_ends_nothing(machine: Machine) -> None:
+    machine.store.fail_save_after = 1
+    host = machine.host()
+    assert opened(host).state is SessionState.RUNNING
+    assert len(host.sessions) == 1
+
+
+def test_an_ended_worker_leaves_nothing(machine: Machine) -> None:
+    host = machine.host()
+    session = opened(host)
+    machine.workers.end(session.id)
+    assert host.sessions == ()
+    assert machine.store.records == {}
+
+
+def test_the_limit_counts_only_the_living(machine: Machine) -> None:
+    host = machine.host()
+    first = opened(host)
+    opened(host)
+    assert isinstance(host.open(HELLO, PEER, DOOR, 7), Refusal)
+    machine.workers.end(first.id, exit_code=-9)
+    opened(host)
+
+
+def test_ids_are_never_used_twice(machine: Machine) -> None:
+    host = machine.host()
+    first = opened(host)
+    machine.workers.end(first.id)
+    assert opened(host).id != first.id
+
+
+def test_sessions_outlive_hostd(machine: Machine) -> None:
+    session = opened(machine.host())
+    successor = machine.host()
+    assert successor.adopt() == 1
+    assert successor.sessions == (session,)
+    machine.workers.end(session.id, exit_code=None)
+    assert successor.sessions == ()
+    assert machine.store.records == {}
+
+
+def test_workers_that_ended_meanwhile_are_forgotten(machine: Machine) -> None:
+    session = opened(machine.host())
+    machine.workers.end(session.id)
+    machine.store.records[session.id] = session  # nobody was there to remove it
+    successor = machine.host()
+    assert successor.adopt() == 0
+    assert machine.store.records == {}
+
+
+def test_hostd_that_died_between_record_and_worker(machine: Machine) -> None:
+    session = opened(machine.host())
+    machine.store.records[session.id] = machine.store.history[0]  # STARTING, no pid
+    successor = machine.host()
+    assert successor.adopt() == 1
+    assert successor.sessions[0].worker_pid == session.worker_pid
+    assert machine.store.records[session.id].state is SessionState.RUNNING
+
+
+def test_hostd_that_died_before_there_was_a_worker(machine: Machine) -> None:
+    session = opened(machine.host())
+    del machine.workers.running[session.id]
+    machine.store.records[session.id] = machine.store.history[0]
+    assert machine.host().adopt() == 0
+    assert machine.store.records == {}
+
+
+def test_ending_a_session(machine: Machine) -> None:
+    host = machine.host()
+    session = opened(host)
+    assert host.end(session.id)
+    assert host.sessions[0].state is SessionState.ENDING
+    assert host.end(session.id, kill=True)
+    assert [kill for _, kill in machine.workers.stopped] == [False, True]
+    machine.workers.end(session.id, exit_code=-9)
+    assert not host.end(session.id)
+
+
+def test_changes_are_told(machine: Machine) -> None:
+    host = machine.host()
+    changes: list[int] = []
+    host.on_change = lambda: changes.append(len(host.sessions))
+    session = opened(host)
+    machine.workers.end(session.id)
+    assert changes == [1, 0]

@@ -1,0 +1,144 @@
+// Events.
+#include "hostd/softgpu/api/event.hpp"
+
+#include <chrono>
+
+#include "hostd/softgpu/api/capture.hpp"
+#include "hostd/softgpu/api/operations.hpp"
+
+namespace gpupool::softgpu {
+
+namespace {
+
+i64 now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+// Stands for a stream's place in its order; the recording's fence is that of the work.
+void record(const std::shared_ptr<Stream>& stream, const std::shared_ptr<Event>& event, bool external) {
+  require(event->context->device == stream->context->device, CUDA_ERROR_INVALID_HANDLE);
+  if (record_captured(*stream, event, external)) return;
+  auto operation = std::make_shared<MarkOperation>();
+  const auto recording = std::make_shared<Recording>();
+  operation->recording = recording;
+  const std::lock_guard lock(event->mutex);  // a record and its becoming the newest are one
+  recording->done = stream->submit(std::move(operation));
+  event->recording = recording;
+}
+
+CUresult query(Event& event) {
+  refuse_captured_event(event);
+  const auto recording = event.newest();
+  if (recording && !recording->done->done()) return CUDA_ERROR_NOT_READY;
+  return event.context->state();
+}
+
+CUresult elapsed(float* milliseconds, CUevent start, CUevent end) {
+  require(milliseconds != nullptr);
+  const auto first = events().get(start), second = events().get(end);
+  require((first->flags & CU_EVENT_DISABLE_TIMING) == 0 && (second->flags & CU_EVENT_DISABLE_TIMING) == 0,
+          CUDA_ERROR_INVALID_HANDLE);
+  first->context->require_healthy();
+  const auto from = first->newest(), to = second->newest();
+  require(from != nullptr && to != nullptr, CUDA_ERROR_INVALID_HANDLE);
+  if (!from->done->done() || !to->done->done()) return CUDA_ERROR_NOT_READY;
+  *milliseconds = static_cast<float>(static_cast<double>(to->time_ns.load() - from->time_ns.load()) / 1e6);
+  return CUDA_SUCCESS;
+}
+
+CUresult record_entry(CUevent handle, CUstream stream, u32 flags) {
+  require((flags & ~static_cast<u32>(CU_EVENT_RECORD_EXTERNAL)) == 0);
+  record(resolve_stream(stream), events().get(handle), (flags & CU_EVENT_RECORD_EXTERNAL) != 0);
+  return CUDA_SUCCESS;
+}
+
+}  // namespace
+
+Registry<Event, CUevent>& events() {
+  static auto* registry = new Registry<Event, CUevent>(3);
+  return *registry;
+}
+
+void drop_events(const Context& context) {
+  for (const auto& event : events().all())
+    if (event->context.get() == &context) events().take(event->handle);
+}
+
+CUresult MarkOperation::run(Context&) const {
+  recording->time_ns.store(now_ns());
+  return CUDA_SUCCESS;
+}
+
+CUresult EventNodeOperation::run(Context&) const {
+  if (!record) {
+    if (const auto recording = event->newest()) recording->done->wait();
+    return CUDA_SUCCESS;
+  }
+  const auto recording = std::make_shared<Recording>();
+  recording->done = std::make_shared<Completion>();
+  recording->time_ns.store(now_ns());
+  recording->done->set();
+  const std::lock_guard lock(event->mutex);
+  event->recording = recording;
+  return CUDA_SUCCESS;
+}
+
+GPUPOOL_CUDA CUresult cuEventCreate(CUevent* out, unsigned int flags) {
+  return call([&] {
+    constexpr u32 kKnown = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
+    require(out != nullptr && (flags & ~kKnown) == 0);
+    require((flags & CU_EVENT_INTERPROCESS) == 0, CUDA_ERROR_NOT_SUPPORTED);
+    auto event = std::make_shared<Event>();
+    event->context = current_context();
+    event->flags = flags;
+    *out = events().add(std::move(event));
+  });
+}
+
+GPUPOOL_CUDA CUresult cuEventDestroy_v2(CUevent handle) {
+  return call([&] { require(events().take(handle) != nullptr, CUDA_ERROR_INVALID_HANDLE); });
+}
+
+GPUPOOL_CUDA CUresult cuEventRecord(CUevent handle, CUstream stream) {
+  return call([&] { return record_entry(handle, stream, 0); });
+}
+
+GPUPOOL_CUDA CUresult cuEventRecordWithFlags(CUevent handle, CUstream stream, unsigned int flags) {
+  return call([&] { return record_entry(handle, stream, flags); });
+}
+
+GPUPOOL_CUDA CUresult cuEventQuery(CUevent handle) {
+  return call([&] { return query(*events().get(handle)); });
+}
+
+GPUPOOL_CUDA CUresult cuEventSynchronize(CUevent handle) {
+  return call([&] {
+    const auto event = events().get(handle);
+    refuse_captured_event(*event);
+    if (const auto recording = event->newest()) recording->done->wait();
+    return event->context->state();
+  });
+}
+
+GPUPOOL_CUDA CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
+  return call([&] { return elapsed(milliseconds, start, end); });
+}
+
+GPUPOOL_CUDA CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start, CUevent end) {
+  return call([&] { return elapsed(milliseconds, start, end); });
+}
+
+GPUPOOL_CUDA CUresult cuStreamWaitEvent(CUstream handle, CUevent event_handle, unsigned int flags) {
+  return call([&] {
+    require((flags & ~static_cast<u32>(CU_EVENT_WAIT_EXTERNAL)) == 0);
+    const auto stream = resolve_stream(handle);
+    const auto event = events().get(event_handle);
+    if (wait_captured(stream, event, (flags & CU_EVENT_WAIT_EXTERNAL) != 0)) return;
+    const auto recording = event->newest();
+    if (!recording || recording->done->done()) return;
+    stream->submit(std::make_shared<EmptyOperation>(), {recording->done});
+  });
+}
+
+}  // namespace gpupool::softgpu

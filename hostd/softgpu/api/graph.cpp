@@ -1,0 +1,139 @@
+// Graphs as data: nodes, order, clones, and how an executable graph runs.
+#include "hostd/softgpu/api/graph.hpp"
+
+#include <algorithm>
+#include <unordered_map>
+
+namespace gpupool::softgpu {
+
+Registry<Graph, CUgraph>& graphs() {
+  static auto* registry = new Registry<Graph, CUgraph>(9);
+  return *registry;
+}
+
+Registry<GraphNode, CUgraphNode>& graph_nodes() {
+  static auto* registry = new Registry<GraphNode, CUgraphNode>(10);
+  return *registry;
+}
+
+Registry<GraphExec, CUgraphExec>& graph_execs() {
+  static auto* registry = new Registry<GraphExec, CUgraphExec>(11);
+  return *registry;
+}
+
+Registry<UserObject, CUuserObject>& user_objects() {
+  static auto* registry = new Registry<UserObject, CUuserObject>(12);
+  return *registry;
+}
+
+std::mutex& graph_mutex() {
+  static auto* mutex = new std::mutex;
+  return *mutex;
+}
+
+namespace {
+
+void release_all(std::vector<std::shared_ptr<UserObject>>& objects) {
+  for (const auto& object : objects) {
+    if (object->references.fetch_sub(1) != 1) continue;
+    user_objects().take(object->handle);
+    object->destroy(object->data);
+  }
+  objects.clear();
+}
+
+}  // namespace
+
+Graph::~Graph() { release_all(user_objects); }
+GraphExec::~GraphExec() { release_all(user_objects); }
+
+std::shared_ptr<Graph> make_graph() {
+  auto graph = std::make_shared<Graph>();
+  graphs().add(graph);
+  return graph;
+}
+
+std::shared_ptr<GraphNode> add_node(const std::shared_ptr<Graph>& graph, OperationPtr operation,
+                                    std::vector<std::shared_ptr<GraphNode>> dependencies) {
+  auto node = std::make_shared<GraphNode>();
+  node->graph = graph;
+  node->operation = std::move(operation);
+  node->dependencies = std::move(dependencies);
+  graph_nodes().add(node);
+  graph->nodes.push_back(node);
+  return node;
+}
+
+std::shared_ptr<GraphNode> node_of(CUgraphNode handle) { return graph_nodes().get(handle, CUDA_ERROR_INVALID_VALUE); }
+
+std::vector<std::shared_ptr<GraphNode>> nodes_of(const Graph& graph, const CUgraphNode* handles, u64 count) {
+  require(count == 0 || handles != nullptr);
+  std::vector<std::shared_ptr<GraphNode>> result;
+  for (u64 i = 0; i < count; ++i) {
+    auto node = node_of(handles[i]);
+    require(node->graph.lock().get() == &graph);
+    require(std::find(result.begin(), result.end(), node) == result.end());
+    result.push_back(std::move(node));
+  }
+  return result;
+}
+
+std::vector<std::shared_ptr<GraphNode>> sorted(const Graph& graph) {
+  std::unordered_map<const GraphNode*, u64> missing;
+  std::unordered_map<const GraphNode*, std::vector<std::shared_ptr<GraphNode>>> dependents;
+  for (const auto& node : graph.nodes) {
+    missing[node.get()] = node->dependencies.size();
+    for (const auto& dependency : node->dependencies) dependents[dependency.get()].push_back(node);
+  }
+  std::vector<std::shared_ptr<GraphNode>> order;
+  for (const auto& node : graph.nodes)
+    if (node->dependencies.empty()) order.push_back(node);
+  for (u64 i = 0; i < order.size(); ++i)
+    for (const auto& dependent : dependents[order[i].get()])
+      if (--missing[dependent.get()] == 0) order.push_back(dependent);
+  require(order.size() == graph.nodes.size());
+  return order;
+}
+
+std::shared_ptr<const std::vector<GraphStep>> steps_of(const Graph& graph) {
+  auto steps = std::make_shared<std::vector<GraphStep>>();
+  for (const auto& node : sorted(graph)) steps->push_back({node->handle, node->operation, true});
+  return steps;
+}
+
+std::shared_ptr<Graph> clone_graph(const Graph& graph) {
+  auto clone = make_graph();
+  std::unordered_map<const GraphNode*, std::shared_ptr<GraphNode>> made;
+  for (const auto& node : graph.nodes) {
+    const auto copy = add_node(clone, node->operation, {});
+    copy->original = node->handle;
+    made[node.get()] = copy;
+  }
+  for (const auto& node : graph.nodes)
+    for (const auto& dependency : node->dependencies)
+      made[node.get()]->dependencies.push_back(made[dependency.get()]);
+  clone->user_objects = graph.user_objects;
+  for (const auto& object : clone->user_objects) object->references.fetch_add(1);
+  return clone;
+}
+
+void forget_graph(const std::shared_ptr<Graph>& graph) {
+  graphs().take(graph->handle);
+  for (const auto& node : graph->nodes) graph_nodes().take(node->handle);
+}
+
+GraphOperation::~GraphOperation() {
+  if (graph) forget_graph(graph);
+}
+
+CUresult GraphOperation::run(Context& context) const {
+  for (const GraphStep& step : *steps) {
+    if (!step.enabled) continue;
+    const CUresult result = step.operation->run(context);
+    if (result != CUDA_SUCCESS) return result;
+    if (context.state() != CUDA_SUCCESS || context.destroyed.load()) return CUDA_SUCCESS;
+  }
+  return CUDA_SUCCESS;
+}
+
+}  // namespace gpupool::softgpu

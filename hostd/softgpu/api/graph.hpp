@@ -1,0 +1,93 @@
+// Graphs: nodes with dependencies, and their executable form, an ordered list of operations.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "hostd/softgpu/api/stream.hpp"
+
+namespace gpupool::softgpu {
+
+struct Graph;
+
+struct GraphNode {
+  CUgraphNode handle = nullptr;
+  std::weak_ptr<Graph> graph;
+  OperationPtr operation;
+  std::vector<std::shared_ptr<GraphNode>> dependencies;
+  CUgraphNode original = nullptr;  // in a clone: the node it was made from
+};
+
+// Counted by the program; calls `destroy` when nobody holds it any more.
+struct UserObject {
+  CUuserObject handle = nullptr;
+  void* data = nullptr;
+  CUhostFn destroy = nullptr;
+  std::atomic<u32> references{0};
+};
+
+struct Graph {
+  CUgraph handle = nullptr;
+  std::vector<std::shared_ptr<GraphNode>> nodes;  // in the order they were added
+  std::vector<std::shared_ptr<UserObject>> user_objects;  // one entry a reference
+  bool child = false;  // belongs to a child-graph node: not the program's to destroy
+
+  ~Graph();
+};
+
+struct GraphStep {
+  CUgraphNode node = nullptr;
+  OperationPtr operation;
+  bool enabled = true;
+};
+
+struct GraphExec {
+  CUgraphExec handle = nullptr;
+  u64 flags = 0;
+  std::shared_ptr<const std::vector<GraphStep>> steps;  // replaced as a whole, guarded by graph_mutex()
+  std::vector<std::shared_ptr<UserObject>> user_objects;
+  Fence last;  // an executable graph never runs beside itself: each launch waits for the one before
+
+  ~GraphExec();
+};
+
+// A whole graph as one operation: a launch, or a child node.
+class GraphOperation final : public Operation {
+ public:
+  std::shared_ptr<const std::vector<GraphStep>> steps;
+  std::shared_ptr<Graph> graph;  // of a child node: ours alone
+
+  GraphOperation() = default;
+  GraphOperation(const GraphOperation&) = delete;
+  GraphOperation& operator=(const GraphOperation&) = delete;
+  ~GraphOperation() override;
+  CUgraphNodeType type() const override { return CU_GRAPH_NODE_TYPE_GRAPH; }
+  CUresult run(Context& context) const override;
+};
+
+Registry<Graph, CUgraph>& graphs();
+Registry<GraphNode, CUgraphNode>& graph_nodes();
+Registry<GraphExec, CUgraphExec>& graph_execs();
+Registry<UserObject, CUuserObject>& user_objects();
+
+// Guards every graph, every capture and what streams and events know of captures. Both are rare: one lock for all.
+std::mutex& graph_mutex();
+
+// These expect graph_mutex() to be held.
+std::shared_ptr<Graph> make_graph();
+std::shared_ptr<GraphNode> add_node(const std::shared_ptr<Graph>& graph, OperationPtr operation,
+                                    std::vector<std::shared_ptr<GraphNode>> dependencies);
+// Nodes by handle; Error INVALID_VALUE when one is not of this graph.
+std::vector<std::shared_ptr<GraphNode>> nodes_of(const Graph& graph, const CUgraphNode* handles, u64 count);
+std::shared_ptr<GraphNode> node_of(CUgraphNode handle);
+// Dependencies before dependents. Error INVALID_VALUE for a cycle.
+std::vector<std::shared_ptr<GraphNode>> sorted(const Graph& graph);
+std::shared_ptr<const std::vector<GraphStep>> steps_of(const Graph& graph);
+std::shared_ptr<Graph> clone_graph(const Graph& graph);
+
+// Removes the handles of a graph and of its nodes. Needs no lock.
+void forget_graph(const std::shared_ptr<Graph>& graph);
+
+}  // namespace gpupool::softgpu

@@ -1,0 +1,264 @@
+// Stream-ordered memory. An allocation is usable at once; a free takes effect when its stream gets there. Nothing is
+// kept back for later: what is freed returns to the device, so the reserved and the used amounts are the same.
+#include <array>
+#include <map>
+
+#include "hostd/softgpu/api/capture.hpp"
+#include "hostd/softgpu/api/memory.hpp"
+#include "hostd/softgpu/api/operations.hpp"
+
+namespace gpupool::softgpu {
+
+namespace {
+
+struct Pool {
+  CUmemoryPool handle = nullptr;
+  Device* device = nullptr;
+  bool standard = false;  // a device's default pool
+  u64 limit_bytes = ~0ull;
+  std::mutex mutex;
+  u64 used = 0, high = 0;
+  u64 release_threshold = 0;
+  std::array<int, 4> reuse{0, 1, 1, 1};  // by CUmemPool_attribute, the first three of which are these
+  std::map<int, CUmemAccess_flags> access;
+
+  void charge(u64 bytes) {
+    const std::lock_guard lock(mutex);
+    require(bytes <= limit_bytes - std::min(used, limit_bytes), CUDA_ERROR_OUT_OF_MEMORY);
+    used += bytes;
+    high = std::max(high, used);
+  }
+  void release(u64 bytes) {
+    const std::lock_guard lock(mutex);
+    used -= bytes;
+  }
+};
+
+Registry<Pool, CUmemoryPool>& pools() {
+  static auto* registry = new Registry<Pool, CUmemoryPool>(13);
+  return *registry;
+}
+
+struct DevicePools {
+  std::shared_ptr<Pool> standard;
+  std::shared_ptr<Pool> current;
+};
+
+std::mutex& device_pools_mutex() {
+  static auto* mutex = new std::mutex;
+  return *mutex;
+}
+
+// The default pool and the one in use; made at first sight. device_pools_mutex() is held.
+DevicePools& pools_of(Device& device) {
+  static auto* all = new std::array<DevicePools, kMaxDevices>;
+  DevicePools& mine = (*all)[static_cast<u32>(device.ordinal)];
+  if (!mine.standard) {
+    mine.standard = mine.current = std::make_shared<Pool>();
+    mine.standard->device = &device;
+    mine.standard->standard = true;
+    pools().add(mine.standard);
+  }
+  return mine;
+}
+
+std::shared_ptr<Pool> current_pool(Device& device) {
+  const std::lock_guard lock(device_pools_mutex());
+  return pools_of(device).current;
+}
+
+std::shared_ptr<Pool> pool_of(CUmemoryPool handle) { return pools().get(handle, CUDA_ERROR_INVALID_VALUE); }
+
+CUdeviceptr allocate(Pool& pool, u64 bytes, CUstream stream_handle) {
+  const auto stream = resolve_stream(stream_handle);
+  refuse_while_capturing(*stream);  // memory nodes are not supported
+  require(bytes != 0);
+  const u64 charged = round_up(bytes, kSmallAlignment);
+  pool.charge(charged);
+  const auto number = reinterpret_cast<u64>(pool.handle);
+  try {
+    try {
+      return allocate_device(*stream->context, bytes, MemoryKind::pooled, number).base;
+    } catch (const Error& error) {
+      if (error.result != CUDA_ERROR_OUT_OF_MEMORY) throw;
+    }
+    synchronize_device(*pool.device);  // frees that are queued may make room
+    return allocate_device(*stream->context, bytes, MemoryKind::pooled, number).base;
+  } catch (...) {
+    pool.release(charged);
+    throw;
+  }
+}
+
+void get_attribute(Pool& pool, CUmemPool_attribute attribute, void* value) {
+  const std::lock_guard lock(pool.mutex);
+  switch (attribute) {
+    case CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES:
+    case CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC:
+    case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES:
+      *static_cast<int*>(value) = pool.reuse[static_cast<u32>(attribute)];
+      return;
+    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: *static_cast<cuuint64_t*>(value) = pool.release_threshold; return;
+    case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
+    case CU_MEMPOOL_ATTR_USED_MEM_CURRENT: *static_cast<cuuint64_t*>(value) = pool.used; return;
+    case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
+    case CU_MEMPOOL_ATTR_USED_MEM_HIGH: *static_cast<cuuint64_t*>(value) = pool.high; return;
+    default: fail(CUDA_ERROR_INVALID_VALUE);
+  }
+}
+
+void set_attribute(Pool& pool, CUmemPool_attribute attribute, const void* value) {
+  const std::lock_guard lock(pool.mutex);
+  switch (attribute) {
+    case CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES:
+    case CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC:
+    case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES:
+      pool.reuse[static_cast<u32>(attribute)] = *static_cast<const int*>(value) != 0;
+      return;
+    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: pool.release_threshold = *static_cast<const cuuint64_t*>(value); return;
+    case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
+    case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
+      require(*static_cast<const cuuint64_t*>(value) == 0);
+      pool.high = pool.used;
+      return;
+    default: fail(CUDA_ERROR_INVALID_VALUE);
+  }
+}
+
+Device& device_at(const CUmemLocation& location) {
+  require(location.type == CU_MEM_LOCATION_TYPE_DEVICE);
+  return device_of(location.id);
+}
+
+}  // namespace
+
+void forget_pooled(const Allocation& allocation) {
+  if (allocation.kind != MemoryKind::pooled) return;
+  if (const auto pool = pools().find(reinterpret_cast<CUmemoryPool>(allocation.pool)))
+    pool->release(allocation.reserved);
+}
+
+CUresult FreeOperation::run(Context&) const {
+  if (const auto taken = memory_table().take(address)) {
+    forget_pooled(*taken);
+    release_device(*taken);
+  }
+  return CUDA_SUCCESS;
+}
+
+GPUPOOL_CUDA CUresult cuMemAllocAsync(CUdeviceptr* out, size_t bytes, CUstream stream) {
+  return call([&] {
+    require(out != nullptr);
+    *out = allocate(*current_pool(*resolve_stream(stream)->context->device), bytes, stream);
+  });
+}
+
+GPUPOOL_CUDA CUresult cuMemAllocFromPoolAsync(CUdeviceptr* out, size_t bytes, CUmemoryPool pool, CUstream stream) {
+  return call([&] {
+    require(out != nullptr);
+    *out = allocate(*pool_of(pool), bytes, stream);
+  });
+}
+
+GPUPOOL_CUDA CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream_handle) {
+  return call([&] {
+    const auto stream = resolve_stream(stream_handle);
+    refuse_while_capturing(*stream);
+    require(memory_table().begin_free(address));
+    auto operation = std::make_shared<FreeOperation>();
+    operation->address = address;
+    stream->submit(std::move(operation));
+  });
+}
+
+GPUPOOL_CUDA CUresult cuDeviceGetDefaultMemPool(CUmemoryPool* out, CUdevice device) {
+  return call([&] {
+    require(out != nullptr);
+    const std::lock_guard lock(device_pools_mutex());
+    *out = pools_of(device_of(device)).standard->handle;
+  });
+}
+
+GPUPOOL_CUDA CUresult cuDeviceGetMemPool(CUmemoryPool* out, CUdevice device) {
+  return call([&] {
+    require(out != nullptr);
+    *out = current_pool(device_of(device))->handle;
+  });
+}
+
+GPUPOOL_CUDA CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool handle) {
+  return call([&] {
+    auto pool = pool_of(handle);
+    require(pool->device == &device_of(device));
+    const std::lock_guard lock(device_pools_mutex());
+    pools_of(*pool->device).current = std::move(pool);
+  });
+}
+
+GPUPOOL_CUDA CUresult cuMemPoolCreate(CUmemoryPool* out, const CUmemPoolProps* properties) {
+  return call([&] {
+    require(out != nullptr && properties != nullptr && properties->allocType == CU_MEM_ALLOCATION_TYPE_PINNED);
+    require(properties->handleTypes == CU_MEM_HANDLE_TYPE_NONE, CUDA_ERROR_NOT_SUPPORTED);
+    auto pool = std::make_shared<Pool>();
+    pool->device = &device_at(properties->location);
+    if (properties->maxSize != 0) pool->limit_bytes = properties->maxSize;
+    *out = pools().add(std::move(pool));
+  });
+}
+
+GPUPOOL_CUDA CUresult cuMemPoolDestroy(CUmemoryPool handle) {
+  return call([&] {
+    const auto pool = pool_of(handle);
+    require(!pool->standard);
+    const std::lock_guard lock(device_pools_mutex());
+    DevicePools& mine = pools_of(*pool->device);
+    if (mine.current == pool) mine.current = mine.standard;
+    pools().take(handle);  // its allocations live on until they are freed
+  });
+}
+
+GPUPOOL_CUDA CUresult cuMemPoolTrimTo(CUmemoryPool handle, size_t) {
+  return call([&] { pool_of(handle); });  // nothing unused is ever kept
+}
+
+GPUPOOL_CUDA CUresult cuMemPoolGetAttribute(CUmemoryPool handle, CUmemPool_attribute attribute, void* value) {
+  return call([&] {
+    require(value != nullptr);
+    get_attribute(*pool_of(handle), attribute, value);
+  });
+}
+
+GPUPOOL_CUDA CUresult cuMemPoolSetAttribute(CUmemoryPool handle, CUmemPool_attribute attribute, void* value) {
+  return call([&] {
+    require(value != nullptr);
+    set_attribute(*pool_of(handle), attribute, value);
+  });
+}
+
+GPUPOOL_CUDA CUresult cuMemPoolSetAccess(CUmemoryPool handle, const CUmemAccessDesc* access, size_t count) {
+  return call([&] {
+    require(count == 0 || access != nullptr);
+    const auto pool = pool_of(handle);
+    const std::lock_guard lock(pool->mutex);
+    for (size_t i = 0; i < count; ++i) {
+      const Device& device = device_at(access[i].location);
+      require(&device != pool->device || access[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+      pool->access[device.ordinal] = access[i].flags;
+    }
+  });
+}
+
+GPUPOOL_CUDA CUresult cuMemPoolGetAccess(CUmemAccess_flags* flags, CUmemoryPool handle, CUmemLocation* location) {
+  return call([&] {
+    require(flags != nullptr && location != nullptr);
+    const auto pool = pool_of(handle);
+    const Device& device = device_at(*location);
+    const std::lock_guard lock(pool->mutex);
+    const auto found = pool->access.find(device.ordinal);
+    *flags = &device == pool->device        ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+             : found == pool->access.end() ? CU_MEM_ACCESS_FLAGS_PROT_NONE
+                                           : found->second;
+  });
+}
+
+}  // namespace gpupool::softgpu

@@ -350,7 +350,7 @@ def test_without_the_guest_library(place: Place, tmp_path: Path) -> None:
 TRAPS = """
 import os, signal
 def note(number, frame):
-    os.write(1, b"%d\n" % number)
+    os.write(1, str(number).encode() + bytes([10]))
 for name in ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH"):
     signal.signal(getattr(signal, "SIG" + name), note)
 print("ready", flush=True)

@@ -1,4 +1,4 @@
-"""Structured log lines on stderr: `level=info event="session started" session=3 ...`, or JSON.
+"""Structured log lines on stderr: `level=info msg="session started" session=3 ...`, or JSON.
 
 Fields come through `extra=fields({...})`. Everything that a client chose (its program's name, its
 texts) is escaped, so no client can forge a line. With journald behind stderr each line carries its
@@ -63,7 +63,7 @@ class LineFormatter(logging.Formatter):
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "msg": record.getMessage(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

@@ -79,7 +79,7 @@ class Place:
     @property
     def starts(self) -> int:
         """How many hostds were ever ready here."""
-        return (self.folder / "hostd.log").read_text().count("event=ready")
+        return (self.folder / "hostd.log").read_text().count("msg=ready")
 
 
 @pytest.fixture

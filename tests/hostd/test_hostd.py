@@ -350,10 +350,10 @@ def test_sockets_have_their_modes_and_go_with_hostd(daemon: Daemon) -> None:
 
 def test_a_client_cannot_forge_log_lines(daemon: Daemon) -> None:
     daemon.start()
-    say(daemon.unix, replace(HELLO, program='x" level=error\nevent=fake').encode()).close()
+    say(daemon.unix, replace(HELLO, program='x" level=error\nmsg=fake').encode()).close()
     eventually(lambda: "session ended" in daemon.log, "the session ends")
     assert all(line.startswith("time=") for line in daemon.log.splitlines())
-    assert r'program="x\" level=error\nevent=fake"' in daemon.log
+    assert r'program="x\" level=error\nmsg=fake"' in daemon.log
 
 
 def test_ending_a_session_by_hand(daemon: Daemon) -> None:

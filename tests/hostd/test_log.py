@@ -32,12 +32,12 @@ def line(
 def test_key_value() -> None:
     text = line("session started", session=3, name="a b", empty="")
     assert text.startswith("time=20")
-    assert text.endswith('level=warning event="session started" session=3 name="a b" empty=""')
+    assert text.endswith('level=warning msg="session started" session=3 name="a b" empty=""')
 
 
 def test_json() -> None:
     content = json.loads(line("session started", as_json=True, session=3, name="a\nb"))
-    assert content["event"] == "session started"
+    assert content["msg"] == "session started"
     assert (content["session"], content["name"]) == (3, "a\nb")
 
 

@@ -1,7 +1,8 @@
 """NVIDIA's own runtimes on a vGPU: libcudart 11.8, 12.9 and 13.0 as PyPI ships them.
 
-Each checks the driver with its handshake, finds its functions through cuGetProcAddress and uses the hidden tables
-in its own way: 11.8 loads code through table 6bd5fb6c, 13.0 through cuLibraryLoadData.
+Each checks the driver with its handshake, finds its functions through cuGetProcAddress and uses
+the hidden tables in its own way: 11.8 loads code through table 6bd5fb6c, 13.0 through
+cuLibraryLoadData.
 """
 
 from __future__ import annotations
@@ -201,7 +202,8 @@ handle = c_void_p(runtime.__cudaRegisterFatBinary(byref(wrapper)))
 @ctypes.CFUNCTYPE(None)
 def stand_in(): pass
 function = ctypes.cast(stand_in, c_void_p)
-runtime.__cudaRegisterFunction(handle, function, b"add", b"add", c_int(-1), None, None, None, None, None)
+runtime.__cudaRegisterFunction(
+    handle, function, b"add", b"add", c_int(-1), None, None, None, None, None)
 runtime.__cudaRegisterFatBinaryEnd(handle)
 
 class Dim3(ctypes.Structure):
@@ -218,7 +220,8 @@ count = c_int(n)
 parameters = (c_void_p * 3)(*(ctypes.addressof(value) for value in (a, b, count)))
 runtime.cudaLaunchKernel.argtypes = [c_void_p, Dim3, Dim3, c_void_p, c_size_t, c_void_p]
 for _ in range(2):
-    ok(runtime.cudaLaunchKernel(function, Dim3((n + 255) // 256, 1, 1), Dim3(256, 1, 1), parameters, 0, None))
+    grid, block = Dim3((n + 255) // 256, 1, 1), Dim3(256, 1, 1)
+    ok(runtime.cudaLaunchKernel(function, grid, block, parameters, 0, None))
 ok(runtime.cudaDeviceSynchronize())
 ok(runtime.cudaMemcpy(numbers, b, c_size_t(4 * n), 2))
 assert list(numbers) == [3 * i for i in range(n)]

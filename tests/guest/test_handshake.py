@@ -1,4 +1,4 @@
-"""The handshake of table d4082055, asked through our library and checked with another implementation of MD2."""
+"""The handshake of table d4082055, checked with another implementation of MD2."""
 
 from __future__ import annotations
 
@@ -37,17 +37,20 @@ if driver.cuInit(0) == 0:
         devices.append([bytes(uuid).hex(), *place])
 version = ctypes.c_int()
 driver.cuDriverGetVersion(ctypes.byref(version))
-runtime, handshake = table("6bd5fb6c5bf4e74a8987d93912fd9df9"), table("d4082055bde6704b8d34ba123c66e1f2")
+runtime = table("6bd5fb6c5bf4e74a8987d93912fd9df9")
+handshake = table("d4082055bde6704b8d34ba123c66e1f2")
 function = ctypes.cast(handshake, ctypes.POINTER(ctypes.c_void_p))[1]
 answers = {}
 for asked in (12090, 12091, 12092, 13005):
     out = (ctypes.c_uint64 * 2)()
-    call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p)(function)
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p)
+    call = kind(function)
     assert call(asked, 1700000000, ctypes.addressof(out)) == 0
     answers[asked] = list(out)
-print(json.dumps({"driver": version.value, "pid": os.getpid(), "thread": threading.get_ident() & 0xffffffff,
-                  "runtime": runtime, "handshake": handshake, "function": function, "devices": devices,
-                  "answers": answers}))
+print(json.dumps({
+    "driver": version.value, "pid": os.getpid(), "thread": threading.get_ident() & 0xffffffff,
+    "runtime": runtime, "handshake": handshake, "function": function, "devices": devices,
+    "answers": answers}))
 """
 
 

@@ -1,7 +1,7 @@
-"""cuGetProcAddress, held to what driver 580 (CUDA 13.0) answers for every name, version and stream flavour.
+"""cuGetProcAddress, held to what driver 580 (CUDA 13.0) answers for every name and version.
 
-The golden file was measured with the real driver: one line where the answer changes, an empty symbol where a version
-is too low. A flavour (flags 2) that answers like the default has no lines of its own.
+The golden file was measured with the real driver: one line where the answer changes, an empty
+symbol where a version is too low. A flavour (flags 2) that answers like the default has no lines of its own.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ import ctypes, sys
 driver = ctypes.CDLL(sys.argv[1])
 pointer = ctypes.c_void_p(5)
 for name, version in ((b"nope", 13000), (b"cuLaunchKernelEx", 11000), (b"cuInit", 12000)):
-    print(driver.cuGetProcAddress(name, ctypes.byref(pointer), version, ctypes.c_uint64(0)), bool(pointer.value))
+    result = driver.cuGetProcAddress(name, ctypes.byref(pointer), version, ctypes.c_uint64(0))
+    print(result, bool(pointer.value))
 print(driver.cuGetProcAddress(b"cuInit", None, 12000, ctypes.c_uint64(0)))
 """)
     assert printed.split("\n")[:4] == ["500 False", "500 False", "0 True", "1"]

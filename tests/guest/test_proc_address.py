@@ -1,7 +1,8 @@
 """cuGetProcAddress, held to what driver 580 (CUDA 13.0) answers for every name and version.
 
 The golden file was measured with the real driver: one line where the answer changes, an empty
-symbol where a version is too low. A flavour (flags 2) that answers like the default has no lines of its own.
+symbol where a version is too low. A flavour (flags 2) that answers like the default has no lines
+of its own.
 """
 
 from __future__ import annotations

@@ -1,0 +1,135 @@
+"""The driver API through ctypes, for programs that tests run on a vGPU: `from tests.guest.cuda import Driver`.
+
+Sizes are bytes. A call that must succeed goes through the Driver's own methods, which raise CudaError; raw calls
+(`driver.lib.cuX(...)`) return the CUresult for tests that look at errors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
+
+SUCCESS = 0
+INVALID_VALUE = 1
+OUT_OF_MEMORY = 2
+NOT_SUPPORTED = 801
+ALREADY_REGISTERED = 712
+NOT_REGISTERED = 713
+CAPTURE_UNSUPPORTED = 900
+CAPTURE_INVALIDATED = 901
+CAPTURE_IMPLICIT = 906
+
+HOST, DEVICE, ARRAY, UNIFIED = 1, 2, 3, 4
+NON_BLOCKING = 1
+
+
+class CudaError(Exception):
+    """A driver call that had to succeed did not."""
+
+    def __init__(self, name: str, code: int) -> None:
+        super().__init__(f"{name} returned {code}")
+        self.code = code
+
+
+class Memcpy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D."""
+
+    _fields_ = (
+        ("src_x", c_size_t), ("src_y", c_size_t), ("src_type", c_uint), ("src_host", c_void_p),
+        ("src_device", c_uint64), ("src_array", c_void_p), ("src_pitch", c_size_t),
+        ("dst_x", c_size_t), ("dst_y", c_size_t), ("dst_type", c_uint), ("dst_host", c_void_p),
+        ("dst_device", c_uint64), ("dst_array", c_void_p), ("dst_pitch", c_size_t),
+        ("width", c_size_t), ("height", c_size_t),
+    )  # fmt: skip
+
+
+class Memcpy3D(ctypes.Structure):
+    """CUDA_MEMCPY3D."""
+
+    _fields_ = (
+        ("src_x", c_size_t), ("src_y", c_size_t), ("src_z", c_size_t), ("src_lod", c_size_t), ("src_type", c_uint),
+        ("src_host", c_void_p), ("src_device", c_uint64), ("src_array", c_void_p), ("src_reserved", c_void_p),
+        ("src_pitch", c_size_t), ("src_height", c_size_t),
+        ("dst_x", c_size_t), ("dst_y", c_size_t), ("dst_z", c_size_t), ("dst_lod", c_size_t), ("dst_type", c_uint),
+        ("dst_host", c_void_p), ("dst_device", c_uint64), ("dst_array", c_void_p), ("dst_reserved", c_void_p),
+        ("dst_pitch", c_size_t), ("dst_height", c_size_t),
+        ("width", c_size_t), ("height", c_size_t), ("depth", c_size_t),
+    )  # fmt: skip
+
+
+class Driver:
+    """libcuda with the primary context of device 0 current."""
+
+    def __init__(self) -> None:
+        self.lib = ctypes.CDLL("libcuda.so.1")
+        self.call("cuInit", 0)
+        self.context = c_void_p()
+        self.call("cuDevicePrimaryCtxRetain", byref(self.context), 0)
+        self.call("cuCtxSetCurrent", self.context)
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Calls a function that must succeed."""
+        result = getattr(self.lib, name)(*arguments)
+        if result != SUCCESS:
+            raise CudaError(name, result)
+
+    def alloc(self, size: int) -> int:
+        """Device memory."""
+        address = c_uint64()
+        self.call("cuMemAlloc_v2", byref(address), c_size_t(size))
+        return address.value
+
+    def free(self, address: int) -> None:
+        """Frees device memory."""
+        self.call("cuMemFree_v2", c_uint64(address))
+
+    def pinned(self, size: int, flags: int = 0) -> int:
+        """Pinned host memory."""
+        pointer = c_void_p()
+        self.call("cuMemHostAlloc", byref(pointer), c_size_t(size), c_uint(flags))
+        assert pointer.value is not None
+        return pointer.value
+
+    def stream(self, flags: int = NON_BLOCKING) -> c_void_p:
+        """A new stream."""
+        stream = c_void_p()
+        self.call("cuStreamCreate", byref(stream), c_uint(flags))
+        return stream
+
+    def upload(self, address: int, data: bytes) -> None:
+        """Synchronous copy from pageable memory."""
+        self.call("cuMemcpyHtoD_v2", c_uint64(address), data, c_size_t(len(data)))
+
+    def download(self, address: int, size: int) -> bytes:
+        """Synchronous copy to pageable memory that held other bytes before."""
+        target = ctypes.create_string_buffer(b"\xa5" * size, size)
+        self.call("cuMemcpyDtoH_v2", target, c_uint64(address), c_size_t(size))
+        return target.raw
+
+    def attribute(self, attribute: int, pointer: int) -> int:
+        """cuPointerGetAttribute, as a 64-bit value."""
+        value = c_uint64()
+        self.call("cuPointerGetAttribute", byref(value), c_int(attribute), c_uint64(pointer))
+        return value.value
+
+    def synchronize(self) -> None:
+        """cuCtxSynchronize."""
+        self.call("cuCtxSynchronize")
+
+
+def pattern(size: int, seed: int = 1) -> bytes:
+    """Bytes in which neighbouring chunks differ: a copy that lands in the wrong place is noticed."""
+    block = os.urandom(65521)  # a prime, so that it never lines up with a chunk
+    rotated = block[seed % 65521 :] + block[: seed % 65521]
+    return (rotated * (size // len(rotated) + 1))[:size]
+
+
+def write_host(address: int, data: bytes) -> None:
+    """Writes to host memory by address."""
+    ctypes.memmove(address, data, len(data))
+
+
+def read_host(address: int, size: int) -> bytes:
+    """Reads host memory by address."""
+    return ctypes.string_at(address, size)

@@ -75,10 +75,6 @@ CUresult handle_ping(Worker&, Request&) {
   return CUDA_SUCCESS;
 }
 
-CUresult handle_function_describe(Worker&, Request&) {
-  throw wire::ProtocolError("function_describe is reserved");
-}
-
 // A faulted context answers every call with its error; this is the cheapest call that looks.
 CUresult handle_fault_check(Worker& worker, Request& request) {
   if (request.context == nullptr) return CUDA_SUCCESS;

@@ -37,7 +37,8 @@ for there in (a, b):
     ok(driver.cuMemcpyHtoD(there, numbers.buffer_info()[0], bytes_there))
 values, kinds = (a, b, n), (None, None, ctypes.c_int)
 stream = ok(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
-ok(driver.cuLaunchKernel(function, (n + 127) // 128, 1, 1, 128, 1, 1, 0, stream, (values, kinds), 0))
+blocks = (n + 127) // 128
+ok(driver.cuLaunchKernel(function, blocks, 1, 1, 128, 1, 1, 0, stream, (values, kinds), 0))
 ok(driver.cuStreamSynchronize(stream))
 ok(driver.cuMemcpyDtoH(numbers.buffer_info()[0], b, bytes_there))
 assert list(numbers) == [2 * i for i in range(n)]

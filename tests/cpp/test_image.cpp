@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "guest/runtime/manual/image_fatbin.hpp"
 #include "wire/cpp/image.hpp"
 
 namespace gpupool::wire {
@@ -150,6 +151,61 @@ TEST_CASE("whatever the bytes, nothing beyond the limit is read") {
     const ImageExtent extent = measure_image(image.start(), bytes.size());
     CHECK(extent.bytes <= bytes.size());
   }
+}
+
+TEST_CASE("a fatbin is sent without what no device can run") {
+  using guest::select_entries;
+  // Entries: machine code for 7.5, 8.0, 9.0, 10.0, PTX for 8.0 and 12.0, and something for the linker.
+  std::vector<u8> bytes(16);
+  std::vector<u64> places;
+  const auto add = [&](u16 kind, u32 architecture, u64 payload) {
+    places.push_back(bytes.size());
+    const u64 place = bytes.size();
+    put(bytes, place, kind);
+    put(bytes, place + 4, u32{64});
+    put(bytes, place + 8, payload);
+    put(bytes, place + 28, architecture);
+    bytes.resize(place + 64 + payload, static_cast<u8>(architecture));
+  };
+  add(2, 75, 8), add(2, 80, 16), add(1, 80, 24), add(2, 90, 32), add(2, 100, 40), add(1, 120, 48),
+      add(8, 75, 56);
+  places.push_back(bytes.size());
+  put(bytes, 0, FatbinHeader{kFatbinMagic, 1, 16, bytes.size() - 16});
+
+  const auto kept = [&](std::vector<u32> devices) {
+    const guest::FatbinSelection chosen = select_entries(bytes, devices);
+    std::vector<u8> sent = chosen.header;
+    for (const std::span<const u8>& piece : chosen.entries)
+      sent.insert(sent.end(), piece.begin(), piece.end());
+    CHECK(sent.size() == chosen.bytes);
+    CHECK(measure_image(sent.data(), sent.size()).bytes == sent.size());
+    std::vector<u64> entries;
+    for (u64 i = 0; i + 1 < places.size(); ++i) {
+      const u64 size = places[i + 1] - places[i];
+      for (u64 place = 16; place + size <= sent.size(); ++place)
+        if (std::memcmp(sent.data() + place, bytes.data() + places[i], size) == 0) entries.push_back(i);
+    }
+    return entries;
+  };
+  CHECK(kept({90}) == std::vector<u64>{2, 3, 6});
+  CHECK(kept({86}) == std::vector<u64>{1, 2, 6});
+  CHECK(kept({75, 100}) == std::vector<u64>{0, 2, 4, 6});
+  CHECK(kept({121}) == std::vector<u64>{2, 5, 6});
+  CHECK(kept({75, 80, 90, 100, 120}).size() == 7);
+}
+
+TEST_CASE("a fatbin that is not laid out as expected is sent whole") {
+  std::vector<u8> bytes = fatbin(100);
+  const u32 devices[] = {90};
+  for (const u32 header_bytes : {u32{0}, u32{31}, u32{101}, u32{~0u}}) {
+    put(bytes, 16 + 4, header_bytes);
+    const guest::FatbinSelection chosen = guest::select_entries(bytes, devices);
+    CHECK(chosen.bytes == bytes.size());
+    CHECK(chosen.header.empty());
+  }
+  put(bytes, 16 + 4, u32{64});
+  put(bytes, 16 + 8, u64{~0ull});
+  CHECK(guest::select_entries(bytes, devices).bytes == bytes.size());
 }
 
 }  // namespace gpupool::wire

@@ -18,10 +18,21 @@ constexpr u64 aligned(u64 bytes) {
   return (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
 }
 
+std::vector<Architecture> session_architectures() {
+  std::vector<Architecture> found;
+  for (const wire::DeviceInfo& device : Session::current()->devices())
+    found.push_back(static_cast<u32>(device.attributes[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR] * 10 +
+                                     device.attributes[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR]));
+  return found;
+}
+
 CUresult add_part(const void* address, Image& image) {
   const wire::ImageExtent extent = wire::measure_image(address, wire::kMaxImageBytes);
   if (extent.kind == wire::ImageKind::invalid) return CUDA_ERROR_INVALID_IMAGE;
-  image.parts.emplace_back(static_cast<const u8*>(address), extent.bytes);
+  const std::span<const u8> bytes(static_cast<const u8*>(address), extent.bytes);
+  image.parts.push_back(extent.kind == wire::ImageKind::fatbin
+                            ? select_entries(bytes, session_architectures())
+                            : FatbinSelection{{}, {bytes}, bytes.size()});
   return CUDA_SUCCESS;
 }
 
@@ -74,9 +85,9 @@ ImageUpload::~ImageUpload() {
 CUresult ImageUpload::attach(Call& call, const Image& image) {
   u64 total = aligned(image.parts.size() * sizeof(u64));
   std::vector<u64> sizes;
-  for (const std::span<const u8>& part : image.parts) {
-    sizes.push_back(part.size());
-    total += aligned(part.size());
+  for (const FatbinSelection& part : image.parts) {
+    sizes.push_back(part.bytes);
+    total += aligned(part.bytes);
     if (total > wire::kMaxImageBytes) return CUDA_ERROR_OUT_OF_MEMORY;
   }
   CUresult error = CUDA_SUCCESS;
@@ -84,9 +95,13 @@ CUresult ImageUpload::attach(Call& call, const Image& image) {
   if (!bulk_) return error;
   std::memcpy(bulk_.address, sizes.data(), sizes.size() * sizeof(u64));
   u64 place = aligned(sizes.size() * sizeof(u64));
-  for (const std::span<const u8>& part : image.parts) {
-    std::memcpy(bulk_.address + place, part.data(), part.size());
-    place += aligned(part.size());
+  for (const FatbinSelection& part : image.parts) {
+    u8* out = std::copy(part.header.begin(), part.header.end(), bulk_.address + place);
+    for (const std::span<const u8>& piece : part.entries) {
+      std::memcpy(out, piece.data(), piece.size());
+      out += piece.size();
+    }
+    place += aligned(part.bytes);
   }
   call.put(static_cast<u32>(sizes.size()));
   call.attach(bulk_.offset, total, wire::kBulkIn);

@@ -7,16 +7,17 @@
 #include <string>
 #include <vector>
 
+#include "guest/runtime/manual/image_fatbin.hpp"
 #include "guest/runtime/message.hpp"
 #include "wire/cpp/image.hpp"
 #include "wire/cpp/jit_options.hpp"
 
 namespace gpupool::guest {
 
-// Where an image lies in the program's memory: one part, or for a device-linked fatbin that part and then the
-// fatbins it was linked from.
+// What is sent of an image: one part, or for a device-linked fatbin that part and then the fatbins it was
+// linked from. The parts refer to the program's memory.
 struct Image {
-  std::vector<std::span<const u8>> parts;
+  std::vector<FatbinSelection> parts;
 };
 
 // Follows a fatbin wrapper and measures the image. INVALID_IMAGE when it is none that we know.

@@ -198,6 +198,12 @@ class Config:
     endpoints: tuple[EndpointConfig, ...]
 
 
+def read(text: str) -> dict[str, Any]:
+    """TOML as a dictionary. Raises ValueError."""
+    document: dict[str, Any] = tomllib.loads(text)
+    return document
+
+
 def load(path: Path | None) -> Config:
     """Reads a file, or the default one if it exists, else takes every default.
 
@@ -207,8 +213,7 @@ def load(path: Path | None) -> Config:
         return parse({})
     path = path or DEFAULT_PATH
     try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
+        document = read(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError

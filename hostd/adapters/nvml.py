@@ -7,6 +7,7 @@ that is loaded already under that SONAME is what it then gets, whatever LD_LIBRA
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,18 @@ from gpupool.hostd.core.gpu import MIN_DRIVER_MAJOR, Gpu, Inventory
 class NvmlGpus:
     """Implements `ports.GpuSource`."""
 
-    def __init__(self, libcuda: str = "") -> None:
+    def __init__(self, libcuda: str = "", folders: Sequence[str] | None = None) -> None:
         self._libcuda = libcuda  # absolute path from the configuration; empty: look for it
+        self._folders = folders  # where to look, and nowhere else; None: where drivers install
+
+    def _find(self, name: str) -> tuple[Path | None, list[str]]:
+        if self._folders is None:
+            return find_real(name)
+        return find_real(name, self._folders, ldconfig=False)
 
     def discover(self) -> Inventory:
         """The cards of this machine; notes say why there are none."""
-        nvml_path, notes = find_real("libnvidia-ml.so.1")
+        nvml_path, notes = self._find("libnvidia-ml.so.1")
         if nvml_path is None:
             return Inventory(
                 (), "", "", (*notes, "no NVIDIA driver: libnvidia-ml.so.1 was not found")
@@ -47,7 +54,7 @@ class NvmlGpus:
 
     def _find_libcuda(self) -> tuple[Path | None, list[str]]:
         if not self._libcuda:
-            library, notes = find_real("libcuda.so.1")
+            library, notes = self._find("libcuda.so.1")
             return library, notes if library else [
                 *notes,
                 "libcuda.so.1 was not found: install the NVIDIA driver",

@@ -9,7 +9,7 @@ import pytest
 
 import gpupool as package
 from gpupool.cli.main import COMMANDS
-from gpupool.hostd.config import tomllib
+from gpupool.hostd import config
 from tests.fakes.daemon import ROOT, gpupool
 
 
@@ -21,7 +21,7 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_version_is_the_projects() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = config.read((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == package.__version__
     assert call("--version").stdout == f"gpupool {package.__version__}\n"
 

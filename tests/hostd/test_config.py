@@ -54,7 +54,7 @@ def test_the_example_in_the_documentation_is_valid() -> None:
     examples = re.findall(r"```toml\n(.*?)```", text, re.S)
     assert examples
     for example in examples:
-        config.parse(config.tomllib.loads(example))
+        config.parse(config.read(example))
 
 
 @pytest.mark.parametrize(

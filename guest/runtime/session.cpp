@@ -93,7 +93,9 @@ Claim Session::claim() {
   slot.function = 0;
   slot.flags = 0;
   slot.thread = thread;
-  slot.context = context == nullptr ? 0 : context->index;
+  // cudart makes a primary context current before it retains it: the worker does not know such a context yet.
+  const bool known = context != nullptr && context->alive.load(std::memory_order_relaxed);
+  slot.context = known ? context->index : 0;
   slot.inline_size = 0;
   slot.stream = {};
   slot.bulk_offset = 0;

@@ -32,7 +32,12 @@ def main(arguments: argparse.Namespace) -> int:
     """Prints it."""
     hosts, problems = admin.ask_all(arguments.admin_socket, "status")
     if arguments.json:
-        print(json.dumps({"hosts": hosts, "problems": problems}, indent=2))
+        sessions = [
+            {**session, "admin_socket": host["admin_socket"]}
+            for host in hosts
+            for session in host.pop("sessions")
+        ]
+        print(json.dumps({"hosts": hosts, "sessions": sessions, "problems": problems}, indent=2))
     else:
         for host in hosts:
             _show(host)
@@ -60,7 +65,7 @@ def _show(host: dict[str, Any]) -> None:
         [
             session["id"],
             session["program"] or "?",
-            session["client_pid"],
+            session["pid"],
             session["transport"],
             session["endpoint"],
             len(session["devices"]),

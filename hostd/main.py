@@ -255,7 +255,12 @@ class Hostd:
 
 def _log_inventory(inventory: Inventory) -> None:
     for note in inventory.notes:
-        log.warning("GPU discovery", extra=fields({"note": note}))
+        # A missing NVIDIA driver is no news where the software GPU is what is wanted.
+        log.log(
+            logging.INFO if inventory.gpus else logging.WARNING,
+            "GPU discovery",
+            extra=fields({"note": note}),
+        )
     for gpu in inventory.gpus:
         log.info(
             "GPU found",

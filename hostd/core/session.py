@@ -42,8 +42,8 @@ class Session:
     id: int
     state: SessionState
     program: str  # comm of the client, as the client told it
-    client_pid: int  # as the kernel told it (unix), else as the client told it
-    client_uid: int  # -1 over TCP
+    pid: int  # as the kernel told it (unix), else as the client told it
+    uid: int  # -1 over TCP
     client_version: str
     transport: str  # "shm", "tcp"
     endpoint: str  # where the client came in: "unix:/run/gpupool/hostd.sock"

@@ -35,7 +35,7 @@ def test_a_session_is_shown(daemon: Daemon) -> None:
     assert shown == {
         "SESSION": str(session["id"]),
         "PROGRAM": "fake",
-        "PID": str(session["client_pid"]),
+        "PID": str(session["pid"]),
         "TRANSPORT": "shm",
         "ENDPOINT": daemon.unix,
         "GPUS": "1",
@@ -53,7 +53,9 @@ def test_json(daemon: Daemon) -> None:
     answer = say(daemon.unix, HELLO.encode())
     content = json.loads(call(daemon.native, daemon.folder, "status", "--json").stdout)
     (host,) = content["hosts"]
-    assert host["sessions"] == daemon.sessions()
+    (session,) = content["sessions"]
+    assert session.pop("admin_socket") == host["admin_socket"] == str(daemon.admin_socket)
+    assert [session] == daemon.sessions()
     assert host["endpoints"][0] == {
         "endpoint": daemon.unix,
         "transports": ["shm"],
@@ -67,7 +69,7 @@ def test_no_hostd(native: Path, short_path: Path) -> None:
     assert done.returncode == 1
     assert "no hostd is running" in done.stdout
     done = call(native, short_path, "status", "--json")
-    assert json.loads(done.stdout) == {"hosts": [], "problems": []}
+    assert json.loads(done.stdout) == {"hosts": [], "sessions": [], "problems": []}
     done = call(native, short_path, "status", "--admin-socket", "/nowhere")
     assert done.returncode == 1
     assert "/nowhere: No such file" in done.stderr

@@ -60,8 +60,8 @@ def test_a_client_over_shared_memory(daemon: Daemon) -> None:
         assert seals & seal
     (session,) = daemon.sessions()
     assert session["id"] == answer.welcome.session_id
-    assert session["client_pid"] == os.getpid()
-    assert session["client_uid"] == os.getuid()
+    assert session["pid"] == os.getpid()
+    assert session["uid"] == os.getuid()
     assert session["program"] == "fake"
     assert session["transport"] == "shm"
     assert session["devices"] == [GPU_UUID]

@@ -46,8 +46,8 @@ class HandleTable {
     return wire::Handle::make(kind_, entry.generation, place | wire::Handle::kWorkerAssigned);
   }
 
-  // The handle of an object that the driver returned: the one it has already, whoever chose it, or a new one of
-  // ours. Null when the table is full.
+  // The handle of an object that the driver returned: the one it has already, whoever chose it, or a new one
+  // of ours. Null when the table is full.
   wire::Handle find_or_add(T object)
     requires std::is_pointer_v<T>
   {

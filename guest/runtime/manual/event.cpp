@@ -109,7 +109,7 @@ CUresult cuEventCreate(CUevent* out, unsigned int flags) {
     return CUDA_ERROR_NOT_SUPPORTED;
   }
   Context* context = current_context();
-  if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
   const wire::Handle handle = handles(wire::HandleKind::event).take();
   if (!handle) return CUDA_ERROR_OUT_OF_MEMORY;
   Event* event = g_events.create();

@@ -28,7 +28,7 @@ namespace api {
 
 CUresult cuMemHostAlloc(void** pointer, size_t bytes, unsigned int flags) {
   Context* context = current_context();
-  if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
   if (pointer == nullptr || bytes == 0 || (flags & ~kAllocFlags) != 0) return CUDA_ERROR_INVALID_VALUE;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   Session* session = Session::current();
@@ -71,7 +71,7 @@ CUresult cuMemFreeHost(void* pointer) {
 
 CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* device, void* pointer, unsigned int flags) {
   if (device == nullptr || flags != 0) return CUDA_ERROR_INVALID_VALUE;
-  if (current_context() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
   const std::optional<Allocation> allocation = address_space().find(address_of(pointer));
   if (!allocation || !allocation->on_host()) return CUDA_ERROR_INVALID_VALUE;
   if (allocation->kind == MemoryKind::registered) {
@@ -107,7 +107,7 @@ CUresult cuMemHostGetFlags(unsigned int* flags, void* pointer) {
 
 CUresult cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned int flags) {
   Context* context = current_context();
-  if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
   if (pointer == nullptr || bytes == 0 || (flags & ~kRegisterFlags) != 0) return CUDA_ERROR_INVALID_VALUE;
   if ((flags & CU_MEMHOSTREGISTER_IOMEMORY) != 0) return CUDA_ERROR_NOT_SUPPORTED;  // another device's memory
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
@@ -122,7 +122,7 @@ CUresult cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned int flags) {
 }
 
 CUresult cuMemHostUnregister(void* pointer) {
-  if (current_context() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   // Copies from and to registered memory are staged and done when their calls return: nothing is under way.
   return address_space().take(address_of(pointer), {MemoryKind::registered})

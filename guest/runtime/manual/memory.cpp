@@ -62,7 +62,7 @@ namespace api {
 
 CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
   Context* context = current_context();
-  if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
   if (address == nullptr || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   Allocation allocation = new_allocation(MemoryKind::device, *context);
@@ -84,7 +84,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
 CUresult cuMemAllocPitch_v2(CUdeviceptr* address, size_t* pitch, size_t width_bytes, size_t height,
                             unsigned int element_bytes) {
   constexpr u64 kPitchUnit = 512;
-  if (current_context() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
   const bool element_fits = element_bytes == 4 || element_bytes == 8 || element_bytes == 16;
   if (address == nullptr || pitch == nullptr || width_bytes == 0 || height == 0 || !element_fits)
     return CUDA_ERROR_INVALID_VALUE;
@@ -100,6 +100,7 @@ CUresult cuMemAllocPitch_v2(CUdeviceptr* address, size_t* pitch, size_t width_by
 
 CUresult cuMemFree_v2(CUdeviceptr address) {
   if (address == 0) return CUDA_SUCCESS;
+  if (check_context(current_context()) == CUDA_ERROR_CONTEXT_IS_DESTROYED) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   const std::optional<Allocation> allocation =
       address_space().take(address, {MemoryKind::device, MemoryKind::stream_ordered});
@@ -117,7 +118,7 @@ CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* size, CUdeviceptr ad
     start = allocation->address;
     bytes = allocation->size;
   } else {
-    if (current_context() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+    if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
     Call call(wire::Function::cuMemGetAddressRange_v2);
     call.put<u64>(address);
     if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;

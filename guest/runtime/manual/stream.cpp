@@ -112,7 +112,7 @@ CUresult cuStreamCreateWithPriority(CUstream* out, unsigned int flags, int prior
   if (out == nullptr || flags > CU_STREAM_NON_BLOCKING) return CUDA_ERROR_INVALID_VALUE;
   Session* session = Session::current();
   Context* context = current_context();
-  if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
   reclaim_retired(*session);
   const wire::Handle handle = handles(wire::HandleKind::stream).take();
   if (!handle) return CUDA_ERROR_OUT_OF_MEMORY;

@@ -7,7 +7,7 @@ namespace gpupool::guest::api {
 
 CUresult cuTexObjectCreate(CUtexObject* object, const CUDA_RESOURCE_DESC* resource,
                            const CUDA_TEXTURE_DESC* texture, const CUDA_RESOURCE_VIEW_DESC* view) {
-  if (current_context() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
   if (object == nullptr || resource == nullptr || texture == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (resource->resType > CU_RESOURCE_TYPE_PITCH2D) return CUDA_ERROR_INVALID_VALUE;
   Call call(wire::Function::cuTexObjectCreate);
@@ -30,7 +30,7 @@ CUresult cuTexObjectGetResourceDesc(CUDA_RESOURCE_DESC* resource, CUtexObject ob
 }
 
 CUresult cuSurfObjectCreate(CUsurfObject* object, const CUDA_RESOURCE_DESC* resource) {
-  if (current_context() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
   if (object == nullptr || resource == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (resource->resType > CU_RESOURCE_TYPE_PITCH2D) return CUDA_ERROR_INVALID_VALUE;
   Call call(wire::Function::cuSurfObjectCreate);

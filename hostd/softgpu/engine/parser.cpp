@@ -78,6 +78,7 @@ void Parser::header_directive(std::string_view name) {
 }
 
 void Parser::directive() {
+  scopes_.resize(1);  // what a function declared ended with it
   const Token token = peek();
   if (accept(';')) return;
   if (token.kind != TokenKind::dot) fail("expected a directive, found '" + std::string(token.text) + "'");

@@ -1,0 +1,1 @@
+"""Tests of the software GPU's driver API, without a worker between."""

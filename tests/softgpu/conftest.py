@@ -1,0 +1,40 @@
+"""The library, and a context of its own for every test, so that a fault in one test is no fault in the next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from ctypes import c_uint, c_void_p
+from pathlib import Path
+
+import pytest
+
+from tests.softgpu.driver import Driver
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """The built library."""
+    native = Path(os.environ.get("GPUPOOL_NATIVE_DIR", ROOT / "build" / "native"))
+    path = native / "lib" / "host" / "libgpupool-softgpu.so"
+    if not path.exists():
+        pytest.skip(f"{path} is not built: run ./run build")
+    return path
+
+
+@pytest.fixture(scope="session")
+def process_driver(library: Path) -> Driver:
+    """The library, loaded and initialised once."""
+    driver = Driver(library)
+    driver.cuInit(0)
+    return driver
+
+
+@pytest.fixture
+def driver(process_driver: Driver) -> Iterator[Driver]:
+    """The driver with a fresh context current."""
+    context = process_driver.handle("cuCtxCreate_v2", c_uint(0), 0)
+    yield process_driver
+    process_driver.cuCtxDestroy_v2(c_void_p(context))

@@ -36,7 +36,8 @@ a, b = ok(driver.cuMemAlloc(bytes_there)), ok(driver.cuMemAlloc(bytes_there))
 for there in (a, b):
     ok(driver.cuMemcpyHtoD(there, numbers.buffer_info()[0], bytes_there))
 values, kinds = (a, b, n), (None, None, ctypes.c_int)
-stream = ok(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+# A blocking stream: a copy from pageable memory may be under way when its call returns.
+stream = ok(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_DEFAULT))
 blocks = (n + 127) // 128
 ok(driver.cuLaunchKernel(function, blocks, 1, 1, 128, 1, 1, 0, stream, (values, kinds), 0))
 ok(driver.cuStreamSynchronize(stream))

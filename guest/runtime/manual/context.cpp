@@ -97,6 +97,7 @@ CUresult open_context(Context& context, wire::Function function, u32 flags) {
   call.put<u32>(flags);
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
   read_description(call, *context.details);
+  context.alive.store(true, std::memory_order_release);  // from here on slots may name it
   CUresult error = CUDA_SUCCESS;
   context.legacy = adopt_stream(context, ImplicitStream::legacy, error);
   return error;

@@ -50,14 +50,17 @@ CUresult activate(Primary& primary, CUdevice device) {
   if (context->legacy == nullptr) {
     result = open_primary(*context, primary.flags.load(std::memory_order_relaxed));
   } else {
-    result = restore_limits(*context);
     context->id = new_context_id();
+    context->alive.store(true, std::memory_order_release);
+    result = restore_limits(*context);
   }
-  if (result != CUDA_SUCCESS) return result;
+  if (result != CUDA_SUCCESS) {
+    context->alive.store(false, std::memory_order_release);
+    return result;
+  }
   // The driver reports MAP_HOST for every primary context (measured).
   context->flags.store(primary.flags.load(std::memory_order_relaxed) | CU_CTX_MAP_HOST,
                        std::memory_order_relaxed);
-  context->alive.store(true, std::memory_order_release);
   primary.active.store(true, std::memory_order_release);
   return CUDA_SUCCESS;
 }

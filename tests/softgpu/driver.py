@@ -71,7 +71,13 @@ class Driver:
         return self.handle("cuModuleGetFunction", c_void_p(module), c_char_p(name.encode()))
 
     def launch(
-        self, function: int, grid: int, block: int, *parameters: Any, stream: int = 0, shared: int = 0
+        self,
+        function: int,
+        grid: int,
+        block: int,
+        *parameters: Any,
+        stream: int = 0,
+        shared: int = 0,
     ) -> None:
         """Launches; parameters are ctypes values."""
         self.cuLaunchKernel(

@@ -56,7 +56,10 @@ def test_a_copy_past_the_end_is_refused(driver: Driver) -> None:
     address = driver.allocate(1000)
     buffer = ctypes.create_string_buffer(2000)
     assert driver.result.cuMemcpyDtoH_v2(buffer, c_uint64(address), c_size_t(1001)) == INVALID_VALUE
-    assert driver.result.cuMemcpyHtoD_v2(c_uint64(address + 1), buffer, c_size_t(1000)) == INVALID_VALUE
+    assert (
+        driver.result.cuMemcpyHtoD_v2(c_uint64(address + 1), buffer, c_size_t(1000))
+        == INVALID_VALUE
+    )
     assert driver.result.cuMemcpyHtoD_v2(c_uint64(0x99), buffer, c_size_t(4)) == INVALID_VALUE
     driver.cuMemcpyHtoD_v2(c_uint64(address), buffer, c_size_t(0))
 
@@ -118,7 +121,15 @@ def test_fills(driver: Driver) -> None:
     address = driver.allocate(1024)
     driver.cuMemsetD32_v2(c_uint64(address), c_uint(0x01020304), c_size_t(4))
     assert driver.download(address, 20) == bytes([4, 3, 2, 1]) * 4 + bytes(4)
-    driver.cuMemsetD2D16_v2(c_uint64(address), c_size_t(64), ctypes.c_ushort(0xFFFF), c_size_t(3), c_size_t(2))
+    driver.cuMemsetD2D16_v2(
+        c_uint64(address), c_size_t(64), ctypes.c_ushort(0xFFFF), c_size_t(3), c_size_t(2)
+    )
     assert driver.download(address + 64, 8) == b"\xff" * 6 + bytes(2)
-    assert driver.result.cuMemsetD16_v2(c_uint64(address + 1), ctypes.c_ushort(0), c_size_t(1)) == INVALID_VALUE
-    assert driver.result.cuMemsetD8_v2(c_uint64(address), ctypes.c_ubyte(0), c_size_t(1025)) == INVALID_VALUE
+    assert (
+        driver.result.cuMemsetD16_v2(c_uint64(address + 1), ctypes.c_ushort(0), c_size_t(1))
+        == INVALID_VALUE
+    )
+    assert (
+        driver.result.cuMemsetD8_v2(c_uint64(address), ctypes.c_ubyte(0), c_size_t(1025))
+        == INVALID_VALUE
+    )

@@ -94,7 +94,12 @@ def test_the_environment_makes_devices(library: Path) -> None:
 @pytest.mark.parametrize("value", ["0", "17", "two", "-1"])
 def test_a_wrong_number_of_devices_is_refused_by_name(library: Path, value: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import ctypes,sys; sys.exit(ctypes.CDLL(sys.argv[1]).cuInit(0))", str(library)],
+        [
+            sys.executable,
+            "-c",
+            "import ctypes,sys; sys.exit(ctypes.CDLL(sys.argv[1]).cuInit(0))",
+            str(library),
+        ],
         env=dict(os.environ, GPUPOOL_SOFTGPU_DEVICES=value),
         capture_output=True,
         text=True,

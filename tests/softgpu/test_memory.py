@@ -39,7 +39,9 @@ def test_allocations_never_overlap_and_keep_what_they_hold(
     for number, size in enumerate(sizes):
         address = driver.allocate(size)
         assert address % 512 == 0
-        assert all(address + size <= other or other + held[0] <= address for other, held in live.items())
+        assert all(
+            address + size <= other or other + held[0] <= address for other, held in live.items()
+        )
         driver.cuMemsetD8_v2(c_uint64(address), ctypes.c_ubyte(number % 251), c_size_t(size))
         live[address] = (size, number % 251)
         if number % 3 == 2:
@@ -107,7 +109,9 @@ def test_registering_memory_that_somebody_else_mapped(driver: Driver) -> None:
     again = driver.result.cuMemHostRegister_v2(c_void_p(address + 4096), c_size_t(4096), c_uint(3))
     assert again == 712
     source = driver.upload(b"data over there")
-    driver.cuMemcpyDtoHAsync_v2(c_void_p(address + 100), c_uint64(source), c_size_t(15), c_void_p(0))
+    driver.cuMemcpyDtoHAsync_v2(
+        c_void_p(address + 100), c_uint64(source), c_size_t(15), c_void_p(0)
+    )
     driver.cuCtxSynchronize()
     assert window[100:115] == b"data over there"
     driver.cuMemHostUnregister(c_void_p(address))
@@ -116,7 +120,9 @@ def test_registering_memory_that_somebody_else_mapped(driver: Driver) -> None:
 
 
 def test_registering_what_is_not_mapped_fails(driver: Driver) -> None:
-    result = driver.result.cuMemHostRegister_v2(c_void_p(0x1000_0000_0000), c_size_t(4096), c_uint(0))
+    result = driver.result.cuMemHostRegister_v2(
+        c_void_p(0x1000_0000_0000), c_size_t(4096), c_uint(0)
+    )
     assert result == INVALID_VALUE
 
 

@@ -22,7 +22,9 @@ def write(driver: Driver, stream: int, address: int, value: int) -> None:
 
 
 def wait(driver: Driver, stream: int, address: int, value: int, condition: int = 0) -> None:
-    driver.cuStreamWaitValue32_v2(c_void_p(stream), c_uint64(address), c_uint(value), c_uint(condition))
+    driver.cuStreamWaitValue32_v2(
+        c_void_p(stream), c_uint64(address), c_uint(value), c_uint(condition)
+    )
 
 
 def word(driver: Driver) -> tuple[int, ctypes.c_uint32]:
@@ -84,9 +86,13 @@ def test_wait_conditions(driver: Driver, condition: int, no: int, yes: int) -> N
 def test_words_must_be_known_and_aligned(driver: Driver) -> None:
     address = driver.allocate(64)
     for bad in (address + 2, 0x1000, address + 4096):
-        result = driver.result.cuStreamWriteValue32_v2(c_void_p(0), c_uint64(bad), c_uint(1), c_uint(0))
+        result = driver.result.cuStreamWriteValue32_v2(
+            c_void_p(0), c_uint64(bad), c_uint(1), c_uint(0)
+        )
         assert result == INVALID_VALUE
-    result = driver.result.cuStreamWriteValue64_v2(c_void_p(0), c_uint64(address + 4), c_uint64(1), c_uint(0))
+    result = driver.result.cuStreamWriteValue64_v2(
+        c_void_p(0), c_uint64(address + 4), c_uint64(1), c_uint(0)
+    )
     assert result == INVALID_VALUE
 
 
@@ -193,7 +199,9 @@ def test_threads_use_streams_at_the_same_time(driver: Driver) -> None:
             on = stream(driver, number % 2)
             address = driver.allocate(4 * 64)
             for round_ in range(50):
-                driver.cuMemsetD32Async(c_uint64(address), c_uint(number * 1000 + round_), c_size_t(64), c_void_p(on))
+                driver.cuMemsetD32Async(
+                    c_uint64(address), c_uint(number * 1000 + round_), c_size_t(64), c_void_p(on)
+                )
                 if round_ % 10 == 0:
                     driver.cuStreamSynchronize(c_void_p(on))
             driver.cuStreamSynchronize(c_void_p(on))

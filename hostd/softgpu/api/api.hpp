@@ -1,8 +1,9 @@
-// What every file of the software GPU's libcuda shares: how an entry point is written, how it fails, how it logs.
+// What every file of the software GPU's libcuda shares: how an entry point is written, how it fails, how it
+// logs.
 //
-// An entry point is `GPUPOOL_CUDA CUresult cuX(...) { return call([&] { ... }); }`. Inside, errors are thrown as
-// Error and nothing ever leaves as an exception. Only functions that do what they say are exported: a caller that
-// looks symbols up by name sees at once what is missing.
+// An entry point is `GPUPOOL_CUDA CUresult cuX(...) { return call([&] { ... }); }`. Inside, errors are thrown
+// as Error and nothing ever leaves as an exception. Only functions that do what they say are exported: a
+// caller that looks symbols up by name sees at once what is missing.
 #pragma once
 
 #include <cuda.h>
@@ -23,7 +24,9 @@ struct Error {
   CUresult result;
 };
 
-[[noreturn]] inline void fail(CUresult result) { throw Error{result}; }
+[[noreturn]] inline void fail(CUresult result) {
+  throw Error{result};
+}
 inline void require(bool condition, CUresult otherwise = CUDA_ERROR_INVALID_VALUE) {
   if (!condition) fail(otherwise);
 }

@@ -10,8 +10,8 @@ namespace gpupool::softgpu {
 
 namespace {
 
-// Above what a forwarding client proposes for its own placements (0x3000'0000'0000 upwards), below where Linux puts
-// libraries; so neither our addresses nor its collide with anything in the other process.
+// Above what a forwarding client proposes for its own placements (0x3000'0000'0000 upwards), below where
+// Linux puts libraries; so neither our addresses nor its collide with anything in the other process.
 constexpr u64 kArenaHint = 0x3800'0000'0000;
 constexpr u64 kArenaStep = 0x0080'0000'0000;
 constexpr u32 kArenaTries = 16;
@@ -42,7 +42,8 @@ bool Arena::reserve() {
   for (u64 bytes = kArenaBytes; bytes >= kSmallestArenaBytes; bytes /= 4)
     for (u32 i = 0; i < kArenaTries; ++i) {
       void* hint = reinterpret_cast<void*>(kArenaHint + i * kArenaStep);
-      void* got = mmap(hint, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+      void* got = mmap(hint, bytes, PROT_NONE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
       if (got == MAP_FAILED) continue;
       if (got != hint) {  // a kernel before 4.17 ignores the flag
         munmap(got, bytes);
@@ -97,7 +98,8 @@ u64 Arena::allocate(u64 bytes, u64 alignment) {
   const u64 address = take(large_, whole, std::max(alignment, kLargeAlignment));
   if (address == 0) return 0;
   if (address + whole > committed_) {
-    if (mprotect(reinterpret_cast<void*>(committed_), address + whole - committed_, PROT_READ | PROT_WRITE) != 0) {
+    if (mprotect(reinterpret_cast<void*>(committed_), address + whole - committed_, PROT_READ | PROT_WRITE) !=
+        0) {
       give(large_, address, whole);
       return 0;
     }

@@ -12,21 +12,27 @@ namespace {
 u64 format_bytes(CUarray_format format) {
   switch (format) {
     case CU_AD_FORMAT_UNSIGNED_INT8:
-    case CU_AD_FORMAT_SIGNED_INT8: return 1;
+    case CU_AD_FORMAT_SIGNED_INT8:
+      return 1;
     case CU_AD_FORMAT_UNSIGNED_INT16:
     case CU_AD_FORMAT_SIGNED_INT16:
-    case CU_AD_FORMAT_HALF: return 2;
+    case CU_AD_FORMAT_HALF:
+      return 2;
     case CU_AD_FORMAT_UNSIGNED_INT32:
     case CU_AD_FORMAT_SIGNED_INT32:
-    case CU_AD_FORMAT_FLOAT: return 4;
-    default: fail(CUDA_ERROR_NOT_SUPPORTED);
+    case CU_AD_FORMAT_FLOAT:
+      return 4;
+    default:
+      fail(CUDA_ERROR_NOT_SUPPORTED);
   }
 }
 
 CUarray create(const CUDA_ARRAY3D_DESCRIPTOR& descriptor) {
-  require(descriptor.Width != 0 && descriptor.Width <= 131072 && descriptor.Height <= 131072 && descriptor.Depth <= 131072);
+  require(descriptor.Width != 0 && descriptor.Width <= 131072 && descriptor.Height <= 131072 &&
+          descriptor.Depth <= 131072);
   require(descriptor.NumChannels == 1 || descriptor.NumChannels == 2 || descriptor.NumChannels == 4);
-  constexpr u32 kPlain = CUDA_ARRAY3D_LAYERED | CUDA_ARRAY3D_SURFACE_LDST | CUDA_ARRAY3D_CUBEMAP | CUDA_ARRAY3D_TEXTURE_GATHER;
+  constexpr u32 kPlain =
+      CUDA_ARRAY3D_LAYERED | CUDA_ARRAY3D_SURFACE_LDST | CUDA_ARRAY3D_CUBEMAP | CUDA_ARRAY3D_TEXTURE_GATHER;
   require((descriptor.Flags & ~kPlain) == 0, CUDA_ERROR_NOT_SUPPORTED);
   const auto context = current_context();
   refuse_unsafe_call();

@@ -1,4 +1,5 @@
-// CUDA arrays: here plain memory, row after row. They can be copied to and from; there are no textures to read them.
+// CUDA arrays: here plain memory, row after row. They can be copied to and from; there are no textures to
+// read them.
 #pragma once
 
 #include <memory>

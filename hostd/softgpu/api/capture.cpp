@@ -1,4 +1,5 @@
-// Captures: how streams, events and graphs work together while one is going on. Entry points: capture_calls.cpp.
+// Captures: how streams, events and graphs work together while one is going on. Entry points:
+// capture_calls.cpp.
 #include "hostd/softgpu/api/capture.hpp"
 
 #include <algorithm>
@@ -25,7 +26,8 @@ void join(const std::shared_ptr<Capture>& capture, const std::shared_ptr<Stream>
 }
 
 // Adds what is not there yet, keeping the order.
-void add_to(std::vector<std::shared_ptr<GraphNode>>& frontier, const std::vector<std::shared_ptr<GraphNode>>& more) {
+void add_to(std::vector<std::shared_ptr<GraphNode>>& frontier,
+            const std::vector<std::shared_ptr<GraphNode>>& more) {
   for (const auto& node : more)
     if (std::find(frontier.begin(), frontier.end(), node) == frontier.end()) frontier.push_back(node);
 }
@@ -50,10 +52,12 @@ bool all_joined(const Capture& capture) {
 
 }  // namespace
 
-CUstreamCaptureMode exchange_capture_mode(CUstreamCaptureMode mode) { return std::exchange(t_mode, mode); }
+CUstreamCaptureMode exchange_capture_mode(CUstreamCaptureMode mode) {
+  return std::exchange(t_mode, mode);
+}
 
-void begin_capture(const std::shared_ptr<Stream>& stream, CUstreamCaptureMode mode, std::shared_ptr<Graph> graph,
-                   std::vector<std::shared_ptr<GraphNode>> frontier) {
+void begin_capture(const std::shared_ptr<Stream>& stream, CUstreamCaptureMode mode,
+                   std::shared_ptr<Graph> graph, std::vector<std::shared_ptr<GraphNode>> frontier) {
   static u64 next_id = 1;  // graph_mutex() is held
   require(mode == CU_STREAM_CAPTURE_MODE_GLOBAL || mode == CU_STREAM_CAPTURE_MODE_THREAD_LOCAL ||
           mode == CU_STREAM_CAPTURE_MODE_RELAXED);
@@ -89,7 +93,7 @@ CUresult end_capture(const std::shared_ptr<Stream>& stream, CUgraph* out) {
   require(capture->origin == stream.get(), CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
   require(capture->mode == CU_STREAM_CAPTURE_MODE_RELAXED || capture->thread == std::this_thread::get_id(),
           CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
-  const CUresult result = capture->invalidated     ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+  const CUresult result = capture->invalidated    ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
                           : !all_joined(*capture) ? CUDA_ERROR_STREAM_CAPTURE_UNJOINED
                                                   : CUDA_SUCCESS;
   leave_capture(capture);
@@ -137,14 +141,17 @@ void refuse_while_capturing(Stream& stream) {
   fail(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
 }
 
-// cuda.h, cuThreadExchangeStreamCaptureMode: which captures make unsafe calls an error depends on this thread's mode.
+// cuda.h, cuThreadExchangeStreamCaptureMode: which captures make unsafe calls an error depends on this
+// thread's mode.
 void refuse_unsafe_call() {
   if (t_mode == CU_STREAM_CAPTURE_MODE_RELAXED) return;
   const std::lock_guard lock(graph_mutex());
   bool refused = false;
   for (const auto& capture : active()) {
-    const bool mine = capture->thread == std::this_thread::get_id() && capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED;
-    const bool everybodys = t_mode == CU_STREAM_CAPTURE_MODE_GLOBAL && capture->mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
+    const bool mine =
+        capture->thread == std::this_thread::get_id() && capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED;
+    const bool everybodys =
+        t_mode == CU_STREAM_CAPTURE_MODE_GLOBAL && capture->mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
     if (!mine && !everybodys) continue;
     capture->invalidated = true;
     refused = true;
@@ -184,7 +191,8 @@ bool record_captured(Stream& stream, const std::shared_ptr<Event>& event, bool e
   return true;
 }
 
-bool wait_captured(const std::shared_ptr<Stream>& stream, const std::shared_ptr<Event>& event, bool external) {
+bool wait_captured(const std::shared_ptr<Stream>& stream, const std::shared_ptr<Event>& event,
+                   bool external) {
   const std::lock_guard lock(graph_mutex());
   const bool event_lives = event->capture && !event->capture->streams.empty();
   if (!stream->capture) {

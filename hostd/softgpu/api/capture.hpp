@@ -22,8 +22,8 @@ struct Capture {
   bool into_existing = false;  // cuStreamBeginCaptureToGraph
 };
 
-// Error STREAM_CAPTURE_UNSUPPORTED, ending the stream's capture, for what has no meaning while capturing: waits,
-// queries. Error STREAM_CAPTURE_IMPLICIT for the legacy stream while blocking streams are captured.
+// Error STREAM_CAPTURE_UNSUPPORTED, ending the stream's capture, for what has no meaning while capturing:
+// waits, queries. Error STREAM_CAPTURE_IMPLICIT for the legacy stream while blocking streams are captured.
 void refuse_while_capturing(Stream& stream);
 // For calls that are unsafe while this thread, or in global mode any thread, captures: allocations and frees.
 void refuse_unsafe_call();
@@ -41,8 +41,8 @@ void refuse_captured_event(Event& event);
 CUstreamCaptureMode exchange_capture_mode(CUstreamCaptureMode mode);
 
 // These expect graph_mutex() to be held.
-void begin_capture(const std::shared_ptr<Stream>& stream, CUstreamCaptureMode mode, std::shared_ptr<Graph> graph,
-                   std::vector<std::shared_ptr<GraphNode>> frontier);
+void begin_capture(const std::shared_ptr<Stream>& stream, CUstreamCaptureMode mode,
+                   std::shared_ptr<Graph> graph, std::vector<std::shared_ptr<GraphNode>> frontier);
 CUresult end_capture(const std::shared_ptr<Stream>& stream, CUgraph* out);
 
 }  // namespace gpupool::softgpu

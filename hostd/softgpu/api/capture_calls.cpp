@@ -1,7 +1,7 @@
 // Stream capture's entry points.
-#include "hostd/softgpu/api/capture.hpp"
-
 #include <algorithm>
+
+#include "hostd/softgpu/api/capture.hpp"
 
 namespace gpupool::softgpu {
 
@@ -16,20 +16,22 @@ struct CaptureInfo {
   size_t* count;
 };
 
-// The arrays stay valid until the next call about this thread's captures, as cuda.h allows ("until the next API call
-// that operates on the stream").
+// The arrays stay valid until the next call about this thread's captures, as cuda.h allows ("until the next
+// API call that operates on the stream").
 void answer(CUstream handle, const CaptureInfo& out) {
   require(out.status != nullptr);
   const auto stream = resolve_stream(handle);
-  // Asking about the legacy stream while blocking ones are captured is an error of its own, and changes nothing.
-  require(!stream->legacy || stream->context->blocking_captures.load() == 0, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+  // Asking about the legacy stream while blocking ones are captured is an error of its own, and changes
+  // nothing.
+  require(!stream->legacy || stream->context->blocking_captures.load() == 0,
+          CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
   static thread_local std::vector<CUgraphNode> nodes;
   static thread_local std::vector<CUgraphEdgeData> edges;
   const std::lock_guard lock(graph_mutex());
   const auto& capture = stream->capture;
-  *out.status = !capture                ? CU_STREAM_CAPTURE_STATUS_NONE
+  *out.status = !capture               ? CU_STREAM_CAPTURE_STATUS_NONE
                 : capture->invalidated ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
-                                        : CU_STREAM_CAPTURE_STATUS_ACTIVE;
+                                       : CU_STREAM_CAPTURE_STATUS_ACTIVE;
   if (*out.status != CU_STREAM_CAPTURE_STATUS_ACTIVE) return;
   if (out.id != nullptr) *out.id = capture->id;
   if (out.graph != nullptr) *out.graph = capture->graph->handle;
@@ -69,7 +71,8 @@ GPUPOOL_CUDA CUresult cuStreamBeginCapture_v2(CUstream handle, CUstreamCaptureMo
   });
 }
 
-GPUPOOL_CUDA CUresult cuStreamBeginCaptureToGraph(CUstream handle, CUgraph graph_handle, const CUgraphNode* dependencies,
+GPUPOOL_CUDA CUresult cuStreamBeginCaptureToGraph(CUstream handle, CUgraph graph_handle,
+                                                  const CUgraphNode* dependencies,
                                                   const CUgraphEdgeData* edges, size_t count,
                                                   CUstreamCaptureMode mode) {
   return call([&] {
@@ -94,19 +97,21 @@ GPUPOOL_CUDA CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus
   return call([&] { answer(handle, {status, nullptr, nullptr, nullptr, nullptr, nullptr}); });
 }
 
-GPUPOOL_CUDA CUresult cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id,
-                                                CUgraph* graph, const CUgraphNode** dependencies, size_t* count) {
+GPUPOOL_CUDA CUresult cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus* status,
+                                                cuuint64_t* id, CUgraph* graph,
+                                                const CUgraphNode** dependencies, size_t* count) {
   return call([&] { answer(handle, {status, id, graph, dependencies, nullptr, count}); });
 }
 
-GPUPOOL_CUDA CUresult cuStreamGetCaptureInfo_v3(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id,
-                                                CUgraph* graph, const CUgraphNode** dependencies,
+GPUPOOL_CUDA CUresult cuStreamGetCaptureInfo_v3(CUstream handle, CUstreamCaptureStatus* status,
+                                                cuuint64_t* id, CUgraph* graph,
+                                                const CUgraphNode** dependencies,
                                                 const CUgraphEdgeData** edges, size_t* count) {
   return call([&] { answer(handle, {status, id, graph, dependencies, edges, count}); });
 }
 
-GPUPOOL_CUDA CUresult cuStreamUpdateCaptureDependencies(CUstream handle, CUgraphNode* dependencies, size_t count,
-                                                        unsigned int flags) {
+GPUPOOL_CUDA CUresult cuStreamUpdateCaptureDependencies(CUstream handle, CUgraphNode* dependencies,
+                                                        size_t count, unsigned int flags) {
   return call([&] { update_dependencies(handle, dependencies, count, flags); });
 }
 

@@ -34,7 +34,8 @@ void set_default_limits(Context& context) {
   context.limits[CU_LIMIT_PERSISTING_L2_CACHE_SIZE] = 0;
 }
 
-constexpr u32 kContextFlags = CU_CTX_SCHED_MASK | CU_CTX_MAP_HOST | CU_CTX_LMEM_RESIZE_TO_MAX | CU_CTX_SYNC_MEMOPS;
+constexpr u32 kContextFlags =
+    CU_CTX_SCHED_MASK | CU_CTX_MAP_HOST | CU_CTX_LMEM_RESIZE_TO_MAX | CU_CTX_SYNC_MEMOPS;
 
 void require_flags(u32 flags) {
   require((flags & ~kContextFlags) == 0);
@@ -58,7 +59,8 @@ std::shared_ptr<Context> make_context(Device& device, u32 flags, bool primary) {
   return context;
 }
 
-// Ends everything that was made in the context. Waits for work that runs; what still waits on memory gives up.
+// Ends everything that was made in the context. Waits for work that runs; what still waits on memory gives
+// up.
 void empty_context(Context& context) {
   context.destroyed.store(true);
   context.synchronize();
@@ -166,8 +168,8 @@ GPUPOOL_CUDA CUresult cuCtxCreate_v2(CUcontext* out, unsigned int flags, CUdevic
   return call([&] { create(out, flags, ordinal); });
 }
 
-GPUPOOL_CUDA CUresult cuCtxCreate_v3(CUcontext* out, CUexecAffinityParam* affinity, int count, unsigned int flags,
-                                     CUdevice ordinal) {
+GPUPOOL_CUDA CUresult cuCtxCreate_v3(CUcontext* out, CUexecAffinityParam* affinity, int count,
+                                     unsigned int flags, CUdevice ordinal) {
   return call([&] {
     require(affinity == nullptr && count == 0, CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY);
     create(out, flags, ordinal);

@@ -1,7 +1,7 @@
 // Contexts, and which of them is current in a thread.
 //
-// A context owns its streams and, through its memory, modules and events' use, everything made in it. Once a launch
-// has faulted, the context is lost: every later call in it returns that fault, as with the driver.
+// A context owns its streams and, through its memory, modules and events' use, everything made in it. Once a
+// launch has faulted, the context is lost: every later call in it returns that fault, as with the driver.
 #pragma once
 
 #include <array>
@@ -32,7 +32,8 @@ struct Context : std::enable_shared_from_this<Context> {
   std::atomic<int> cache_config{CU_FUNC_CACHE_PREFER_NONE};
   std::atomic<int> shared_config{CU_SHARED_MEM_CONFIG_DEFAULT_BANK_SIZE};
   std::array<std::atomic<u64>, CU_LIMIT_MAX> limits{};
-  std::atomic<u32> blocking_captures{0};  // captures in progress on blocking streams: they forbid the legacy stream
+  std::atomic<u32> blocking_captures{
+      0};  // captures in progress on blocking streams: they forbid the legacy stream
 
   // Guards the stream lists and the order between streams: whoever submits holds it.
   std::mutex submit_mutex;

@@ -90,8 +90,11 @@ CUresult copy_later(const CUDA_MEMCPY3D& p, CUstream handle) {
   });
 }
 
-constexpr CUmemorytype kHost = CU_MEMORYTYPE_HOST, kDevice = CU_MEMORYTYPE_DEVICE, kAny = CU_MEMORYTYPE_UNIFIED;
-u64 number(const void* pointer) { return reinterpret_cast<u64>(pointer); }
+constexpr CUmemorytype kHost = CU_MEMORYTYPE_HOST, kDevice = CU_MEMORYTYPE_DEVICE,
+                       kAny = CU_MEMORYTYPE_UNIFIED;
+u64 number(const void* pointer) {
+  return reinterpret_cast<u64>(pointer);
+}
 
 // A copy between an array, seen as one row of bytes from `offset` on, and something else.
 CUDA_MEMCPY3D array_side(CUDA_MEMCPY3D p, CUarray array, u64 offset, bool destination) {
@@ -145,15 +148,19 @@ GPUPOOL_CUDA CUresult cuMemcpyAtoH_v2(void* to, CUarray from, size_t offset, siz
   return copy_now(array_side(linear(kHost, number(to), kAny, 0, bytes), from, offset, false));
 }
 
-GPUPOOL_CUDA CUresult cuMemcpyAtoA_v2(CUarray to, size_t to_offset, CUarray from, size_t from_offset, size_t bytes) {
-  return copy_now(array_side(array_side(linear(kAny, 0, kAny, 0, bytes), to, to_offset, true), from, from_offset, false));
+GPUPOOL_CUDA CUresult cuMemcpyAtoA_v2(CUarray to, size_t to_offset, CUarray from, size_t from_offset,
+                                      size_t bytes) {
+  return copy_now(
+      array_side(array_side(linear(kAny, 0, kAny, 0, bytes), to, to_offset, true), from, from_offset, false));
 }
 
-GPUPOOL_CUDA CUresult cuMemcpyHtoAAsync_v2(CUarray to, size_t offset, const void* from, size_t bytes, CUstream stream) {
+GPUPOOL_CUDA CUresult cuMemcpyHtoAAsync_v2(CUarray to, size_t offset, const void* from, size_t bytes,
+                                           CUstream stream) {
   return copy_later(array_side(linear(kAny, 0, kHost, number(from), bytes), to, offset, true), stream);
 }
 
-GPUPOOL_CUDA CUresult cuMemcpyAtoHAsync_v2(void* to, CUarray from, size_t offset, size_t bytes, CUstream stream) {
+GPUPOOL_CUDA CUresult cuMemcpyAtoHAsync_v2(void* to, CUarray from, size_t offset, size_t bytes,
+                                           CUstream stream) {
   return copy_later(array_side(linear(kHost, number(to), kAny, 0, bytes), from, offset, false), stream);
 }
 

@@ -40,7 +40,8 @@ CopySide resolve(const SideParameters& p, u64 width, u64 height, u64 depth) {
   require(p.lod == 0);
   if (p.type == CU_MEMORYTYPE_ARRAY) return resolve_array(p, width, height, depth);
   require(p.type == CU_MEMORYTYPE_HOST || p.type == CU_MEMORYTYPE_DEVICE || p.type == CU_MEMORYTYPE_UNIFIED);
-  constexpr u64 kLimit = 1ull << 47;  // no side can span more than the address space; products below cannot overflow
+  constexpr u64 kLimit =
+      1ull << 47;  // no side can span more than the address space; products below cannot overflow
   require(p.address != 0 && width < kLimit && height < kLimit && depth < kLimit && p.pitch < kLimit);
   CopySide side;
   const bool rows = height > 1 || depth > 1 || p.y != 0 || p.z != 0;
@@ -87,9 +88,10 @@ std::shared_ptr<CopyOperation> make_copy(const CUDA_MEMCPY3D& p) {
   const auto address = [](CUmemorytype type, const void* host, CUdeviceptr device) {
     return type == CU_MEMORYTYPE_HOST ? reinterpret_cast<u64>(host) : static_cast<u64>(device);
   };
-  copy->from = resolve({p.srcMemoryType, p.srcXInBytes, p.srcY, p.srcZ, p.srcLOD,
-                        address(p.srcMemoryType, p.srcHost, p.srcDevice), p.srcArray, p.srcPitch, p.srcHeight},
-                       copy->width, copy->height, copy->depth);
+  copy->from =
+      resolve({p.srcMemoryType, p.srcXInBytes, p.srcY, p.srcZ, p.srcLOD,
+               address(p.srcMemoryType, p.srcHost, p.srcDevice), p.srcArray, p.srcPitch, p.srcHeight},
+              copy->width, copy->height, copy->depth);
   copy->to = resolve({p.dstMemoryType, p.dstXInBytes, p.dstY, p.dstZ, p.dstLOD,
                       address(p.dstMemoryType, p.dstHost, p.dstDevice), p.dstArray, p.dstPitch, p.dstHeight},
                      copy->width, copy->height, copy->depth);

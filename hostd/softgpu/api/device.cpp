@@ -22,7 +22,8 @@ void log_line(const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
   int length = std::snprintf(text, sizeof text, "gpupool software GPU: ");
-  length += std::max(0, std::vsnprintf(text + length, sizeof text - static_cast<size_t>(length), format, arguments));
+  length += std::max(
+      0, std::vsnprintf(text + length, sizeof text - static_cast<size_t>(length), format, arguments));
   va_end(arguments);
   length = std::min(length, static_cast<int>(sizeof text) - 2);
   for (int i = 0; i < length; ++i)
@@ -36,7 +37,8 @@ namespace {
 
 std::atomic<bool> g_initialized{false};
 std::vector<std::unique_ptr<Device>>& devices() {
-  static auto* list = new std::vector<std::unique_ptr<Device>>;  // executor threads outlive static destructors
+  static auto* list =
+      new std::vector<std::unique_ptr<Device>>;  // executor threads outlive static destructors
   return *list;
 }
 
@@ -48,8 +50,8 @@ u64 setting(const char* name, u64 otherwise, u64 least, u64 most) {
   errno = 0;
   const unsigned long long value = std::strtoull(text, &end, 10);
   if (errno != 0 || *end != 0 || *text == '-' || value < least || value > most) {
-    log_line("%s=%s is not a number between %llu and %llu", name, text, static_cast<unsigned long long>(least),
-             static_cast<unsigned long long>(most));
+    log_line("%s=%s is not a number between %llu and %llu", name, text,
+             static_cast<unsigned long long>(least), static_cast<unsigned long long>(most));
     fail(CUDA_ERROR_INVALID_VALUE);
   }
   return value;
@@ -74,7 +76,8 @@ CUuuid make_uuid(u32 ordinal) {
     hash ^= hash >> 29;
     std::memcpy(uuid.bytes + 8 * half, &hash, 8);
   }
-  uuid.bytes[6] = static_cast<char>((uuid.bytes[6] & 0x0f) | 0x80);  // version 8 of RFC 9562: made by a rule of our own
+  uuid.bytes[6] =
+      static_cast<char>((uuid.bytes[6] & 0x0f) | 0x80);  // version 8 of RFC 9562: made by a rule of our own
   uuid.bytes[8] = static_cast<char>((uuid.bytes[8] & 0x3f) | 0x80);
   return uuid;
 }
@@ -83,9 +86,15 @@ u32 g_threads = 1;
 
 }  // namespace
 
-bool initialized() { return g_initialized.load(std::memory_order_acquire); }
-u32 engine_threads() { return g_threads; }
-u32 device_count() { return static_cast<u32>(devices().size()); }
+bool initialized() {
+  return g_initialized.load(std::memory_order_acquire);
+}
+u32 engine_threads() {
+  return g_threads;
+}
+u32 device_count() {
+  return static_cast<u32>(devices().size());
+}
 
 Device& device_of(int ordinal) {
   require(ordinal >= 0 && static_cast<u32>(ordinal) < device_count(), CUDA_ERROR_INVALID_DEVICE);
@@ -237,7 +246,8 @@ GPUPOOL_CUDA CUresult cuDeviceGetProperties(CUdevprop* properties, CUdevice devi
   });
 }
 
-GPUPOOL_CUDA CUresult cuDeviceGetExecAffinitySupport(int* supported, CUexecAffinityType type, CUdevice device) {
+GPUPOOL_CUDA CUresult cuDeviceGetExecAffinitySupport(int* supported, CUexecAffinityType type,
+                                                     CUdevice device) {
   return call([&] {
     require(supported != nullptr && type == CU_EXEC_AFFINITY_TYPE_SM_COUNT);
     device_of(device);
@@ -252,17 +262,25 @@ GPUPOOL_CUDA CUresult cuDeviceCanAccessPeer(int* can, CUdevice device, CUdevice 
   });
 }
 
-GPUPOOL_CUDA CUresult cuDeviceGetP2PAttribute(int* value, CUdevice_P2PAttribute attribute, CUdevice from, CUdevice to) {
+GPUPOOL_CUDA CUresult cuDeviceGetP2PAttribute(int* value, CUdevice_P2PAttribute attribute, CUdevice from,
+                                              CUdevice to) {
   return call([&] {
     require(value != nullptr);
     require(device_of(from).ordinal != device_of(to).ordinal, CUDA_ERROR_INVALID_DEVICE);
     switch (attribute) {
-      case CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK: *value = 0; return;
+      case CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK:
+        *value = 0;
+        return;
       case CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED:
       case CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED:
-      case CU_DEVICE_P2P_ATTRIBUTE_CUDA_ARRAY_ACCESS_SUPPORTED: *value = 1; return;
-      case CU_DEVICE_P2P_ATTRIBUTE_ONLY_PARTIAL_NATIVE_ATOMIC_SUPPORTED: *value = 0; return;
-      default: fail(CUDA_ERROR_INVALID_VALUE);
+      case CU_DEVICE_P2P_ATTRIBUTE_CUDA_ARRAY_ACCESS_SUPPORTED:
+        *value = 1;
+        return;
+      case CU_DEVICE_P2P_ATTRIBUTE_ONLY_PARTIAL_NATIVE_ATOMIC_SUPPORTED:
+        *value = 0;
+        return;
+      default:
+        fail(CUDA_ERROR_INVALID_VALUE);
     }
   });
 }

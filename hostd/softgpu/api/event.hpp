@@ -22,7 +22,8 @@ struct Event {
   std::mutex mutex;
   std::shared_ptr<Recording> recording;  // null before the first record
 
-  // When last recorded into a capture: which, and what the capturing stream had last. Guarded by graph_mutex().
+  // When last recorded into a capture: which, and what the capturing stream had last. Guarded by
+  // graph_mutex().
   std::shared_ptr<Capture> capture;
   std::vector<std::shared_ptr<GraphNode>> frontier;
 

@@ -6,32 +6,45 @@ namespace gpupool::softgpu {
 
 namespace {
 
-
 int attribute_of(const KernelInfo& info, const FunctionSettings& settings, CUfunction_attribute attribute) {
   const auto fixed = static_cast<int>(info.static_shared_bytes);
   switch (attribute) {
-    case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: return static_cast<int>(std::min(info.max_threads, kMaxThreadsPerBlock));
-    case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: return fixed;
-    case CU_FUNC_ATTRIBUTE_CONST_SIZE_BYTES: return 0;
-    case CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES: return static_cast<int>(info.local_bytes);
-    case CU_FUNC_ATTRIBUTE_NUM_REGS: return static_cast<int>(info.registers);
-    case CU_FUNC_ATTRIBUTE_PTX_VERSION: return static_cast<int>(info.target);
-    case CU_FUNC_ATTRIBUTE_BINARY_VERSION: return static_cast<int>(kArchitecture);
-    case CU_FUNC_ATTRIBUTE_CACHE_MODE_CA: return 0;
+    case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK:
+      return static_cast<int>(std::min(info.max_threads, kMaxThreadsPerBlock));
+    case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES:
+      return fixed;
+    case CU_FUNC_ATTRIBUTE_CONST_SIZE_BYTES:
+      return 0;
+    case CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES:
+      return static_cast<int>(info.local_bytes);
+    case CU_FUNC_ATTRIBUTE_NUM_REGS:
+      return static_cast<int>(info.registers);
+    case CU_FUNC_ATTRIBUTE_PTX_VERSION:
+      return static_cast<int>(info.target);
+    case CU_FUNC_ATTRIBUTE_BINARY_VERSION:
+      return static_cast<int>(kArchitecture);
+    case CU_FUNC_ATTRIBUTE_CACHE_MODE_CA:
+      return 0;
     case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
       return std::max(static_cast<int>(kSharedPerBlock) - fixed, settings.max_dynamic_shared.load());
-    case CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: return settings.carveout.load();
+    case CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT:
+      return settings.carveout.load();
     case CU_FUNC_ATTRIBUTE_CLUSTER_SIZE_MUST_BE_SET:
     case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH:
     case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_HEIGHT:
-    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH: return 0;
-    case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: return settings.non_portable_cluster.load();
-    case CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE: return settings.cluster_policy.load();
-    default: fail(CUDA_ERROR_INVALID_VALUE);
+    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH:
+      return 0;
+    case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED:
+      return settings.non_portable_cluster.load();
+    case CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
+      return settings.cluster_policy.load();
+    default:
+      fail(CUDA_ERROR_INVALID_VALUE);
   }
 }
 
-void set_attribute(const KernelInfo& info, FunctionSettings& settings, CUfunction_attribute attribute, int value) {
+void set_attribute(const KernelInfo& info, FunctionSettings& settings, CUfunction_attribute attribute,
+                   int value) {
   switch (attribute) {
     case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
       require(value >= 0 && static_cast<u64>(value) + info.static_shared_bytes <= kSharedPerBlockOptin);
@@ -41,12 +54,18 @@ void set_attribute(const KernelInfo& info, FunctionSettings& settings, CUfunctio
       require(value >= -1 && value <= 100);
       settings.carveout.store(value);
       return;
-    case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: settings.non_portable_cluster.store(value != 0); return;
-    case CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE: settings.cluster_policy.store(value); return;
+    case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED:
+      settings.non_portable_cluster.store(value != 0);
+      return;
+    case CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
+      settings.cluster_policy.store(value);
+      return;
     case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH:
     case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_HEIGHT:
-    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH: fail(CUDA_ERROR_NOT_SUPPORTED);  // compute capability 9.0
-    default: fail(CUDA_ERROR_INVALID_VALUE);
+    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH:
+      fail(CUDA_ERROR_NOT_SUPPORTED);  // compute capability 9.0
+    default:
+      fail(CUDA_ERROR_INVALID_VALUE);
   }
 }
 
@@ -138,7 +157,8 @@ GPUPOOL_CUDA CUresult cuKernelGetAttribute(int* value, CUfunction_attribute attr
   return call([&] {
     require(value != nullptr);
     const KernelView kernel = view(handle);
-    *value = attribute_of(kernel.info(), *kernel.kernel->settings[static_cast<u32>(device_of(device).ordinal)], attribute);
+    *value = attribute_of(kernel.info(),
+                          *kernel.kernel->settings[static_cast<u32>(device_of(device).ordinal)], attribute);
   });
 }
 
@@ -146,7 +166,8 @@ GPUPOOL_CUDA CUresult cuKernelSetAttribute(CUfunction_attribute attribute, int v
                                            CUdevice device) {
   return call([&] {
     const KernelView kernel = view(handle);
-    set_attribute(kernel.info(), *kernel.kernel->settings[static_cast<u32>(device_of(device).ordinal)], attribute, value);
+    set_attribute(kernel.info(), *kernel.kernel->settings[static_cast<u32>(device_of(device).ordinal)],
+                  attribute, value);
   });
 }
 

@@ -44,8 +44,12 @@ void release_all(std::vector<std::shared_ptr<UserObject>>& objects) {
 
 }  // namespace
 
-Graph::~Graph() { release_all(user_objects); }
-GraphExec::~GraphExec() { release_all(user_objects); }
+Graph::~Graph() {
+  release_all(user_objects);
+}
+GraphExec::~GraphExec() {
+  release_all(user_objects);
+}
 
 std::shared_ptr<Graph> make_graph() {
   auto graph = std::make_shared<Graph>();
@@ -64,7 +68,9 @@ std::shared_ptr<GraphNode> add_node(const std::shared_ptr<Graph>& graph, Operati
   return node;
 }
 
-std::shared_ptr<GraphNode> node_of(CUgraphNode handle) { return graph_nodes().get(handle, CUDA_ERROR_INVALID_VALUE); }
+std::shared_ptr<GraphNode> node_of(CUgraphNode handle) {
+  return graph_nodes().get(handle, CUDA_ERROR_INVALID_VALUE);
+}
 
 std::vector<std::shared_ptr<GraphNode>> nodes_of(const Graph& graph, const CUgraphNode* handles, u64 count) {
   require(count == 0 || handles != nullptr);

@@ -30,7 +30,7 @@ struct UserObject {
 
 struct Graph {
   CUgraph handle = nullptr;
-  std::vector<std::shared_ptr<GraphNode>> nodes;  // in the order they were added
+  std::vector<std::shared_ptr<GraphNode>> nodes;          // in the order they were added
   std::vector<std::shared_ptr<UserObject>> user_objects;  // one entry a reference
   bool child = false;  // belongs to a child-graph node: not the program's to destroy
 
@@ -72,7 +72,8 @@ Registry<GraphNode, CUgraphNode>& graph_nodes();
 Registry<GraphExec, CUgraphExec>& graph_execs();
 Registry<UserObject, CUuserObject>& user_objects();
 
-// Guards every graph, every capture and what streams and events know of captures. Both are rare: one lock for all.
+// Guards every graph, every capture and what streams and events know of captures. Both are rare: one lock for
+// all.
 std::mutex& graph_mutex();
 
 // These expect graph_mutex() to be held.

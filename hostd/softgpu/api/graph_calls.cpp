@@ -8,8 +8,8 @@ namespace gpupool::softgpu {
 
 namespace {
 
-// Writes as many nodes as fit and says how many there are, in the driver's manner: without an array only the number;
-// places beyond the last node are cleared.
+// Writes as many nodes as fit and says how many there are, in the driver's manner: without an array only the
+// number; places beyond the last node are cleared.
 void write_nodes(const std::vector<std::shared_ptr<GraphNode>>& nodes, CUgraphNode* out, size_t* count) {
   require(count != nullptr);
   if (out == nullptr) {
@@ -29,7 +29,8 @@ void require_plain_edges(const CUgraphEdgeData* edges, size_t count) {
     require(edges[i].from_port == 0 && edges[i].to_port == 0 && edges[i].type == 0, CUDA_ERROR_NOT_SUPPORTED);
 }
 
-CUresult get_edges(CUgraph handle, CUgraphNode* from, CUgraphNode* to, CUgraphEdgeData* edges, size_t* count) {
+CUresult get_edges(CUgraph handle, CUgraphNode* from, CUgraphNode* to, CUgraphEdgeData* edges,
+                   size_t* count) {
   return call([&] {
     require(count != nullptr && (from == nullptr) == (to == nullptr));
     const auto graph = graphs().get(handle, CUDA_ERROR_INVALID_VALUE);
@@ -66,15 +67,16 @@ CUresult get_dependents(CUgraphNode handle, CUgraphNode* out, CUgraphEdgeData* e
     const std::lock_guard lock(graph_mutex());
     std::vector<std::shared_ptr<GraphNode>> dependents;
     for (const auto& other : graph->nodes)
-      if (std::find(other->dependencies.begin(), other->dependencies.end(), node) != other->dependencies.end())
+      if (std::find(other->dependencies.begin(), other->dependencies.end(), node) !=
+          other->dependencies.end())
         dependents.push_back(other);
     write_nodes(dependents, out, count);
     if (out != nullptr) clear_edges(edges, *count);
   });
 }
 
-CUresult add_dependencies(CUgraph handle, const CUgraphNode* from, const CUgraphNode* to, const CUgraphEdgeData* edges,
-                          size_t count) {
+CUresult add_dependencies(CUgraph handle, const CUgraphNode* from, const CUgraphNode* to,
+                          const CUgraphEdgeData* edges, size_t count) {
   return call([&] {
     const auto graph = graphs().get(handle, CUDA_ERROR_INVALID_VALUE);
     require(count == 0 || (from != nullptr && to != nullptr));
@@ -114,16 +116,26 @@ std::shared_ptr<UserObject> release(CUuserObject handle, u32 count) {
 
 const char* type_name(CUgraphNodeType type) {
   switch (type) {
-    case CU_GRAPH_NODE_TYPE_KERNEL: return "kernel";
-    case CU_GRAPH_NODE_TYPE_MEMCPY: return "memcpy";
-    case CU_GRAPH_NODE_TYPE_MEMSET: return "memset";
-    case CU_GRAPH_NODE_TYPE_HOST: return "host";
-    case CU_GRAPH_NODE_TYPE_GRAPH: return "graph";
-    case CU_GRAPH_NODE_TYPE_EMPTY: return "empty";
-    case CU_GRAPH_NODE_TYPE_WAIT_EVENT: return "wait event";
-    case CU_GRAPH_NODE_TYPE_EVENT_RECORD: return "record event";
-    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP: return "memory operations";
-    default: return "other";
+    case CU_GRAPH_NODE_TYPE_KERNEL:
+      return "kernel";
+    case CU_GRAPH_NODE_TYPE_MEMCPY:
+      return "memcpy";
+    case CU_GRAPH_NODE_TYPE_MEMSET:
+      return "memset";
+    case CU_GRAPH_NODE_TYPE_HOST:
+      return "host";
+    case CU_GRAPH_NODE_TYPE_GRAPH:
+      return "graph";
+    case CU_GRAPH_NODE_TYPE_EMPTY:
+      return "empty";
+    case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
+      return "wait event";
+    case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
+      return "record event";
+    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
+      return "memory operations";
+    default:
+      return "other";
   }
 }
 
@@ -200,8 +212,8 @@ GPUPOOL_CUDA CUresult cuGraphGetEdges(CUgraph graph, CUgraphNode* from, CUgraphN
   return get_edges(graph, from, to, nullptr, count);
 }
 
-GPUPOOL_CUDA CUresult cuGraphGetEdges_v2(CUgraph graph, CUgraphNode* from, CUgraphNode* to, CUgraphEdgeData* edges,
-                                         size_t* count) {
+GPUPOOL_CUDA CUresult cuGraphGetEdges_v2(CUgraph graph, CUgraphNode* from, CUgraphNode* to,
+                                         CUgraphEdgeData* edges, size_t* count) {
   return get_edges(graph, from, to, edges, count);
 }
 
@@ -209,8 +221,8 @@ GPUPOOL_CUDA CUresult cuGraphNodeGetDependencies(CUgraphNode node, CUgraphNode* 
   return get_dependencies(node, out, nullptr, count);
 }
 
-GPUPOOL_CUDA CUresult cuGraphNodeGetDependencies_v2(CUgraphNode node, CUgraphNode* out, CUgraphEdgeData* edges,
-                                                    size_t* count) {
+GPUPOOL_CUDA CUresult cuGraphNodeGetDependencies_v2(CUgraphNode node, CUgraphNode* out,
+                                                    CUgraphEdgeData* edges, size_t* count) {
   return get_dependencies(node, out, edges, count);
 }
 
@@ -218,8 +230,8 @@ GPUPOOL_CUDA CUresult cuGraphNodeGetDependentNodes(CUgraphNode node, CUgraphNode
   return get_dependents(node, out, nullptr, count);
 }
 
-GPUPOOL_CUDA CUresult cuGraphNodeGetDependentNodes_v2(CUgraphNode node, CUgraphNode* out, CUgraphEdgeData* edges,
-                                                      size_t* count) {
+GPUPOOL_CUDA CUresult cuGraphNodeGetDependentNodes_v2(CUgraphNode node, CUgraphNode* out,
+                                                      CUgraphEdgeData* edges, size_t* count) {
   return get_dependents(node, out, edges, count);
 }
 
@@ -238,8 +250,9 @@ GPUPOOL_CUDA CUresult cuGraphRemoveDependencies(CUgraph graph, const CUgraphNode
   return remove_dependencies(graph, from, to, count);
 }
 
-GPUPOOL_CUDA CUresult cuGraphRemoveDependencies_v2(CUgraph graph, const CUgraphNode* from, const CUgraphNode* to,
-                                                   const CUgraphEdgeData* edges, size_t count) {
+GPUPOOL_CUDA CUresult cuGraphRemoveDependencies_v2(CUgraph graph, const CUgraphNode* from,
+                                                   const CUgraphNode* to, const CUgraphEdgeData* edges,
+                                                   size_t count) {
   (void)edges;  // plain edges are the only ones there are
   return remove_dependencies(graph, from, to, count);
 }
@@ -275,10 +288,11 @@ GPUPOOL_CUDA CUresult cuGraphDebugDotPrint(CUgraph handle, const char* path, uns
   });
 }
 
-GPUPOOL_CUDA CUresult cuUserObjectCreate(CUuserObject* out, void* data, CUhostFn destroy, unsigned int references,
-                                         unsigned int flags) {
+GPUPOOL_CUDA CUresult cuUserObjectCreate(CUuserObject* out, void* data, CUhostFn destroy,
+                                         unsigned int references, unsigned int flags) {
   return call([&] {
-    require(out != nullptr && destroy != nullptr && references != 0 && flags == CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
+    require(out != nullptr && destroy != nullptr && references != 0 &&
+            flags == CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
     auto object = std::make_shared<UserObject>();
     object->data = data;
     object->destroy = destroy;
@@ -310,7 +324,8 @@ GPUPOOL_CUDA CUresult cuGraphRetainUserObject(CUgraph graph_handle, CUuserObject
   });
 }
 
-GPUPOOL_CUDA CUresult cuGraphReleaseUserObject(CUgraph graph_handle, CUuserObject handle, unsigned int count) {
+GPUPOOL_CUDA CUresult cuGraphReleaseUserObject(CUgraph graph_handle, CUuserObject handle,
+                                               unsigned int count) {
   return call([&] {
     const auto graph = graphs().get(graph_handle, CUDA_ERROR_INVALID_VALUE);
     const auto object = user_objects().get(handle, CUDA_ERROR_INVALID_VALUE);

@@ -12,8 +12,8 @@ namespace gpupool::softgpu {
 namespace {
 
 CUgraphExec instantiate(CUgraph handle, u64 flags) {
-  constexpr u64 kKnown = CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH | CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD |
-                         CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
+  constexpr u64 kKnown = CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH |
+                         CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD | CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
   require((flags & CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH) == 0, CUDA_ERROR_NOT_SUPPORTED);
   require((flags & ~kKnown) == 0);
   const auto graph = graphs().get(handle, CUDA_ERROR_INVALID_VALUE);
@@ -51,11 +51,13 @@ GraphStep& step_of(std::vector<GraphStep>& steps, CUgraphNode node) {
 }
 
 bool can_be_disabled(CUgraphNodeType type) {
-  return type == CU_GRAPH_NODE_TYPE_KERNEL || type == CU_GRAPH_NODE_TYPE_MEMCPY || type == CU_GRAPH_NODE_TYPE_MEMSET;
+  return type == CU_GRAPH_NODE_TYPE_KERNEL || type == CU_GRAPH_NODE_TYPE_MEMCPY ||
+         type == CU_GRAPH_NODE_TYPE_MEMSET;
 }
 
 // Takes over the operations of a graph of the same shape, or says at which node the two differ.
-CUresult update(GraphExec& exec, const Graph& graph, CUgraphNode* error_node, CUgraphExecUpdateResult* reason) {
+CUresult update(GraphExec& exec, const Graph& graph, CUgraphNode* error_node,
+                CUgraphExecUpdateResult* reason) {
   *error_node = nullptr;
   *reason = CU_GRAPH_EXEC_UPDATE_SUCCESS;
   const auto nodes = sorted(graph);
@@ -85,7 +87,8 @@ GPUPOOL_CUDA CUresult cuGraphInstantiateWithFlags(CUgraphExec* out, CUgraph grap
   });
 }
 
-GPUPOOL_CUDA CUresult cuGraphInstantiateWithParams(CUgraphExec* out, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS* p) {
+GPUPOOL_CUDA CUresult cuGraphInstantiateWithParams(CUgraphExec* out, CUgraph graph,
+                                                   CUDA_GRAPH_INSTANTIATE_PARAMS* p) {
   return call([&] {
     require(out != nullptr && p != nullptr);
     p->hErrNode_out = nullptr;
@@ -164,8 +167,8 @@ GPUPOOL_CUDA CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgrap
   return replace(exec, node, [&] { return make_kernel_operation(*non_null(p)); });
 }
 
-GPUPOOL_CUDA CUresult cuGraphExecMemcpyNodeSetParams(CUgraphExec exec, CUgraphNode node, const CUDA_MEMCPY3D* p,
-                                                     CUcontext) {
+GPUPOOL_CUDA CUresult cuGraphExecMemcpyNodeSetParams(CUgraphExec exec, CUgraphNode node,
+                                                     const CUDA_MEMCPY3D* p, CUcontext) {
   return replace(exec, node, [&] { return make_copy(*non_null(p)); });
 }
 
@@ -174,7 +177,8 @@ GPUPOOL_CUDA CUresult cuGraphExecMemsetNodeSetParams(CUgraphExec exec, CUgraphNo
   return replace(exec, node, [&] { return make_memset(*non_null(p)); });
 }
 
-GPUPOOL_CUDA CUresult cuGraphExecHostNodeSetParams(CUgraphExec exec, CUgraphNode node, const CUDA_HOST_NODE_PARAMS* p) {
+GPUPOOL_CUDA CUresult cuGraphExecHostNodeSetParams(CUgraphExec exec, CUgraphNode node,
+                                                   const CUDA_HOST_NODE_PARAMS* p) {
   return replace(exec, node, [&] { return make_host_operation(*non_null(p)); });
 }
 

@@ -15,8 +15,8 @@ OperationPtr make_kernel_operation(const CUDA_KERNEL_NODE_PARAMS& p) {
     function = resolve_function(p.func);
   else
     function = function_of(kernels().get(p.kern, CUDA_ERROR_INVALID_VALUE), context_of(p.ctx));
-  const LaunchShape shape{{p.gridDimX, p.gridDimY, p.gridDimZ}, {p.blockDimX, p.blockDimY, p.blockDimZ},
-                          p.sharedMemBytes, false};
+  const LaunchShape shape{
+      {p.gridDimX, p.gridDimY, p.gridDimZ}, {p.blockDimX, p.blockDimY, p.blockDimZ}, p.sharedMemBytes, false};
   return make_launch(std::move(function), shape, p.kernelParams, p.extra);
 }
 
@@ -81,20 +81,28 @@ OperationPtr make_generic(const CUgraphNodeParams& p) {
   switch (p.type) {
     case CU_GRAPH_NODE_TYPE_KERNEL: {
       const CUDA_KERNEL_NODE_PARAMS_v3& k = p.kernel;
-      return make_kernel_operation({k.func, k.gridDimX, k.gridDimY, k.gridDimZ, k.blockDimX, k.blockDimY, k.blockDimZ,
-                                    k.sharedMemBytes, k.kernelParams, k.extra, k.kern, k.ctx});
+      return make_kernel_operation({k.func, k.gridDimX, k.gridDimY, k.gridDimZ, k.blockDimX, k.blockDimY,
+                                    k.blockDimZ, k.sharedMemBytes, k.kernelParams, k.extra, k.kern, k.ctx});
     }
-    case CU_GRAPH_NODE_TYPE_MEMCPY: return make_copy(p.memcpy.copyParams);
+    case CU_GRAPH_NODE_TYPE_MEMCPY:
+      return make_copy(p.memcpy.copyParams);
     case CU_GRAPH_NODE_TYPE_MEMSET:
       return make_memset({p.memset.dst, p.memset.pitch, p.memset.value, p.memset.elementSize, p.memset.width,
                           p.memset.height});
-    case CU_GRAPH_NODE_TYPE_HOST: return make_host_operation({p.host.fn, p.host.userData});
-    case CU_GRAPH_NODE_TYPE_GRAPH: return make_child_operation(p.graph.graph);
-    case CU_GRAPH_NODE_TYPE_EMPTY: return std::make_shared<EmptyOperation>();
-    case CU_GRAPH_NODE_TYPE_WAIT_EVENT: return make_event_operation(p.eventWait.event, false);
-    case CU_GRAPH_NODE_TYPE_EVENT_RECORD: return make_event_operation(p.eventRecord.event, true);
-    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP: return make_value_operation(p.memOp.paramArray, p.memOp.count);
-    default: fail(CUDA_ERROR_NOT_SUPPORTED);
+    case CU_GRAPH_NODE_TYPE_HOST:
+      return make_host_operation({p.host.fn, p.host.userData});
+    case CU_GRAPH_NODE_TYPE_GRAPH:
+      return make_child_operation(p.graph.graph);
+    case CU_GRAPH_NODE_TYPE_EMPTY:
+      return std::make_shared<EmptyOperation>();
+    case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
+      return make_event_operation(p.eventWait.event, false);
+    case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
+      return make_event_operation(p.eventRecord.event, true);
+    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
+      return make_value_operation(p.memOp.paramArray, p.memOp.count);
+    default:
+      fail(CUDA_ERROR_NOT_SUPPORTED);
   }
 }
 
@@ -105,8 +113,9 @@ OperationPtr make_operation(const CUgraphNodeParams* parameters) {
   return make_generic(*parameters);
 }
 
-GPUPOOL_CUDA CUresult cuGraphAddKernelNode_v2(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
-                                              size_t count, const CUDA_KERNEL_NODE_PARAMS* p) {
+GPUPOOL_CUDA CUresult cuGraphAddKernelNode_v2(CUgraphNode* out, CUgraph graph,
+                                              const CUgraphNode* dependencies, size_t count,
+                                              const CUDA_KERNEL_NODE_PARAMS* p) {
   return add(out, graph, dependencies, count, [&] { return make_kernel_operation(*non_null(p)); });
 }
 
@@ -116,8 +125,17 @@ GPUPOOL_CUDA CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode node, CUDA_KERNE
     const auto operation = operation_of<KernelOperation>(node);
     const LaunchShape& shape = operation->shape;
     // The pointers lead into the operation, which the node keeps.
-    *out = {operation->function->handle, shape.grid.x, shape.grid.y, shape.grid.z, shape.block.x, shape.block.y,
-            shape.block.z, shape.shared_bytes, const_cast<void**>(operation->pointers.data()), nullptr, nullptr,
+    *out = {operation->function->handle,
+            shape.grid.x,
+            shape.grid.y,
+            shape.grid.z,
+            shape.block.x,
+            shape.block.y,
+            shape.block.z,
+            shape.shared_bytes,
+            const_cast<void**>(operation->pointers.data()),
+            nullptr,
+            nullptr,
             operation->function->context->handle};
   });
 }
@@ -193,8 +211,8 @@ GPUPOOL_CUDA CUresult cuGraphMemsetNodeSetParams(CUgraphNode node, const CUDA_ME
   return set(node, [&] { return make_memset(*non_null(p)); });
 }
 
-GPUPOOL_CUDA CUresult cuGraphAddHostNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies, size_t count,
-                                         const CUDA_HOST_NODE_PARAMS* p) {
+GPUPOOL_CUDA CUresult cuGraphAddHostNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
+                                         size_t count, const CUDA_HOST_NODE_PARAMS* p) {
   return add(out, graph, dependencies, count, [&] { return make_host_operation(*non_null(p)); });
 }
 
@@ -209,8 +227,8 @@ GPUPOOL_CUDA CUresult cuGraphHostNodeSetParams(CUgraphNode node, const CUDA_HOST
   return set(node, [&] { return make_host_operation(*non_null(p)); });
 }
 
-GPUPOOL_CUDA CUresult cuGraphAddChildGraphNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
-                                               size_t count, CUgraph child) {
+GPUPOOL_CUDA CUresult cuGraphAddChildGraphNode(CUgraphNode* out, CUgraph graph,
+                                               const CUgraphNode* dependencies, size_t count, CUgraph child) {
   return add(out, graph, dependencies, count, [&] { return make_child_operation(child); });
 }
 
@@ -228,13 +246,14 @@ GPUPOOL_CUDA CUresult cuGraphAddEmptyNode(CUgraphNode* out, CUgraph graph, const
   return add(out, graph, dependencies, count, [] { return std::make_shared<EmptyOperation>(); });
 }
 
-GPUPOOL_CUDA CUresult cuGraphAddEventRecordNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
-                                                size_t count, CUevent event) {
+GPUPOOL_CUDA CUresult cuGraphAddEventRecordNode(CUgraphNode* out, CUgraph graph,
+                                                const CUgraphNode* dependencies, size_t count,
+                                                CUevent event) {
   return add(out, graph, dependencies, count, [&] { return make_event_operation(event, true); });
 }
 
-GPUPOOL_CUDA CUresult cuGraphAddEventWaitNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
-                                              size_t count, CUevent event) {
+GPUPOOL_CUDA CUresult cuGraphAddEventWaitNode(CUgraphNode* out, CUgraph graph,
+                                              const CUgraphNode* dependencies, size_t count, CUevent event) {
   return add(out, graph, dependencies, count, [&] { return make_event_operation(event, false); });
 }
 
@@ -264,9 +283,11 @@ GPUPOOL_CUDA CUresult cuGraphEventWaitNodeSetEvent(CUgraphNode node, CUevent eve
   return set(node, [&] { return make_event_operation(event, false); });
 }
 
-GPUPOOL_CUDA CUresult cuGraphAddBatchMemOpNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
-                                               size_t count, const CUDA_BATCH_MEM_OP_NODE_PARAMS* p) {
-  return add(out, graph, dependencies, count, [&] { return make_value_operation(non_null(p)->paramArray, p->count); });
+GPUPOOL_CUDA CUresult cuGraphAddBatchMemOpNode(CUgraphNode* out, CUgraph graph,
+                                               const CUgraphNode* dependencies, size_t count,
+                                               const CUDA_BATCH_MEM_OP_NODE_PARAMS* p) {
+  return add(out, graph, dependencies, count,
+             [&] { return make_value_operation(non_null(p)->paramArray, p->count); });
 }
 
 GPUPOOL_CUDA CUresult cuGraphBatchMemOpNodeGetParams(CUgraphNode node, CUDA_BATCH_MEM_OP_NODE_PARAMS* out) {
@@ -279,7 +300,8 @@ GPUPOOL_CUDA CUresult cuGraphBatchMemOpNodeGetParams(CUgraphNode node, CUDA_BATC
   });
 }
 
-GPUPOOL_CUDA CUresult cuGraphBatchMemOpNodeSetParams(CUgraphNode node, const CUDA_BATCH_MEM_OP_NODE_PARAMS* p) {
+GPUPOOL_CUDA CUresult cuGraphBatchMemOpNodeSetParams(CUgraphNode node,
+                                                     const CUDA_BATCH_MEM_OP_NODE_PARAMS* p) {
   return set(node, [&] { return make_value_operation(non_null(p)->paramArray, p->count); });
 }
 
@@ -287,13 +309,14 @@ GPUPOOL_CUDA CUresult cuGraphAddNode_v2(CUgraphNode* out, CUgraph graph, const C
                                         const CUgraphEdgeData* edges, size_t count, CUgraphNodeParams* p) {
   return add(out, graph, dependencies, count, [&] {
     for (size_t i = 0; edges != nullptr && i < count; ++i)
-      require(edges[i].from_port == 0 && edges[i].to_port == 0 && edges[i].type == 0, CUDA_ERROR_NOT_SUPPORTED);
+      require(edges[i].from_port == 0 && edges[i].to_port == 0 && edges[i].type == 0,
+              CUDA_ERROR_NOT_SUPPORTED);
     return make_operation(p);
   });
 }
 
-GPUPOOL_CUDA CUresult cuGraphAddNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies, size_t count,
-                                     CUgraphNodeParams* p) {
+GPUPOOL_CUDA CUresult cuGraphAddNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
+                                     size_t count, CUgraphNodeParams* p) {
   return add(out, graph, dependencies, count, [&] { return make_operation(p); });
 }
 

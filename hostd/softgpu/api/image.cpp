@@ -38,7 +38,8 @@ void report_nothing(const JitOptions& jit) {
     if ((jit.options[i] == CU_JIT_ERROR_LOG_BUFFER || jit.options[i] == CU_JIT_INFO_LOG_BUFFER) &&
         jit.values[i] != nullptr)
       *static_cast<char*>(jit.values[i]) = 0;
-    if (jit.options[i] == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES || jit.options[i] == CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES)
+    if (jit.options[i] == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES ||
+        jit.options[i] == CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES)
       jit.values[i] = nullptr;
   }
 }
@@ -70,8 +71,8 @@ std::string ptx_of(const void* image, const JitOptions& options) {
     fail(CUDA_ERROR_INVALID_IMAGE);
   }
   if (version > kMaxPtxVersion) {
-    report(options, "cannot load PTX of version " + std::to_string(version / 10) + "." + std::to_string(version % 10) +
-                        ": 9.0 is the newest this driver knows");
+    report(options, "cannot load PTX of version " + std::to_string(version / 10) + "." +
+                        std::to_string(version % 10) + ": 9.0 is the newest this driver knows");
     fail(CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
   }
   return ptx;
@@ -86,8 +87,9 @@ std::shared_ptr<Program> program_of(const std::string& ptx, const JitOptions& op
   }
   for (const KernelInfo& kernel : program->kernels())
     if (kernel.target > kArchitecture) {
-      report(options, "PTX for sm_" + std::to_string(kernel.target) + " cannot run on this device (compute capability " +
-                          std::to_string(kComputeMajor) + "." + std::to_string(kComputeMinor) + ")");
+      report(options, "PTX for sm_" + std::to_string(kernel.target) +
+                          " cannot run on this device (compute capability " + std::to_string(kComputeMajor) +
+                          "." + std::to_string(kComputeMinor) + ")");
       fail(CUDA_ERROR_NO_BINARY_FOR_GPU);
     }
   report_nothing(options);

@@ -14,13 +14,20 @@ namespace {
 
 CUresult result_of(Fault fault) {
   switch (fault) {
-    case Fault::none: return CUDA_SUCCESS;
-    case Fault::illegal_address: return CUDA_ERROR_ILLEGAL_ADDRESS;
-    case Fault::misaligned_address: return CUDA_ERROR_MISALIGNED_ADDRESS;
-    case Fault::illegal_instruction: return CUDA_ERROR_ILLEGAL_INSTRUCTION;
-    case Fault::assertion: return CUDA_ERROR_ASSERT;
-    case Fault::trap: return CUDA_ERROR_LAUNCH_FAILED;
-    case Fault::out_of_shared: return CUDA_ERROR_ILLEGAL_ADDRESS;
+    case Fault::none:
+      return CUDA_SUCCESS;
+    case Fault::illegal_address:
+      return CUDA_ERROR_ILLEGAL_ADDRESS;
+    case Fault::misaligned_address:
+      return CUDA_ERROR_MISALIGNED_ADDRESS;
+    case Fault::illegal_instruction:
+      return CUDA_ERROR_ILLEGAL_INSTRUCTION;
+    case Fault::assertion:
+      return CUDA_ERROR_ASSERT;
+    case Fault::trap:
+      return CUDA_ERROR_LAUNCH_FAILED;
+    case Fault::out_of_shared:
+      return CUDA_ERROR_ILLEGAL_ADDRESS;
   }
   return CUDA_ERROR_UNKNOWN;
 }
@@ -34,10 +41,12 @@ void check_shape(const Function& function, const LaunchShape& shape) {
   require(threads <= kMaxThreadsPerBlock);
   require(threads <= function.info().max_threads, CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES);
   require(shape.shared_bytes <= dynamic_shared_limit(function));
-  // The engine gives every block of a grid a CPU thread of its own only up to that many blocks; beyond, a block that
-  // waits for another one could wait for ever.
-  const u64 blocks = static_cast<u64>(grid.x) * grid.y * grid.z;
-  require(!shape.cooperative || blocks <= engine_threads(), CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
+  if (!shape.cooperative) return;
+  // Blocks that wait for each other all make progress: the engine runs as many in turn as occupancy says.
+  const auto resident =
+      static_cast<u64>(blocks_per_sm(function, static_cast<int>(threads), shape.shared_bytes)) *
+      function.context->device->multiprocessors;
+  require(static_cast<u64>(grid.x) * grid.y * grid.z <= resident, CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
 }
 
 // The packed buffer that `extra` names, instead of a pointer a parameter.
@@ -54,7 +63,8 @@ void copy_extra(void** extra, std::vector<u8>& parameters) {
       fail(CUDA_ERROR_INVALID_VALUE);
   }
   require(size != nullptr && (buffer != nullptr || *size == 0));
-  // Padding behind the last parameter may be there or not; a shorter buffer leaves parameters without a value.
+  // Padding behind the last parameter may be there or not; a shorter buffer leaves parameters without a
+  // value.
   require(*size <= round_up(parameters.size(), 16));
   std::memcpy(parameters.data(), buffer, std::min(*size, parameters.size()));
 }
@@ -63,7 +73,9 @@ CUresult launch(CUfunction handle, const LaunchShape& shape, std::span<const CUl
                 CUstream stream_handle, void** kernel_parameters, void** extra) {
   return call([&] {
     const auto stream = resolve_stream(stream_handle);
-    const auto function = resolve_function(handle);
+    // A kernel runs in its stream's context, whichever is current (measured on driver 580).
+    const auto kernel = kernels().find(reinterpret_cast<CUkernel>(handle));
+    const auto function = kernel != nullptr ? function_of(kernel, stream->context) : resolve_function(handle);
     require(function->context == stream->context, CUDA_ERROR_INVALID_HANDLE);
     LaunchShape final_shape = shape;
     read_attributes(attributes, final_shape);
@@ -96,8 +108,11 @@ void read_attributes(std::span<const CUlaunchAttribute> attributes, LaunchShape&
       case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN:
       case CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT:
       // Allows overlap with the kernel before; not overlapping is allowed too.
-      case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: break;
-      case CU_LAUNCH_ATTRIBUTE_COOPERATIVE: shape.cooperative = shape.cooperative || value.cooperative != 0; break;
+      case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
+        break;
+      case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
+        shape.cooperative = shape.cooperative || value.cooperative != 0;
+        break;
       case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
         require(value.clusterDim.x == 1 && value.clusterDim.y == 1 && value.clusterDim.z == 1,
                 CUDA_ERROR_INVALID_CLUSTER_SIZE);
@@ -140,31 +155,35 @@ void KernelOperation::point_at_own_parameters() {
 
 CUresult KernelOperation::run(Context&) const {
   LaunchMemory memory;
-  const LaunchResult result = run_kernel(*function->program, function->index, shape.grid, shape.block,
-                                         shape.shared_bytes, parameters, memory, engine_threads(), STDOUT_FILENO);
+  const LaunchResult result =
+      run_kernel(*function->program, function->index, shape.grid, shape.block, shape.shared_bytes, parameters,
+                 memory, engine_threads(), STDOUT_FILENO);
   if (result.fault != Fault::none)
     log_line("kernel %s faulted: %s", function->info().name.c_str(), result.detail.c_str());
   return result_of(result.fault);
 }
 
-GPUPOOL_CUDA CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
-                                     unsigned int block_x, unsigned int block_y, unsigned int block_z,
-                                     unsigned int shared_bytes, CUstream stream, void** parameters, void** extra) {
-  return launch(function, {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, false}, {}, stream,
-                parameters, extra);
+GPUPOOL_CUDA CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y,
+                                     unsigned int grid_z, unsigned int block_x, unsigned int block_y,
+                                     unsigned int block_z, unsigned int shared_bytes, CUstream stream,
+                                     void** parameters, void** extra) {
+  return launch(function, {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, false}, {},
+                stream, parameters, extra);
 }
 
 GPUPOOL_CUDA CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y,
-                                                unsigned int grid_z, unsigned int block_x, unsigned int block_y,
-                                                unsigned int block_z, unsigned int shared_bytes, CUstream stream,
+                                                unsigned int grid_z, unsigned int block_x,
+                                                unsigned int block_y, unsigned int block_z,
+                                                unsigned int shared_bytes, CUstream stream,
                                                 void** parameters) {
-  return launch(function, {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, true}, {}, stream,
-                parameters, nullptr);
+  return launch(function, {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, true}, {},
+                stream, parameters, nullptr);
 }
 
 GPUPOOL_CUDA CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** parameters,
                                        void** extra) {
-  if (config == nullptr || (config->numAttrs != 0 && config->attrs == nullptr)) return CUDA_ERROR_INVALID_VALUE;
+  if (config == nullptr || (config->numAttrs != 0 && config->attrs == nullptr))
+    return CUDA_ERROR_INVALID_VALUE;
   const LaunchShape shape{{config->gridDimX, config->gridDimY, config->gridDimZ},
                           {config->blockDimX, config->blockDimY, config->blockDimZ},
                           config->sharedMemBytes,
@@ -182,7 +201,8 @@ GPUPOOL_CUDA CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void*
   });
 }
 
-GPUPOOL_CUDA CUresult cuStreamAddCallback(CUstream stream, CUstreamCallback function, void* data, unsigned int flags) {
+GPUPOOL_CUDA CUresult cuStreamAddCallback(CUstream stream, CUstreamCallback function, void* data,
+                                          unsigned int flags) {
   return call([&] {
     require(function != nullptr && flags == 0);
     const auto target = resolve_stream(stream);

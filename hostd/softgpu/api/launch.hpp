@@ -19,8 +19,8 @@ class KernelOperation final : public Operation {
  public:
   std::shared_ptr<Function> function;
   LaunchShape shape;
-  std::vector<u8> parameters;        // the packed buffer
-  std::vector<void*> pointers;       // into it, one a parameter: what a graph node reports as kernelParams
+  std::vector<u8> parameters;   // the packed buffer
+  std::vector<void*> pointers;  // into it, one a parameter: what a graph node reports as kernelParams
   std::vector<CUlaunchAttribute> attributes;
 
   CUgraphNodeType type() const override { return CU_GRAPH_NODE_TYPE_KERNEL; }
@@ -35,6 +35,9 @@ std::shared_ptr<KernelOperation> make_launch(std::shared_ptr<Function> function,
                                              void** kernel_parameters, void** extra);
 // Reads launch attributes: ignores hints, refuses (NOT_SUPPORTED) what would change the meaning.
 void read_attributes(std::span<const CUlaunchAttribute> attributes, LaunchShape& shape);
+
+// Blocks of this function that one multiprocessor holds at a time (occupancy.cpp).
+int blocks_per_sm(const Function& function, int block_size, u64 dynamic_shared_bytes);
 
 // Shared memory a block of this function may ask for at the launch.
 u32 dynamic_shared_limit(const Function& function);

@@ -48,7 +48,8 @@ Registry<Kernel, CUkernel>& kernels() {
   return *registry;
 }
 
-std::shared_ptr<Module> module_of(const std::shared_ptr<Library>& library, const std::shared_ptr<Context>& context) {
+std::shared_ptr<Module> module_of(const std::shared_ptr<Library>& library,
+                                  const std::shared_ptr<Context>& context) {
   const std::lock_guard lock(library->mutex);
   std::shared_ptr<Module>& module = library->modules[context->id];
   if (module) return module;
@@ -57,15 +58,17 @@ std::shared_ptr<Module> module_of(const std::shared_ptr<Library>& library, const
   auto made = make_module(context, std::move(program));
   library->program_taken = true;
   made->library = library->handle;
+  for (const auto& kernel : library->kernels)
+    made->settings[kernel->name] = kernel->settings[static_cast<u32>(context->device->ordinal)];
   modules().add(made);
   return module = std::move(made);
 }
 
-std::shared_ptr<Function> function_of(const std::shared_ptr<Kernel>& kernel, const std::shared_ptr<Context>& context) {
+std::shared_ptr<Function> function_of(const std::shared_ptr<Kernel>& kernel,
+                                      const std::shared_ptr<Context>& context) {
   const auto library = kernel->library.lock();
   require(library != nullptr, CUDA_ERROR_INVALID_HANDLE);
-  const auto settings = kernel->settings[static_cast<u32>(context->device->ordinal)];
-  return function_of(module_of(library, context), kernel->name, settings);
+  return function_of(module_of(library, context), kernel->name);
 }
 
 std::shared_ptr<Function> resolve_function(CUfunction handle) {
@@ -80,16 +83,18 @@ void drop_library_modules(const Context& context) {
   }
 }
 
-GPUPOOL_CUDA CUresult cuLibraryLoadData(CUlibrary* out, const void* image, CUjit_option* options, void** values,
-                                        unsigned int count, CUlibraryOption*, void**, unsigned int) {
+GPUPOOL_CUDA CUresult cuLibraryLoadData(CUlibrary* out, const void* image, CUjit_option* options,
+                                        void** values, unsigned int count, CUlibraryOption*, void**,
+                                        unsigned int) {
   return call([&] {  // the library options concern how the image is kept; we always copy
     require(out != nullptr);
     *out = load(image, jit(count, options, values));
   });
 }
 
-GPUPOOL_CUDA CUresult cuLibraryLoadFromFile(CUlibrary* out, const char* path, CUjit_option* options, void** values,
-                                            unsigned int count, CUlibraryOption*, void**, unsigned int) {
+GPUPOOL_CUDA CUresult cuLibraryLoadFromFile(CUlibrary* out, const char* path, CUjit_option* options,
+                                            void** values, unsigned int count, CUlibraryOption*, void**,
+                                            unsigned int) {
   return call([&] {
     require(out != nullptr && path != nullptr);
     std::ifstream file(path, std::ios::binary);
@@ -146,8 +151,11 @@ GPUPOOL_CUDA CUresult cuLibraryGetModule(CUmodule* out, CUlibrary handle) {
   });
 }
 
-GPUPOOL_CUDA CUresult cuLibraryGetGlobal(CUdeviceptr* address, size_t* bytes, CUlibrary handle, const char* name) {
-  return call([&] { return find_global(module_of(libraries().get(handle), current_context()), address, bytes, name); });
+GPUPOOL_CUDA CUresult cuLibraryGetGlobal(CUdeviceptr* address, size_t* bytes, CUlibrary handle,
+                                         const char* name) {
+  return call([&] {
+    return find_global(module_of(libraries().get(handle), current_context()), address, bytes, name);
+  });
 }
 
 GPUPOOL_CUDA CUresult cuLibraryGetManaged(CUdeviceptr*, size_t*, CUlibrary handle, const char* name) {

@@ -52,7 +52,8 @@ void* allocate_pinned(u64 bytes, u32 flags) {
   require(memory != MAP_FAILED, CUDA_ERROR_OUT_OF_MEMORY);
   try {
     // With unified addressing all pinned memory is mapped and portable; the flags say so, as the driver's do.
-    enter_host_range(*context, memory, bytes, reserved, MemoryKind::pinned, flags | CU_MEMHOSTALLOC_DEVICEMAP);
+    enter_host_range(*context, memory, bytes, reserved, MemoryKind::pinned,
+                     flags | CU_MEMHOSTALLOC_DEVICEMAP);
   } catch (...) {
     munmap(memory, reserved);
     throw;
@@ -163,10 +164,11 @@ GPUPOOL_CUDA CUresult cuMemFreeHost(void* address) {
 
 GPUPOOL_CUDA CUresult cuMemHostRegister_v2(void* address, size_t bytes, unsigned int flags) {
   return call([&] {
-    constexpr u32 kKnown = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP | CU_MEMHOSTREGISTER_READ_ONLY;
+    constexpr u32 kKnown =
+        CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP | CU_MEMHOSTREGISTER_READ_ONLY;
     require(address != nullptr && bytes != 0);
-    require((flags & ~kKnown) == 0, (flags & CU_MEMHOSTREGISTER_IOMEMORY) != 0 ? CUDA_ERROR_NOT_SUPPORTED
-                                                                               : CUDA_ERROR_INVALID_VALUE);
+    require((flags & ~kKnown) == 0,
+            (flags & CU_MEMHOSTREGISTER_IOMEMORY) != 0 ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE);
     require(reinterpret_cast<u64>(address) + bytes > reinterpret_cast<u64>(address));
     const auto context = current_context();
     // The range must be there: what is not mapped cannot be pinned. mincore says ENOMEM for holes.
@@ -174,8 +176,10 @@ GPUPOOL_CUDA CUresult cuMemHostRegister_v2(void* address, size_t bytes, unsigned
     const u64 last = round_up(reinterpret_cast<u64>(address) + bytes, kPageBytes);
     std::vector<unsigned char> pages(std::min<u64>((last - first) / kPageBytes, 1u << 20));
     for (u64 at = first; at < last; at += pages.size() * kPageBytes)
-      require(mincore(reinterpret_cast<void*>(at), std::min(last - at, pages.size() * kPageBytes), pages.data()) == 0);
-    enter_host_range(*context, address, bytes, bytes, MemoryKind::registered, flags | CU_MEMHOSTREGISTER_DEVICEMAP);
+      require(mincore(reinterpret_cast<void*>(at), std::min(last - at, pages.size() * kPageBytes),
+                      pages.data()) == 0);
+    enter_host_range(*context, address, bytes, bytes, MemoryKind::registered,
+                     flags | CU_MEMHOSTREGISTER_DEVICEMAP);
   });
 }
 

@@ -1,8 +1,8 @@
 // Memory the devices know: an address allocator, the table of live ranges, and what kernels may touch.
 //
-// All device memory lies in one arena of address space, reserved once. A page is committed when first handed out and
-// stays mapped: what is freed is emptied (it reads zero), never unmapped, so a program that uses freed memory gets
-// wrong numbers or a fault of its launch, not the death of the process.
+// All device memory lies in one arena of address space, reserved once. A page is committed when first handed
+// out and stays mapped: what is freed is emptied (it reads zero), never unmapped, so a program that uses
+// freed memory gets wrong numbers or a fault of its launch, not the death of the process.
 #pragma once
 
 #include <atomic>
@@ -22,20 +22,22 @@ inline constexpr u64 kLargeAlignment = 2u << 20;
 inline constexpr u64 kLargeBytes = 1u << 20;  // from here on an allocation gets 2 MiB alignment
 inline constexpr u64 kPageBytes = 4096;
 
-constexpr u64 round_up(u64 value, u64 to) { return (value + to - 1) / to * to; }
+constexpr u64 round_up(u64 value, u64 to) {
+  return (value + to - 1) / to * to;
+}
 
 enum class MemoryKind : u8 { device, pooled, mapped, pinned, registered, global };
 
 struct Allocation {
   u64 base = 0;
-  u64 size = 0;          // as asked for
-  u64 reserved = 0;      // address space taken
+  u64 size = 0;      // as asked for
+  u64 reserved = 0;  // address space taken
   MemoryKind kind = MemoryKind::device;
-  int device = 0;        // ordinal
+  int device = 0;  // ordinal
   CUcontext context = nullptr;
   u64 context_id = 0;
-  u32 flags = 0;         // CU_MEMHOSTALLOC_* or CU_MEMHOSTREGISTER_*
-  u64 id = 0;            // CU_POINTER_ATTRIBUTE_BUFFER_ID
+  u32 flags = 0;           // CU_MEMHOSTALLOC_* or CU_MEMHOSTREGISTER_*
+  u64 id = 0;              // CU_POINTER_ATTRIBUTE_BUFFER_ID
   bool accessible = true;  // kernels may touch it
   u64 pool = 0;            // CUmemoryPool handle of pooled memory
   bool freeing = false;    // a stream-ordered free is queued
@@ -116,7 +118,8 @@ void release_device(const Allocation& allocation);
 
 // Frees everything a context allocated.
 void free_context_memory(Context& context);
-// Takes an allocation that cuMemFree releases off its pool's account; nothing for memory of no pool (pool.cpp).
+// Takes an allocation that cuMemFree releases off its pool's account; nothing for memory of no pool
+// (pool.cpp).
 void forget_pooled(const Allocation& allocation);
 
 // Error INVALID_VALUE unless the whole range is memory that the device knows.

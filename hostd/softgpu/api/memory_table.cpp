@@ -65,7 +65,8 @@ bool MemoryTable::covers(u64 address, u64 bytes) const {
   if (next == live_.begin()) return false;
   auto at = std::prev(next);
   for (u64 covered = address;;) {  // mappings side by side may be crossed
-    if (at == live_.end() || !at->second.accessible || at->second.base > covered || at->second.end() <= covered)
+    if (at == live_.end() || !at->second.accessible || at->second.base > covered ||
+        at->second.end() <= covered)
       return false;
     covered = at->second.end();
     if (covered >= address + bytes) return true;
@@ -91,7 +92,8 @@ std::shared_ptr<const std::vector<Range>> MemoryTable::snapshot() const {
   ranges->reserve(live_.size());
   for (const auto& [base, allocation] : live_) {
     if (!allocation.accessible) continue;
-    const bool joins = allocation.kind == MemoryKind::mapped && !ranges->empty() && ranges->back().end == base;
+    const bool joins =
+        allocation.kind == MemoryKind::mapped && !ranges->empty() && ranges->back().end == base;
     if (joins)
       ranges->back().end = allocation.end();  // one mapping continues another: accesses may cross
     else
@@ -156,6 +158,8 @@ void release_device(const Allocation& allocation) {
   device_of(allocation.device).release(allocation.reserved);
 }
 
-void require_device_range(u64 address, u64 bytes) { require(memory_table().covers(address, bytes)); }
+void require_device_range(u64 address, u64 bytes) {
+  require(memory_table().covers(address, bytes));
+}
 
 }  // namespace gpupool::softgpu

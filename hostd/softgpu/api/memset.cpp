@@ -9,7 +9,9 @@ namespace gpupool::softgpu {
 
 namespace {
 
-u64 extent(const CUDA_MEMSET_NODE_PARAMS& p) { return (p.height - 1) * p.pitch + p.width * p.elementSize; }
+u64 extent(const CUDA_MEMSET_NODE_PARAMS& p) {
+  return (p.height - 1) * p.pitch + p.width * p.elementSize;
+}
 
 template <typename T>
 void fill_row(u64 address, u32 value, u64 count) {
@@ -85,7 +87,8 @@ GPUPOOL_CUDA CUresult cuMemsetD32_v2(CUdeviceptr to, unsigned int value, size_t 
   return fill_now(fill(to, 0, value, 4, count, 1));
 }
 
-GPUPOOL_CUDA CUresult cuMemsetD2D8_v2(CUdeviceptr to, size_t pitch, unsigned char value, size_t width, size_t height) {
+GPUPOOL_CUDA CUresult cuMemsetD2D8_v2(CUdeviceptr to, size_t pitch, unsigned char value, size_t width,
+                                      size_t height) {
   return fill_now(fill(to, pitch, value, 1, width, height));
 }
 
@@ -94,7 +97,8 @@ GPUPOOL_CUDA CUresult cuMemsetD2D16_v2(CUdeviceptr to, size_t pitch, unsigned sh
   return fill_now(fill(to, pitch, value, 2, width, height));
 }
 
-GPUPOOL_CUDA CUresult cuMemsetD2D32_v2(CUdeviceptr to, size_t pitch, unsigned int value, size_t width, size_t height) {
+GPUPOOL_CUDA CUresult cuMemsetD2D32_v2(CUdeviceptr to, size_t pitch, unsigned int value, size_t width,
+                                       size_t height) {
   return fill_now(fill(to, pitch, value, 4, width, height));
 }
 
@@ -110,8 +114,8 @@ GPUPOOL_CUDA CUresult cuMemsetD32Async(CUdeviceptr to, unsigned int value, size_
   return fill_later(fill(to, 0, value, 4, count, 1), stream);
 }
 
-GPUPOOL_CUDA CUresult cuMemsetD2D8Async(CUdeviceptr to, size_t pitch, unsigned char value, size_t width, size_t height,
-                                        CUstream stream) {
+GPUPOOL_CUDA CUresult cuMemsetD2D8Async(CUdeviceptr to, size_t pitch, unsigned char value, size_t width,
+                                        size_t height, CUstream stream) {
   return fill_later(fill(to, pitch, value, 1, width, height), stream);
 }
 
@@ -120,8 +124,8 @@ GPUPOOL_CUDA CUresult cuMemsetD2D16Async(CUdeviceptr to, size_t pitch, unsigned 
   return fill_later(fill(to, pitch, value, 2, width, height), stream);
 }
 
-GPUPOOL_CUDA CUresult cuMemsetD2D32Async(CUdeviceptr to, size_t pitch, unsigned int value, size_t width, size_t height,
-                                         CUstream stream) {
+GPUPOOL_CUDA CUresult cuMemsetD2D32Async(CUdeviceptr to, size_t pitch, unsigned int value, size_t width,
+                                         size_t height, CUstream stream) {
   return fill_later(fill(to, pitch, value, 4, width, height), stream);
 }
 

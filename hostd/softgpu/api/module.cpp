@@ -37,7 +37,8 @@ Registry<Function, CUfunction>& functions() {
   return *registry;
 }
 
-std::shared_ptr<Module> make_module(const std::shared_ptr<Context>& context, std::shared_ptr<Program> program) {
+std::shared_ptr<Module> make_module(const std::shared_ptr<Context>& context,
+                                    std::shared_ptr<Program> program) {
   auto module = std::make_shared<Module>();
   module->context = context;
   module->program = std::move(program);
@@ -57,8 +58,7 @@ std::shared_ptr<Module> make_module(const std::shared_ptr<Context>& context, std
   return module;
 }
 
-std::shared_ptr<Function> function_of(const std::shared_ptr<Module>& module, const std::string& name,
-                                      std::shared_ptr<FunctionSettings> settings) {
+std::shared_ptr<Function> function_of(const std::shared_ptr<Module>& module, const std::string& name) {
   const std::lock_guard lock(module->mutex);
   if (const auto found = module->functions.find(name); found != module->functions.end()) return found->second;
   const auto infos = module->program->kernels();
@@ -69,7 +69,9 @@ std::shared_ptr<Function> function_of(const std::shared_ptr<Module>& module, con
     function->context = module->context;
     function->program = module->program;
     function->index = i;
-    function->settings = settings ? std::move(settings) : std::make_shared<FunctionSettings>();
+    const auto shared = module->settings.find(name);
+    function->settings =
+        shared != module->settings.end() ? shared->second : std::make_shared<FunctionSettings>();
     functions().add(function);
     module->functions.emplace(name, function);
     return function;
@@ -100,8 +102,8 @@ GPUPOOL_CUDA CUresult cuModuleLoadData(CUmodule* out, const void* image) {
   });
 }
 
-GPUPOOL_CUDA CUresult cuModuleLoadDataEx(CUmodule* out, const void* image, unsigned int count, CUjit_option* options,
-                                         void** values) {
+GPUPOOL_CUDA CUresult cuModuleLoadDataEx(CUmodule* out, const void* image, unsigned int count,
+                                         CUjit_option* options, void** values) {
   return call([&] {
     require(out != nullptr && (count == 0 || (options != nullptr && values != nullptr)));
     *out = load(image, {count, options, values});
@@ -167,7 +169,8 @@ GPUPOOL_CUDA CUresult cuModuleEnumerateFunctions(CUfunction* out, unsigned int c
   });
 }
 
-CUresult find_global(const std::shared_ptr<Module>& module, CUdeviceptr* address, size_t* bytes, const char* name) {
+CUresult find_global(const std::shared_ptr<Module>& module, CUdeviceptr* address, size_t* bytes,
+                     const char* name) {
   require((address != nullptr || bytes != nullptr) && name != nullptr);
   const u64 index = global_index(*module->program, name);
   require(index != ~0ull, CUDA_ERROR_NOT_FOUND);
@@ -176,7 +179,8 @@ CUresult find_global(const std::shared_ptr<Module>& module, CUdeviceptr* address
   return CUDA_SUCCESS;
 }
 
-GPUPOOL_CUDA CUresult cuModuleGetGlobal_v2(CUdeviceptr* address, size_t* bytes, CUmodule handle, const char* name) {
+GPUPOOL_CUDA CUresult cuModuleGetGlobal_v2(CUdeviceptr* address, size_t* bytes, CUmodule handle,
+                                           const char* name) {
   return call([&] { return find_global(modules().get(handle), address, bytes, name); });
 }
 

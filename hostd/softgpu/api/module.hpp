@@ -1,5 +1,6 @@
-// Modules, libraries, functions, kernels. A module is a program with memory of one context; a library is an image
-// that becomes a module in each context it is used in. A CUfunction belongs to a module, a CUkernel to a library.
+// Modules, libraries, functions, kernels. A module is a program with memory of one context; a library is an
+// image that becomes a module in each context it is used in. A CUfunction belongs to a module, a CUkernel to
+// a library.
 #pragma once
 
 #include <array>
@@ -40,8 +41,10 @@ struct Module {
   CUmodule handle = nullptr;
   std::shared_ptr<Context> context;
   std::shared_ptr<Program> program;
-  std::vector<u64> addresses;  // of program->globals()
+  std::vector<u64> addresses;   // of program->globals()
   CUlibrary library = nullptr;  // when a library made it: then the program may not unload it
+  std::map<std::string, std::shared_ptr<FunctionSettings>>
+      settings;  // of a library's module: the kernels' own
   std::mutex mutex;
   std::map<std::string, std::shared_ptr<Function>> functions;  // those asked for so far
 
@@ -85,10 +88,10 @@ struct JitOptions {
 std::string ptx_of(const void* image, const JitOptions& options);
 std::shared_ptr<Program> program_of(const std::string& ptx, const JitOptions& options);
 // A module in a context: gives the program's variables addresses and initial values.
-std::shared_ptr<Module> make_module(const std::shared_ptr<Context>& context, std::shared_ptr<Program> program);
+std::shared_ptr<Module> make_module(const std::shared_ptr<Context>& context,
+                                    std::shared_ptr<Program> program);
 // The function of that name, made at the first request. Error NOT_FOUND.
-std::shared_ptr<Function> function_of(const std::shared_ptr<Module>& module, const std::string& name,
-                                      std::shared_ptr<FunctionSettings> settings = nullptr);
+std::shared_ptr<Function> function_of(const std::shared_ptr<Module>& module, const std::string& name);
 // Removes a module, its functions and its memory. Its context must have no work in flight.
 void remove_module(const std::shared_ptr<Module>& module);
 // Removes all modules of a context.
@@ -96,11 +99,14 @@ void unload_modules(Context& context);
 
 // A launchable handle: a CUfunction, or a CUkernel taken in the current context. Error INVALID_HANDLE.
 std::shared_ptr<Function> resolve_function(CUfunction handle);
-std::shared_ptr<Function> function_of(const std::shared_ptr<Kernel>& kernel, const std::shared_ptr<Context>& context);
+std::shared_ptr<Function> function_of(const std::shared_ptr<Kernel>& kernel,
+                                      const std::shared_ptr<Context>& context);
 // The module of a library in a context, made at the first request.
-std::shared_ptr<Module> module_of(const std::shared_ptr<Library>& library, const std::shared_ptr<Context>& context);
+std::shared_ptr<Module> module_of(const std::shared_ptr<Library>& library,
+                                  const std::shared_ptr<Context>& context);
 // A variable of a module. Error NOT_FOUND.
-CUresult find_global(const std::shared_ptr<Module>& module, CUdeviceptr* address, size_t* bytes, const char* name);
+CUresult find_global(const std::shared_ptr<Module>& module, CUdeviceptr* address, size_t* bytes,
+                     const char* name);
 // Forgets a context in all libraries.
 void drop_library_modules(const Context& context);
 

@@ -1,5 +1,5 @@
-// Occupancy: how many blocks of a kernel fit into one multiprocessor of the machine model in device.hpp. Threads,
-// blocks and shared memory limit; registers do not, for the engine has no register file to fill.
+// Occupancy: how many blocks of a kernel fit into one multiprocessor of the machine model in device.hpp.
+// Threads, blocks and shared memory limit; registers do not, for the engine has no register file to fill.
 #include <algorithm>
 
 #include "hostd/softgpu/api/launch.hpp"
@@ -14,6 +14,8 @@ u64 shared_of_block(const Function& function, u64 dynamic) {
   return (function.info().static_shared_bytes + dynamic + kSharedReserved + 127) / 128 * 128;
 }
 
+}  // namespace
+
 int blocks_per_sm(const Function& function, int block_size, u64 dynamic) {
   require(block_size > 0);
   const u32 most = std::min(function.info().max_threads, kMaxThreadsPerBlock);
@@ -21,12 +23,15 @@ int blocks_per_sm(const Function& function, int block_size, u64 dynamic) {
   const u64 shared = shared_of_block(function, dynamic);
   if (shared > kSharedPerSm) return 0;
   const u64 threads = (static_cast<u64>(block_size) + kWarpSize - 1) / kWarpSize * kWarpSize;
-  return static_cast<int>(std::min({static_cast<u64>(kBlocksPerSm), kThreadsPerSm / threads, kSharedPerSm / shared}));
+  return static_cast<int>(
+      std::min({static_cast<u64>(kBlocksPerSm), kThreadsPerSm / threads, kSharedPerSm / shared}));
 }
 
+namespace {
+
 // The largest block that gives the highest number of resident threads.
-void best_block(int* grid, int* block, const Function& function, CUoccupancyB2DSize dynamic_of, size_t dynamic,
-                int limit) {
+void best_block(int* grid, int* block, const Function& function, CUoccupancyB2DSize dynamic_of,
+                size_t dynamic, int limit) {
   require(grid != nullptr && block != nullptr && limit >= 0);
   int most = static_cast<int>(std::min(function.info().max_threads, kMaxThreadsPerBlock));
   if (limit != 0) most = std::min(most, limit);
@@ -53,8 +58,8 @@ CUresult active_blocks(int* out, CUfunction handle, int block_size, size_t dynam
 
 }  // namespace
 
-GPUPOOL_CUDA CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* out, CUfunction function, int block_size,
-                                                                  size_t dynamic) {
+GPUPOOL_CUDA CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* out, CUfunction function,
+                                                                  int block_size, size_t dynamic) {
   return active_blocks(out, function, block_size, dynamic, 0);
 }
 
@@ -65,7 +70,8 @@ GPUPOOL_CUDA CUresult cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* 
 }
 
 GPUPOOL_CUDA CUresult cuOccupancyMaxPotentialBlockSize(int* grid, int* block, CUfunction function,
-                                                       CUoccupancyB2DSize dynamic_of, size_t dynamic, int limit) {
+                                                       CUoccupancyB2DSize dynamic_of, size_t dynamic,
+                                                       int limit) {
   return call([&] { best_block(grid, block, *resolve_function(function), dynamic_of, dynamic, limit); });
 }
 

@@ -1,5 +1,5 @@
-// What streams execute and graphs hold, besides kernels (launch.hpp): copies, fills, host functions, event marks,
-// stores to and waits on memory.
+// What streams execute and graphs hold, besides kernels (launch.hpp): copies, fills, host functions, event
+// marks, stores to and waits on memory.
 #pragma once
 
 #include <functional>
@@ -22,9 +22,9 @@ class EmptyOperation final : public Operation {
 
 // One side of a copy.
 struct CopySide {
-  u64 base = 0;    // of the first byte to be copied
-  u64 pitch = 0;   // from row to row
-  u64 slice = 0;   // from plane to plane
+  u64 base = 0;                  // of the first byte to be copied
+  u64 pitch = 0;                 // from row to row
+  u64 slice = 0;                 // from plane to plane
   bool known = false;            // in the memory table, so it is checked again when the copy runs
   bool pageable = false;         // host memory the devices do not know
   std::shared_ptr<Array> array;  // keeps an array's memory
@@ -34,7 +34,7 @@ class CopyOperation final : public Operation {
  public:
   CopySide to, from;
   u64 width = 0, height = 1, depth = 1;
-  CUDA_MEMCPY3D parameters{};    // as a graph's memcpy node reports them
+  CUDA_MEMCPY3D parameters{};               // as a graph's memcpy node reports them
   std::shared_ptr<std::vector<u8>> staged;  // a copy of a pageable source, where `from` points
 
   CUgraphNodeType type() const override { return CU_GRAPH_NODE_TYPE_MEMCPY; }

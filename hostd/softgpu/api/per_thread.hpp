@@ -1,4 +1,5 @@
-// Whether the entry point in progress is one of the variants whose stream 0 is the thread's own (_ptds, _ptsz).
+// Whether the entry point in progress is one of the variants whose stream 0 is the thread's own (_ptds,
+// _ptsz).
 #pragma once
 
 namespace gpupool::softgpu {

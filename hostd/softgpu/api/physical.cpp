@@ -69,12 +69,14 @@ Physical::~Physical() {
     Store& store = store_of(*device);
     const std::lock_guard lock(store.mutex);
     for (const Extent& extent : extents) {
-      // Who gets these pages next must read zeros; if the system cannot do that, they are not given out again.
+      // Who gets these pages next must read zeros; if the system cannot do that, they are not given out
+      // again.
       if (fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(extent.offset),
                     static_cast<off_t>(extent.size)) == 0)
         give(store.free, extent);
       else
-        log_line("cannot empty freed memory: %llu bytes are lost", static_cast<unsigned long long>(extent.size));
+        log_line("cannot empty freed memory: %llu bytes are lost",
+                 static_cast<unsigned long long>(extent.size));
     }
   }
   if (charged) device->release(size);
@@ -127,7 +129,8 @@ std::shared_ptr<Physical> make_physical(Device& device, u64 size, bool exportabl
     physical->extents.push_back(extent);
     missing -= extent.size;
   }
-  if (missing != 0) {  // the charge says that there is room; pages that could not be emptied are why there is not
+  if (missing !=
+      0) {  // the charge says that there is room; pages that could not be emptied are why there is not
     for (const Extent& extent : physical->extents) give(store.free, extent);
     physical->extents.clear();
     fail(CUDA_ERROR_OUT_OF_MEMORY);

@@ -15,8 +15,8 @@ struct Extent {
   u64 offset = 0, size = 0;
 };
 
-// Lies in a file in memory, so that it can be mapped anywhere and more than once: pieces of the device's own file,
-// or a file of its own when other processes are to import it.
+// Lies in a file in memory, so that it can be mapped anywhere and more than once: pieces of the device's own
+// file, or a file of its own when other processes are to import it.
 struct Physical {
   CUmemGenericAllocationHandle handle = 0;
   Device* device = nullptr;

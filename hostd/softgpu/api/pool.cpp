@@ -1,5 +1,6 @@
-// Stream-ordered memory. An allocation is usable at once; a free takes effect when its stream gets there. Nothing is
-// kept back for later: what is freed returns to the device, so the reserved and the used amounts are the same.
+// Stream-ordered memory. An allocation is usable at once; a free takes effect when its stream gets there.
+// Nothing is kept back for later: what is freed returns to the device, so the reserved and the used amounts
+// are the same.
 #include <array>
 #include <map>
 
@@ -67,7 +68,9 @@ std::shared_ptr<Pool> current_pool(Device& device) {
   return pools_of(device).current;
 }
 
-std::shared_ptr<Pool> pool_of(CUmemoryPool handle) { return pools().get(handle, CUDA_ERROR_INVALID_VALUE); }
+std::shared_ptr<Pool> pool_of(CUmemoryPool handle) {
+  return pools().get(handle, CUDA_ERROR_INVALID_VALUE);
+}
 
 CUdeviceptr allocate(Pool& pool, u64 bytes, CUstream stream_handle) {
   const auto stream = resolve_stream(stream_handle);
@@ -98,12 +101,19 @@ void get_attribute(Pool& pool, CUmemPool_attribute attribute, void* value) {
     case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES:
       *static_cast<int*>(value) = pool.reuse[static_cast<u32>(attribute)];
       return;
-    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: *static_cast<cuuint64_t*>(value) = pool.release_threshold; return;
+    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
+      *static_cast<cuuint64_t*>(value) = pool.release_threshold;
+      return;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
-    case CU_MEMPOOL_ATTR_USED_MEM_CURRENT: *static_cast<cuuint64_t*>(value) = pool.used; return;
+    case CU_MEMPOOL_ATTR_USED_MEM_CURRENT:
+      *static_cast<cuuint64_t*>(value) = pool.used;
+      return;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
-    case CU_MEMPOOL_ATTR_USED_MEM_HIGH: *static_cast<cuuint64_t*>(value) = pool.high; return;
-    default: fail(CUDA_ERROR_INVALID_VALUE);
+    case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
+      *static_cast<cuuint64_t*>(value) = pool.high;
+      return;
+    default:
+      fail(CUDA_ERROR_INVALID_VALUE);
   }
 }
 
@@ -115,13 +125,16 @@ void set_attribute(Pool& pool, CUmemPool_attribute attribute, const void* value)
     case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES:
       pool.reuse[static_cast<u32>(attribute)] = *static_cast<const int*>(value) != 0;
       return;
-    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: pool.release_threshold = *static_cast<const cuuint64_t*>(value); return;
+    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
+      pool.release_threshold = *static_cast<const cuuint64_t*>(value);
+      return;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
     case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
       require(*static_cast<const cuuint64_t*>(value) == 0);
       pool.high = pool.used;
       return;
-    default: fail(CUDA_ERROR_INVALID_VALUE);
+    default:
+      fail(CUDA_ERROR_INVALID_VALUE);
   }
 }
 
@@ -153,7 +166,8 @@ GPUPOOL_CUDA CUresult cuMemAllocAsync(CUdeviceptr* out, size_t bytes, CUstream s
   });
 }
 
-GPUPOOL_CUDA CUresult cuMemAllocFromPoolAsync(CUdeviceptr* out, size_t bytes, CUmemoryPool pool, CUstream stream) {
+GPUPOOL_CUDA CUresult cuMemAllocFromPoolAsync(CUdeviceptr* out, size_t bytes, CUmemoryPool pool,
+                                              CUstream stream) {
   return call([&] {
     require(out != nullptr);
     *out = allocate(*pool_of(pool), bytes, stream);
@@ -197,7 +211,8 @@ GPUPOOL_CUDA CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool handle) {
 
 GPUPOOL_CUDA CUresult cuMemPoolCreate(CUmemoryPool* out, const CUmemPoolProps* properties) {
   return call([&] {
-    require(out != nullptr && properties != nullptr && properties->allocType == CU_MEM_ALLOCATION_TYPE_PINNED);
+    require(out != nullptr && properties != nullptr &&
+            properties->allocType == CU_MEM_ALLOCATION_TYPE_PINNED);
     require(properties->handleTypes == CU_MEM_HANDLE_TYPE_NONE, CUDA_ERROR_NOT_SUPPORTED);
     auto pool = std::make_shared<Pool>();
     pool->device = &device_at(properties->location);
@@ -248,14 +263,15 @@ GPUPOOL_CUDA CUresult cuMemPoolSetAccess(CUmemoryPool handle, const CUmemAccessD
   });
 }
 
-GPUPOOL_CUDA CUresult cuMemPoolGetAccess(CUmemAccess_flags* flags, CUmemoryPool handle, CUmemLocation* location) {
+GPUPOOL_CUDA CUresult cuMemPoolGetAccess(CUmemAccess_flags* flags, CUmemoryPool handle,
+                                         CUmemLocation* location) {
   return call([&] {
     require(flags != nullptr && location != nullptr);
     const auto pool = pool_of(handle);
     const Device& device = device_at(*location);
     const std::lock_guard lock(pool->mutex);
     const auto found = pool->access.find(device.ordinal);
-    *flags = &device == pool->device        ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+    *flags = &device == pool->device       ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
              : found == pool->access.end() ? CU_MEM_ACCESS_FLAGS_PROT_NONE
                                            : found->second;
   });

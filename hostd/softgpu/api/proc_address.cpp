@@ -10,8 +10,8 @@ namespace gpupool::softgpu {
 
 namespace {
 
-// Names that have had more than one ABI: from which CUDA version on a name means which newer symbol. Rows of a name are
-// in rising order. Taken from the version suffixes in cudaTypedefs.h (PFN_cuX_vNNNN).
+// Names that have had more than one ABI: from which CUDA version on a name means which newer symbol. Rows of
+// a name are in rising order. Taken from the version suffixes in cudaTypedefs.h (PFN_cuX_vNNNN).
 struct Row {
   const char* name;
   int version;

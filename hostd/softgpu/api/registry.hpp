@@ -1,5 +1,5 @@
-// Driver handles to objects, one registry a type. A handle is a number that is never used twice, so a stale or
-// invented one is recognised without touching memory; an object lives as long as anybody works with it.
+// Driver handles to objects, one registry a type. A handle is a number that is never used twice, so a stale
+// or invented one is recognised without touching memory; an object lives as long as anybody works with it.
 #pragma once
 
 #include <memory>
@@ -16,8 +16,8 @@ namespace gpupool::softgpu {
 template <typename T, typename H>
 class Registry {
  public:
-  // Handles are first, first + 16, ...; registries of different types use different ranges, so that a handle of
-  // the wrong type is not found.
+  // Handles are first, first + 16, ...; registries of different types use different ranges, so that a handle
+  // of the wrong type is not found.
   explicit Registry(u64 type) : next_((0x5c00u + type) << 32 | 16) {}
 
   H add(std::shared_ptr<T> object) {

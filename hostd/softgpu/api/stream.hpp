@@ -1,8 +1,8 @@
 // Streams: queues of operations, each with one executor thread that starts with the first asynchronous work.
 //
-// Order between streams is made of fences. Work on the legacy stream waits for everything submitted to blocking
-// streams before it, and they wait for it; who submits holds Context::submit_mutex, so that order is the order
-// of the calls. Fences only ever refer to work submitted earlier, so they cannot deadlock.
+// Order between streams is made of fences. Work on the legacy stream waits for everything submitted to
+// blocking streams before it, and they wait for it; who submits holds Context::submit_mutex, so that order is
+// the order of the calls. Fences only ever refer to work submitted earlier, so they cannot deadlock.
 #pragma once
 
 #include <atomic>
@@ -64,7 +64,8 @@ struct Stream : std::enable_shared_from_this<Stream> {
 
   // Queues an operation behind everything before it and returns its fence.
   Fence submit(OperationPtr operation, std::vector<Fence> after = {});
-  // The same, and waits; runs it in the calling thread when nothing is in the way. Returns the context's state.
+  // The same, and waits; runs it in the calling thread when nothing is in the way. Returns the context's
+  // state.
   CUresult submit_and_wait(OperationPtr operation);
   // The fence of the newest work; null when there never was any.
   Fence newest();
@@ -98,8 +99,8 @@ Registry<Stream, CUstream>& streams();
 
 // Makes a stream in a context; not yet in the registry.
 std::shared_ptr<Stream> make_stream(const std::shared_ptr<Context>& context, u32 flags, int priority);
-// Resolves 0, CU_STREAM_LEGACY, CU_STREAM_PER_THREAD and real handles. Error when the handle means nothing or the
-// stream's context has faulted.
+// Resolves 0, CU_STREAM_LEGACY, CU_STREAM_PER_THREAD and real handles. Error when the handle means nothing or
+// the stream's context has faulted.
 std::shared_ptr<Stream> resolve_stream(CUstream handle);
 // The same without the check for a fault.
 std::shared_ptr<Stream> resolve_stream_any(CUstream handle);

@@ -1,4 +1,5 @@
-// Stores to memory and waits on memory in stream order: cuStreamWriteValue, cuStreamWaitValue, cuStreamBatchMemOp.
+// Stores to memory and waits on memory in stream order: cuStreamWriteValue, cuStreamWaitValue,
+// cuStreamBatchMemOp.
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -14,9 +15,12 @@ constexpr u32 kWaitConditions = 3;  // GEQ, EQ, AND, NOR: the low two bits
 
 bool satisfied(u64 seen, u64 value, u32 condition, bool wide) {
   switch (condition) {
-    case CU_STREAM_WAIT_VALUE_EQ: return seen == value;
-    case CU_STREAM_WAIT_VALUE_AND: return (seen & value) != 0;
-    case CU_STREAM_WAIT_VALUE_NOR: return (~(seen | value) & (wide ? ~0ull : 0xffff'ffffull)) != 0;
+    case CU_STREAM_WAIT_VALUE_EQ:
+      return seen == value;
+    case CU_STREAM_WAIT_VALUE_AND:
+      return (seen & value) != 0;
+    case CU_STREAM_WAIT_VALUE_NOR:
+      return (~(seen | value) & (wide ? ~0ull : 0xffff'ffffull)) != 0;
     default:  // GEQ, cyclic as cuda.h defines it
       return wide ? static_cast<i64>(seen - value) >= 0
                   : static_cast<i32>(static_cast<u32>(seen) - static_cast<u32>(value)) >= 0;
@@ -37,8 +41,8 @@ bool is_wide(CUstreamBatchMemOpType operation) {
   return operation == CU_STREAM_MEM_OP_WAIT_VALUE_64 || operation == CU_STREAM_MEM_OP_WRITE_VALUE_64;
 }
 
-// Polls memory that anybody may write: briefly at full speed, then with growing sleeps up to a millisecond. Ends
-// without success when the context faults or goes away.
+// Polls memory that anybody may write: briefly at full speed, then with growing sleeps up to a millisecond.
+// Ends without success when the context faults or goes away.
 CUresult wait_value(const CUstreamBatchMemOpParams& step, const Context& context) {
   const bool wide = is_wide(step.operation);
   const u64 address = step.waitValue.address;
@@ -47,7 +51,8 @@ CUresult wait_value(const CUstreamBatchMemOpParams& step, const Context& context
   auto pause = std::chrono::microseconds(1);
   for (u32 round = 0;; ++round) {
     if (!memory_table().covers(address, wide ? 8 : 4)) return CUDA_ERROR_ILLEGAL_ADDRESS;
-    if (satisfied(wide ? load<u64>(address) : load<u32>(address), value, condition, wide)) return CUDA_SUCCESS;
+    if (satisfied(wide ? load<u64>(address) : load<u32>(address), value, condition, wide))
+      return CUDA_SUCCESS;
     if (context.state() != CUDA_SUCCESS || context.destroyed.load()) return CUDA_SUCCESS;
     if (round < 64) {
       std::this_thread::yield();
@@ -108,9 +113,12 @@ std::shared_ptr<ValueOperation> make_value_operation(const CUstreamBatchMemOpPar
         require((step.writeValue.flags & ~static_cast<u32>(CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER)) == 0);
         require_word(step.writeValue.address, is_wide(step.operation) ? 8 : 4);
         break;
-      case CU_STREAM_MEM_OP_BARRIER: break;  // every step here is ordered after the one before
-      case CU_STREAM_MEM_OP_FLUSH_REMOTE_WRITES: fail(CUDA_ERROR_NOT_SUPPORTED);  // as the device attribute says
-      default: fail(CUDA_ERROR_INVALID_VALUE);
+      case CU_STREAM_MEM_OP_BARRIER:
+        break;  // every step here is ordered after the one before
+      case CU_STREAM_MEM_OP_FLUSH_REMOTE_WRITES:
+        fail(CUDA_ERROR_NOT_SUPPORTED);  // as the device attribute says
+      default:
+        fail(CUDA_ERROR_INVALID_VALUE);
     }
   }
   auto operation = std::make_shared<ValueOperation>();
@@ -123,10 +131,16 @@ CUresult ValueOperation::run(Context& context) const {
     CUresult result = CUDA_SUCCESS;
     switch (step.operation) {
       case CU_STREAM_MEM_OP_WAIT_VALUE_32:
-      case CU_STREAM_MEM_OP_WAIT_VALUE_64: result = wait_value(step, context); break;
+      case CU_STREAM_MEM_OP_WAIT_VALUE_64:
+        result = wait_value(step, context);
+        break;
       case CU_STREAM_MEM_OP_WRITE_VALUE_32:
-      case CU_STREAM_MEM_OP_WRITE_VALUE_64: result = write_value(step); break;
-      default: std::atomic_thread_fence(std::memory_order_seq_cst); break;
+      case CU_STREAM_MEM_OP_WRITE_VALUE_64:
+        result = write_value(step);
+        break;
+      default:
+        std::atomic_thread_fence(std::memory_order_seq_cst);
+        break;
     }
     if (result != CUDA_SUCCESS) return result;
     if (context.state() != CUDA_SUCCESS || context.destroyed.load()) return CUDA_SUCCESS;
@@ -154,8 +168,8 @@ GPUPOOL_CUDA CUresult cuStreamWaitValue64_v2(CUstream stream, CUdeviceptr addres
   return put(stream, CU_STREAM_MEM_OP_WAIT_VALUE_64, address, value, flags);
 }
 
-GPUPOOL_CUDA CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count, CUstreamBatchMemOpParams* steps,
-                                            unsigned int flags) {
+GPUPOOL_CUDA CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count,
+                                            CUstreamBatchMemOpParams* steps, unsigned int flags) {
   return call([&] {
     require(flags == 0);
     put_on_stream(resolve_stream(stream), make_value_operation(steps, count));

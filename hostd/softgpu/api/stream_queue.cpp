@@ -117,7 +117,9 @@ std::vector<Fence> Stream::outstanding() {
   return fences;
 }
 
-bool Stream::idle() { return outstanding().empty(); }
+bool Stream::idle() {
+  return outstanding().empty();
+}
 
 CUresult Stream::synchronize() {
   for (const Fence& fence : outstanding()) fence->wait();

@@ -3,20 +3,23 @@
 
 namespace gpupool::softgpu {
 
-GPUPOOL_CUDA CUresult cuTensorMapEncodeTiled(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                                             const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
-                                             CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                                             CUtensorMapFloatOOBfill) {
+GPUPOOL_CUDA CUresult cuTensorMapEncodeTiled(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
+                                             const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
+                                             const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                             CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   return CUDA_ERROR_NOT_SUPPORTED;
 }
 
-GPUPOOL_CUDA CUresult cuTensorMapEncodeIm2col(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                                              const cuuint64_t*, const int*, const int*, cuuint32_t, cuuint32_t,
-                                              const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+GPUPOOL_CUDA CUresult cuTensorMapEncodeIm2col(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
+                                              const cuuint64_t*, const cuuint64_t*, const int*, const int*,
+                                              cuuint32_t, cuuint32_t, const cuuint32_t*,
+                                              CUtensorMapInterleave, CUtensorMapSwizzle,
                                               CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   return CUDA_ERROR_NOT_SUPPORTED;
 }
 
-GPUPOOL_CUDA CUresult cuTensorMapReplaceAddress(CUtensorMap*, void*) { return CUDA_ERROR_NOT_SUPPORTED; }
+GPUPOOL_CUDA CUresult cuTensorMapReplaceAddress(CUtensorMap*, void*) {
+  return CUDA_ERROR_NOT_SUPPORTED;
+}
 
 }  // namespace gpupool::softgpu

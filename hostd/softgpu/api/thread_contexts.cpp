@@ -17,11 +17,19 @@ thread_local bool t_per_thread_default = false;
 
 }  // namespace
 
-bool per_thread_default() { return t_per_thread_default; }
-PerThreadDefault::PerThreadDefault() : before_(t_per_thread_default) { t_per_thread_default = true; }
-PerThreadDefault::~PerThreadDefault() { t_per_thread_default = before_; }
+bool per_thread_default() {
+  return t_per_thread_default;
+}
+PerThreadDefault::PerThreadDefault() : before_(t_per_thread_default) {
+  t_per_thread_default = true;
+}
+PerThreadDefault::~PerThreadDefault() {
+  t_per_thread_default = before_;
+}
 
-void push_context(std::shared_ptr<Context> context) { t_stack.push_back(std::move(context)); }
+void push_context(std::shared_ptr<Context> context) {
+  t_stack.push_back(std::move(context));
+}
 
 void forget_context(const Context& context) {
   if (!t_stack.empty() && t_stack.back().get() == &context) t_stack.pop_back();

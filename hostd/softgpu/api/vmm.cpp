@@ -1,6 +1,6 @@
 // Virtual memory management: reserving addresses, giving them memory, saying who may use it.
-#include <sys/mman.h>
 #include <fcntl.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <map>
@@ -97,10 +97,12 @@ void clear_mapping(u64 address, u64 size) {
 
 }  // namespace
 
-GPUPOOL_CUDA CUresult cuMemGetAllocationGranularity(size_t* granularity, const CUmemAllocationProp* properties,
+GPUPOOL_CUDA CUresult cuMemGetAllocationGranularity(size_t* granularity,
+                                                    const CUmemAllocationProp* properties,
                                                     CUmemAllocationGranularity_flags which) {
   return call([&] {
-    require(granularity != nullptr && properties != nullptr && properties->type == CU_MEM_ALLOCATION_TYPE_PINNED);
+    require(granularity != nullptr && properties != nullptr &&
+            properties->type == CU_MEM_ALLOCATION_TYPE_PINNED);
     require(which == CU_MEM_ALLOC_GRANULARITY_MINIMUM || which == CU_MEM_ALLOC_GRANULARITY_RECOMMENDED);
     device_at(properties->location);
     *granularity = kGranularity;
@@ -135,8 +137,8 @@ GPUPOOL_CUDA CUresult cuMemAddressFree(CUdeviceptr address, size_t size) {
   });
 }
 
-GPUPOOL_CUDA CUresult cuMemCreate(CUmemGenericAllocationHandle* out, size_t size, const CUmemAllocationProp* properties,
-                                  unsigned long long flags) {
+GPUPOOL_CUDA CUresult cuMemCreate(CUmemGenericAllocationHandle* out, size_t size,
+                                  const CUmemAllocationProp* properties, unsigned long long flags) {
   return call([&] {
     require(out != nullptr && properties != nullptr && flags == 0);
     require(size != 0 && size % kGranularity == 0);
@@ -144,7 +146,8 @@ GPUPOOL_CUDA CUresult cuMemCreate(CUmemGenericAllocationHandle* out, size_t size
     constexpr u32 kFile = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
     require((static_cast<u32>(properties->requestedHandleTypes) & ~kFile) == 0, CUDA_ERROR_NOT_SUPPORTED);
     Device& device = device_at(properties->location);
-    auto physical = make_physical(device, size, properties->requestedHandleTypes == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+    auto physical = make_physical(
+        device, size, properties->requestedHandleTypes == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
     physical->properties = *properties;
     *out = physicals().add(std::move(physical));
   });
@@ -159,12 +162,13 @@ GPUPOOL_CUDA CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
   });
 }
 
-GPUPOOL_CUDA CUresult cuMemMap(CUdeviceptr address, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
-                               unsigned long long flags) {
+GPUPOOL_CUDA CUresult cuMemMap(CUdeviceptr address, size_t size, size_t offset,
+                               CUmemGenericAllocationHandle handle, unsigned long long flags) {
   return call([&] {
     require_range(address, size);
     const auto physical = physicals().get(handle, CUDA_ERROR_INVALID_VALUE);
-    require(flags == 0 && offset % kGranularity == 0 && offset <= physical->size && size <= physical->size - offset);
+    require(flags == 0 && offset % kGranularity == 0 && offset <= physical->size &&
+            size <= physical->size - offset);
     Vmm& state = vmm();
     const std::lock_guard lock(state.mutex);
     require(inside_reservation(state, address, size));
@@ -199,7 +203,8 @@ GPUPOOL_CUDA CUresult cuMemUnmap(CUdeviceptr address, size_t size) {
   });
 }
 
-GPUPOOL_CUDA CUresult cuMemSetAccess(CUdeviceptr address, size_t size, const CUmemAccessDesc* access, size_t count) {
+GPUPOOL_CUDA CUresult cuMemSetAccess(CUdeviceptr address, size_t size, const CUmemAccessDesc* access,
+                                     size_t count) {
   return call([&] {
     require_range(address, size);
     require(access != nullptr && count != 0);
@@ -210,7 +215,8 @@ GPUPOOL_CUDA CUresult cuMemSetAccess(CUdeviceptr address, size_t size, const CUm
       device_at(access[i].location);
       // The engine knows no memory that can only be read.
       require(access[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READ, CUDA_ERROR_NOT_SUPPORTED);
-      require(access[i].flags == CU_MEM_ACCESS_FLAGS_PROT_NONE || access[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+      require(access[i].flags == CU_MEM_ACCESS_FLAGS_PROT_NONE ||
+              access[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
     }
     for (const u64 base : bases) {
       Mapping& mapping = state.mappings[base];
@@ -228,7 +234,8 @@ GPUPOOL_CUDA CUresult cuMemSetAccess(CUdeviceptr address, size_t size, const CUm
   });
 }
 
-GPUPOOL_CUDA CUresult cuMemGetAccess(unsigned long long* flags, const CUmemLocation* location, CUdeviceptr address) {
+GPUPOOL_CUDA CUresult cuMemGetAccess(unsigned long long* flags, const CUmemLocation* location,
+                                     CUdeviceptr address) {
   return call([&] {
     require(flags != nullptr && location != nullptr);
     const Device& device = device_at(*location);
@@ -238,7 +245,8 @@ GPUPOOL_CUDA CUresult cuMemGetAccess(unsigned long long* flags, const CUmemLocat
     require(next != state.mappings.begin());
     const auto& [base, mapping] = *std::prev(next);
     require(address - base < mapping.size);
-    *flags = mapping.devices.contains(device.ordinal) ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : CU_MEM_ACCESS_FLAGS_PROT_NONE;
+    *flags = mapping.devices.contains(device.ordinal) ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+                                                      : CU_MEM_ACCESS_FLAGS_PROT_NONE;
   });
 }
 

@@ -140,7 +140,8 @@ class StreamMirror {
     news_.notify_one();
   }
 
-  // A host function is released here and not by the dispatcher, which may be inside a driver call that waits for it.
+  // A host function is released here and not by the dispatcher, which may be inside a driver call that waits
+  // for it.
   void release_host_function(const wire::Slot& slot) {
     if (slot.function != static_cast<u16>(wire::Function::host_function_release)) return;
     u64 sequence = 0;
@@ -235,18 +236,20 @@ class StreamMirror {
     for (auto entry = marks_.begin(); entry != marks_.end();) {
       std::deque<Watch>& waiting = entry->second;
       const u64 reached = window_.word(entry->first).value.load(std::memory_order_acquire);
-      bool moved = false;
+      // Told is only what was sent here: the word may already be past a mark that collect() has not seen,
+      // whose data must come first.
+      u64 told = 0;
       while (!waiting.empty() && waiting.front().ticket + 1 <= reached) {
         if (waiting.front().bulk_size != 0) {
           send_errors();
           add_data(waiting.front().bulk_offset, waiting.front().bulk_size);
         }
+        told = waiting.front().ticket + 1;
         waiting.pop_front();
-        moved = true;
       }
-      if (moved) {
+      if (told != 0) {
         send_errors();
-        add(wire::FrameKind::store, 0, wire::kWordsOffset + entry->first * sizeof(wire::Word), reached);
+        add(wire::FrameKind::store, 0, wire::kWordsOffset + entry->first * sizeof(wire::Word), told);
         any = true;
       }
       entry = waiting.empty() ? marks_.erase(entry) : std::next(entry);

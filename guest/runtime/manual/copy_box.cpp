@@ -140,7 +140,7 @@ CUresult send_parts(const Box& box, CopySender& sender, CopyCall call) {
 CUresult receive_parts(const Box& box, CopySender& sender) {
   if (const CUresult result = refuse_capturing(sender.stream()); result != CUDA_SUCCESS) return result;
   const ReturnPiece piece(sender.session(), kCopyChunk * kCopyDepth);
-  if (!piece) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (!piece) return piece.error();
   Cutter cutter(box, kCopyChunk);
   Part parts[kCopyDepth];
   u64 values[kCopyDepth] = {};

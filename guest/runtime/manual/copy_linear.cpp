@@ -1,6 +1,7 @@
 #include "guest/runtime/manual/copy_linear.hpp"
 
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <vector>
 
@@ -159,11 +160,10 @@ CUresult receive_pinned(CopySender& sender, u64 offset, u64 device, u64 bytes, C
 
 // The chunks index, index + count, ... of a copy to pageable memory: up to kCopyDepth are on their way while
 // the oldest that has arrived is copied out.
-void receive_chunks(CopySender& sender, u8* host, u64 device, u64 bytes, u32 index, u32 count) {
+void receive_chunks(CopySender& sender, const ReturnPiece& piece, u8* host, u64 device, u64 bytes, u32 index,
+                    u32 count) {
   const u64 chunks = (bytes + kCopyChunk - 1) / kCopyChunk;
   if (index >= chunks) return;
-  const ReturnPiece piece(sender.session(), bytes);
-  if (!piece) return sender.fail(CUDA_ERROR_OUT_OF_MEMORY);
   const u64 mine = (chunks - index + count - 1) / count;
   u64 values[kCopyDepth] = {};
   u64 issued = 0;
@@ -196,8 +196,13 @@ void receive_chunks(CopySender& sender, u8* host, u64 device, u64 bytes, u32 ind
 CUresult receive_pageable(CopySender& sender, void* host, u64 device, u64 bytes) {
   // The data would land when the graph runs, in memory that only the client can write.
   if (const CUresult result = refuse_capturing(sender.stream()); result != CUDA_SUCCESS) return result;
-  run_copy(copy_thread_count(bytes), [&](u32 index, u32 count) {
-    receive_chunks(sender, static_cast<u8*>(host), device, bytes, index, count);
+  // One piece a thread, all taken here: only this thread has a context in which new memory can be registered.
+  const u32 threads = copy_thread_count(bytes);
+  std::deque<ReturnPiece> pieces;
+  for (u32 i = 0; i < threads; ++i)
+    if (const ReturnPiece& piece = pieces.emplace_back(sender.session(), bytes); !piece) return piece.error();
+  run_copy(threads, [&](u32 index, u32 count) {
+    receive_chunks(sender, pieces[index], static_cast<u8*>(host), device, bytes, index, count);
   });
   return sender.error();
 }

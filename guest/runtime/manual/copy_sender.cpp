@@ -60,8 +60,8 @@ ReturnPiece::ReturnPiece(Session& session, u64 bytes) : session_(session), small
       return;
     }
   }
-  CUresult error = CUDA_SUCCESS;
-  bulk_ = session.heap_allocate(small_ ? kSmallPiece : kLargePiece, true, error);
+  bulk_ = session.heap_allocate(small_ ? kSmallPiece : kLargePiece, true, error_);
+  if (!bulk_ && error_ == CUDA_SUCCESS) error_ = CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 ReturnPiece::~ReturnPiece() {

@@ -77,6 +77,8 @@ class ReturnPiece {
   ReturnPiece& operator=(const ReturnPiece&) = delete;
 
   [[nodiscard]] explicit operator bool() const { return static_cast<bool>(bulk_); }
+  // Why it is empty.
+  [[nodiscard]] CUresult error() const { return error_; }
   [[nodiscard]] u64 offset() const { return bulk_.offset; }
   [[nodiscard]] const u8* address() const { return bulk_.address; }
 
@@ -84,6 +86,7 @@ class ReturnPiece {
   Session& session_;
   bool small_;
   Bulk bulk_;
+  CUresult error_ = CUDA_SUCCESS;
 };
 
 }  // namespace gpupool::guest

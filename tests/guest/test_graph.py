@@ -1,0 +1,392 @@
+"""Graphs that a program builds node by node, asks about, changes and launches."""
+
+from __future__ import annotations
+
+from tests.conftest import Host
+from tests.guest.stream_program import PRELUDE
+
+NODES = """
+class KernelParams(ctypes.Structure):
+    _fields_ = [("func", c_void_p), ("grid", c_uint * 3), ("block", c_uint * 3), ("shared", c_uint),
+                ("params", c_void_p), ("extra", c_void_p), ("kern", c_void_p), ("ctx", c_void_p)]
+class MemsetParams(ctypes.Structure):
+    _fields_ = [("dst", c_uint64), ("pitch", c_size_t), ("value", c_uint), ("size", c_uint),
+                ("width", c_size_t), ("height", c_size_t)]
+class Side(ctypes.Structure):
+    _fields_ = [("x", c_size_t), ("y", c_size_t), ("z", c_size_t), ("lod", c_size_t), ("type", c_int),
+                ("host", c_void_p), ("device", c_uint64), ("array", c_void_p), ("reserved", c_void_p),
+                ("pitch", c_size_t), ("height", c_size_t)]
+class Copy(ctypes.Structure):
+    _fields_ = [("src", Side), ("dst", Side), ("width", c_size_t), ("height", c_size_t), ("depth", c_size_t)]
+HOST, DEVICE = 1, 2
+def new_graph():
+    graph = c_void_p()
+    ok(driver.cuGraphCreate(byref(graph), 0))
+    return graph
+def handles(nodes):
+    return (c_void_p * max(len(nodes), 1))(*nodes), c_size_t(len(nodes))
+def kernel_params(where, what):
+    pointers, values = parameters(where, what)
+    params = KernelParams(kernel.value, (1, 1, 1), (1, 1, 1), 0, ctypes.addressof(pointers), None, None, None)
+    params.keep = (pointers, values)
+    return params
+def add_kernel(graph, after, where, what):
+    node = c_void_p()
+    ok(driver.cuGraphAddKernelNode_v2(byref(node), graph, *handles(after), byref(kernel_params(where, what))), "kernel")
+    return node
+def add_memset(graph, after, where, value, words=1):
+    node = c_void_p()
+    params = MemsetParams(where.value, 0, value, 4, words, 1)
+    ok(driver.cuGraphAddMemsetNode(byref(node), graph, *handles(after), byref(params), context), "memset")
+    return node
+def copy_params(source, target, size):
+    copy = Copy()
+    for side, (kind, address) in ((copy.src, source), (copy.dst, target)):
+        side.type = kind
+        side.pitch, side.height = size, 1
+        if kind == HOST: side.host = address
+        else: side.device = address
+    copy.width, copy.height, copy.depth = size, 1, 1
+    return copy
+def add_copy(graph, after, source, target, size):
+    node = c_void_p()
+    ok(driver.cuGraphAddMemcpyNode(byref(node), graph, *handles(after), byref(copy_params(source, target, size)), context), "memcpy")
+    return node
+def run(executable, s=None):
+    s = s or _opener
+    ok(driver.cuGraphLaunch(executable, s), "launch")
+    ok(driver.cuStreamSynchronize(s), "synchronise")
+"""
+
+
+def test_nodes_run_in_their_order(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+graph, a, b = new_graph(), alloc(4), alloc(4)
+zero = add_memset(graph, [], a, 100)
+one = add_kernel(graph, [zero], a, 1)
+copy = add_copy(graph, [one], (DEVICE, a.value), (DEVICE, b.value), 4)
+two = add_kernel(graph, [copy], b, 1)
+last = c_void_p()
+ok(driver.cuGraphAddEmptyNode(byref(last), graph, *handles([two])))
+executable = instantiate(graph)
+for _ in range(3): run(executable)
+same((read(a), read(b)), (101, 102))
+""",
+    )
+
+
+def test_asking_about_nodes(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+graph, a = new_graph(), alloc(4)
+zero = add_memset(graph, [], a, 7)
+left, right = add_kernel(graph, [zero], a, 1), add_kernel(graph, [zero], a, 2)
+def kind(node):
+    value = c_int(-1)
+    ok(driver.cuGraphNodeGetType(node, byref(value)))
+    return value.value
+same([kind(n) for n in (zero, left, right)], [2, 0, 0])
+def nodes_of(call, thing):
+    count = c_size_t(0)
+    ok(call(thing, None, byref(count)))
+    out = (c_void_p * count.value)()
+    ok(call(thing, out, byref(count)))
+    return set(out)
+same(nodes_of(driver.cuGraphGetNodes, graph), {zero.value, left.value, right.value})
+same(nodes_of(driver.cuGraphGetRootNodes, graph), {zero.value})
+same(nodes_of(driver.cuGraphNodeGetDependencies, left), {zero.value})
+same(nodes_of(driver.cuGraphNodeGetDependentNodes, zero), {left.value, right.value})
+count = c_size_t(0)
+ok(driver.cuGraphGetEdges(graph, None, None, byref(count))); same(count.value, 2)
+sources, targets = (c_void_p * 2)(), (c_void_p * 2)()
+ok(driver.cuGraphGetEdges(graph, sources, targets, byref(count)))
+same(set(zip(sources, targets)), {(zero.value, left.value), (zero.value, right.value)})
+ok(driver.cuGraphAddDependencies(graph, (c_void_p * 1)(left), (c_void_p * 1)(right), c_size_t(1)))
+same(nodes_of(driver.cuGraphNodeGetDependencies, right), {zero.value, left.value})
+ok(driver.cuGraphRemoveDependencies(graph, (c_void_p * 1)(zero), (c_void_p * 1)(right), c_size_t(1)))
+same(nodes_of(driver.cuGraphNodeGetDependencies, right), {left.value})
+ok(driver.cuGraphDestroyNode(left))
+same(nodes_of(driver.cuGraphGetNodes, graph), {zero.value, right.value})
+some = (c_void_p * 5)(1, 2, 3, 4, 5)
+count = c_size_t(5)
+ok(driver.cuGraphGetNodes(graph, some, byref(count)))
+same(count.value, 2)
+params = MemsetParams()
+ok(driver.cuGraphMemsetNodeGetParams(zero, byref(params)))
+same((params.dst, params.value, params.size, params.width, params.height), (a.value, 7, 4, 1, 1))
+got = KernelParams()
+ok(driver.cuGraphKernelNodeGetParams_v2(right, byref(got)))
+same((got.func, tuple(got.grid), tuple(got.block)), (kernel.value, (1, 1, 1), (1, 1, 1)))
+pointers = ctypes.cast(got.params, POINTER(c_void_p))
+same(ctypes.cast(pointers[0], POINTER(c_uint64))[0], a.value)
+same(ctypes.cast(pointers[1], POINTER(c_uint))[0], 2)
+b = alloc(4)
+copy = add_copy(graph, [], (DEVICE, a.value), (DEVICE, b.value), 4)
+seen = Copy()
+ok(driver.cuGraphMemcpyNodeGetParams(copy, byref(seen)))
+same((seen.src.device, seen.dst.device, seen.width, seen.height, seen.depth), (a.value, b.value, 4, 1, 1))
+""",
+    )
+
+
+def test_changing_nodes(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+graph, a, b = new_graph(), alloc(4), alloc(4)
+zero = add_memset(graph, [], a, 0)
+add = add_kernel(graph, [zero], a, 1)
+copy = add_copy(graph, [add], (DEVICE, a.value), (DEVICE, b.value), 4)
+ok(driver.cuGraphKernelNodeSetParams_v2(add, byref(kernel_params(a, 2))))
+executable = instantiate(graph)
+run(executable); same((read(a), read(b)), (2, 2))
+ok(driver.cuGraphExecKernelNodeSetParams_v2(executable, add, byref(kernel_params(a, 9))))
+run(executable); same((read(a), read(b)), (9, 9))
+ok(driver.cuGraphExecMemsetNodeSetParams(executable, zero, byref(MemsetParams(a.value, 0, 100, 4, 1, 1)), context))
+run(executable); same((read(a), read(b)), (109, 109))
+on = c_uint(9)
+ok(driver.cuGraphNodeGetEnabled(executable, add, byref(on))); same(on.value, 1)
+ok(driver.cuGraphNodeSetEnabled(executable, add, 0))
+run(executable); same((read(a), read(b)), (100, 100))
+ok(driver.cuGraphNodeSetEnabled(executable, add, 1))
+c = alloc(4)
+ok(driver.cuGraphExecMemcpyNodeSetParams(executable, copy, byref(copy_params((DEVICE, a.value), (DEVICE, c.value), 4)), context))
+run(executable); same((read(a), read(b), read(c)), (109, 100, 109))
+# An update takes over the parameters of a graph of the same shape, and refuses another shape.
+ok(driver.cuGraphKernelNodeSetParams_v2(add, byref(kernel_params(a, 50))))
+class Update(ctypes.Structure):
+    _fields_ = [("result", c_int), ("node", c_void_p), ("origin", c_void_p)]
+update = Update(99)
+ok(driver.cuGraphExecUpdate_v2(executable, graph, byref(update))); same(update.result, 0)
+run(executable); same(read(b), 50)
+other = new_graph()
+add_memset(other, [], a, 0)
+same(driver.cuGraphExecUpdate_v2(executable, other, byref(update)), 910)
+assert update.result != 0
+run(executable); same(read(b), 50)
+flags = c_uint64(9)
+ok(driver.cuGraphExecGetFlags(executable, byref(flags))); same(flags.value, 0)
+""",
+    )
+
+
+def test_copies_with_pinned_memory(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+if os.environ.get("GPUPOOL_TRANSPORT") == "tcp":
+    print("pinned memory is staged over a stream transport"); raise SystemExit
+graph, a = new_graph(), alloc(4)
+pinned = c_void_p()
+ok(driver.cuMemHostAlloc(byref(pinned), c_size_t(64), 0))
+view = ctypes.cast(pinned, POINTER(c_uint))
+into = add_copy(graph, [], (HOST, pinned.value), (DEVICE, a.value), 4)
+add = add_kernel(graph, [into], a, 5)
+back = add_copy(graph, [add], (DEVICE, a.value), (HOST, pinned.value + 4), 4)
+executable = instantiate(graph)
+for value in (1, 20, 300):
+    view[0] = value
+    run(executable)
+    same(view[1], value + 5)
+seen = Copy()
+ok(driver.cuGraphMemcpyNodeGetParams(into, byref(seen)))
+same((seen.src.type, seen.src.host), (HOST, pinned.value))
+""",
+    )
+
+
+def test_clones_and_child_graphs(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+child, a = new_graph(), alloc(4)
+inner = add_kernel(child, [], a, 1)
+graph = new_graph()
+zero = add_memset(graph, [], a, 0)
+nodes, previous = [], zero
+for _ in range(3):
+    node = c_void_p()
+    ok(driver.cuGraphAddChildGraphNode(byref(node), graph, *handles([previous]), child))
+    previous = node
+embedded = c_void_p()
+ok(driver.cuGraphChildGraphNodeGetGraph(previous, byref(embedded)))
+assert embedded.value and embedded.value != child.value
+again = c_void_p()
+ok(driver.cuGraphChildGraphNodeGetGraph(previous, byref(again))); same(again.value, embedded.value)
+count = c_size_t(0)
+ok(driver.cuGraphGetNodes(embedded, None, byref(count))); same(count.value, 1)
+clone, twin = c_void_p(), c_void_p()
+ok(driver.cuGraphClone(byref(clone), graph))
+ok(driver.cuGraphNodeFindInClone(byref(twin), zero, clone))
+assert twin.value not in (None, zero.value)
+ok(driver.cuGraphDestroy(child))
+executable = instantiate(graph)
+ok(driver.cuGraphDestroy(graph))
+run(executable); same(read(a), 3)
+second = instantiate(clone)
+ok(driver.cuGraphDestroy(clone))
+run(second); same(read(a), 3)
+""",
+    )
+
+
+def test_launches_are_ordinary_work(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+graph, a = new_graph(), alloc(4)
+add_kernel(graph, [], a, 1)
+executable = instantiate(graph)
+s, e = stream(), event(2)
+hold(s)
+for _ in range(10): ok(driver.cuGraphLaunch(executable, s))
+ok(driver.cuEventRecord(e, s))
+same(driver.cuStreamQuery(s), NOT_READY); same(driver.cuEventQuery(e), NOT_READY)
+ok(driver.cuGraphExecDestroy(executable))  # those in flight go on
+ok(driver.cuGraphDestroy(graph))
+let_go()
+ok(driver.cuEventSynchronize(e))
+same(read(a), 10)
+# A launch in a capture becomes a part of the new graph.
+graph = new_graph(); add_kernel(graph, [], a, 1); executable = instantiate(graph)
+ok(driver.cuGraphUpload(executable, s)); ok(driver.cuStreamSynchronize(s))
+ok(driver.cuStreamBeginCapture_v2(s, GLOBAL))
+ok(driver.cuGraphLaunch(executable, s)); ok(driver.cuGraphLaunch(executable, s))
+result, outer = end(s); ok(result)
+twice = instantiate(c_void_p(outer))
+run(twice, s); same(read(a), 12)
+""",
+    )
+
+
+def test_event_nodes(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+graph, a, e, s = new_graph(), alloc(4), event(2), stream()
+add = add_kernel(graph, [], a, 1)
+record = c_void_p()
+ok(driver.cuGraphAddEventRecordNode(byref(record), graph, *handles([add]), e))
+waiting, node, after = new_graph(), c_void_p(), None
+ok(driver.cuGraphAddEventWaitNode(byref(node), waiting, *handles([]), e))
+add_kernel(waiting, [node], a, 10)
+first, second = instantiate(graph), instantiate(waiting)
+other = stream()
+hold(s)
+ok(driver.cuGraphLaunch(first, s))
+ok(driver.cuGraphLaunch(second, other))
+time.sleep(0.02)
+same(driver.cuStreamQuery(other), NOT_READY); same(driver.cuEventQuery(e), NOT_READY)
+let_go()
+ok(driver.cuStreamSynchronize(other)); ok(driver.cuEventQuery(e))
+same(read(a), 11)
+""",
+    )
+
+
+def test_any_kind_of_node(host: Host, transport: str) -> None:
+    """cuGraphAddNode takes a union of everything."""
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+class Any(ctypes.Structure):
+    _fields_ = [("type", c_int), ("reserved", c_int * 3), ("body", ctypes.c_ubyte * 232), ("tail", c_uint64)]
+def any_of(kind, body=b""):
+    params = Any(kind)
+    ctypes.memmove(params.body, bytes(body), len(bytes(body)))
+    return params
+graph, a = new_graph(), alloc(4)
+def add(after, params):
+    node = c_void_p()
+    ok(driver.cuGraphAddNode(byref(node), graph, *handles(after), byref(params)), "cuGraphAddNode")
+    return node
+zero = add([], any_of(2, bytes(MemsetParams(a.value, 0, 30, 4, 1, 1)) + bytes(context)))
+params = kernel_params(a, 4)
+plus = add([zero], any_of(0, bytes(params)))
+add([plus], any_of(5))
+executable = instantiate(graph)
+run(executable); same(read(a), 34)
+params = kernel_params(a, 6)
+ok(driver.cuGraphExecNodeSetParams(executable, plus, byref(any_of(0, bytes(params)))))
+run(executable); same(read(a), 36)
+""",
+    )
+
+
+def test_stale_graphs(host: Host, transport: str) -> None:
+    """Undefined in CUDA; here a stale handle is recognised."""
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+graph, a = new_graph(), alloc(4)
+node = add_kernel(graph, [], a, 1)
+executable = instantiate(graph)
+ok(driver.cuGraphDestroy(graph)); ok(driver.cuGraphExecDestroy(executable))
+kind = c_int()
+assert driver.cuGraphNodeGetType(node, byref(kind)) in (INVALID_VALUE, INVALID_HANDLE)
+same(driver.cuGraphDestroy(graph), INVALID_VALUE)
+same(driver.cuGraphExecDestroy(executable), INVALID_VALUE)
+same(driver.cuGraphLaunch(executable, _opener), INVALID_VALUE)
+ok(driver.cuCtxSynchronize())
+""",
+    )
+
+
+def test_user_objects(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+FUNCTION = ctypes.CFUNCTYPE(None, c_void_p)
+ended = []
+destroy = FUNCTION(lambda data: ended.append(data))
+def make(number, references=1):
+    made = c_void_p()
+    ok(driver.cuUserObjectCreate(byref(made), c_void_p(number), destroy, references, 1))
+    return made
+one = make(1, 2)
+ok(driver.cuUserObjectRelease(one, 1)); time.sleep(0.05); same(ended, [])
+ok(driver.cuUserObjectRetain(one, 1))
+ok(driver.cuUserObjectRelease(one, 2)); until(lambda: ended == [1], "the destructor")
+# A graph, its clone and its executable keep an object.
+graph, a = new_graph(), alloc(4)
+add_kernel(graph, [], a, 1)
+two = make(2)
+ok(driver.cuGraphRetainUserObject(graph, two, 1, 1))  # moved: the graph owns it
+executable = instantiate(graph)
+ok(driver.cuGraphDestroy(graph)); time.sleep(0.05); same(ended, [1])
+s = stream()
+hold(s)
+ok(driver.cuGraphLaunch(executable, s))
+ok(driver.cuGraphExecDestroy(executable)); time.sleep(0.05); same(ended, [1])
+let_go()
+until(lambda: ended == [1, 2], "the destructor after the last launch")
+graph, three = new_graph(), make(3)
+ok(driver.cuGraphRetainUserObject(graph, three, 2, 0))
+ok(driver.cuUserObjectRelease(three, 1)); ok(driver.cuGraphReleaseUserObject(graph, three, 1)); time.sleep(0.05)
+same(ended, [1, 2])
+ok(driver.cuGraphDestroy(graph)); until(lambda: ended == [1, 2, 3], "the destructor")
+""",
+    )

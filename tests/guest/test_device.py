@@ -183,3 +183,26 @@ for number in range(1200):
 print(len(known), len(set(known)), known[-1])
 """)
     assert printed.split() == ["101", "101", "999"]
+
+
+def test_threads_may_outlive_a_dlclose(host: Host) -> None:
+    host.run_python("shm", """
+import ctypes, threading
+dlclose = ctypes.CDLL(None).dlclose
+dlclose.argtypes = [ctypes.c_void_p]
+driver = ctypes.CDLL("libcuda.so.1")
+closed, used = threading.Event(), threading.Event()
+def work():
+    assert driver.cuInit(0) == 0
+    assert driver.cuCtxGetDevice(ctypes.byref(ctypes.c_int())) == 201
+    assert driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), 0) == 0
+    used.set()
+    closed.wait(30)
+thread = threading.Thread(target=work)
+thread.start()
+assert used.wait(30)
+while dlclose(driver._handle) != 0:
+    pass
+closed.set()
+thread.join()
+""")

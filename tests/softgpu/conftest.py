@@ -1,4 +1,4 @@
-"""The library, and a context of its own for every test, so that a fault in one test is no fault in the next."""
+"""The library, and a context for every test: a fault in one test is no fault in the next."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class DriverError(Exception):
 
 
 class Driver:
-    """`driver.cuX(...)` calls and raises DriverError; `driver.result.cuX(...)` returns the number."""
+    """`driver.cuX(...)` raises DriverError; `driver.result.cuX(...)` returns the result."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -101,13 +101,13 @@ class _Results:
 
 
 def _adapt(argument: Any) -> Any:
-    """Plain integers as 32-bit ones, as C would pass them; callers say c_uint64 or c_void_p for the rest."""
+    """Plain integers are passed as C's int; callers say c_uint64 or c_void_p for the rest."""
     return c_int(argument) if isinstance(argument, int) else argument
 
 
 def pointers(*values: Any) -> Any:
     """An array of pointers to ctypes values, as kernelParams wants; it keeps them alive."""
-    array = (c_void_p * max(len(values), 1))()
+    array: Any = (c_void_p * max(len(values), 1))()
     for i, value in enumerate(values):
         array[i] = ctypes.addressof(value)
     array.kept = values

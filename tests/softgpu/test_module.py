@@ -63,8 +63,16 @@ def test_launches_beyond_the_limits_fail_at_once(driver: Driver) -> None:
         return result
 
     assert launch(1, 1, 1, 1024, 1, 1, 49152) == 0
-    for shape in [(0, 1, 1, 1, 1, 1, 0), (1, 1, 1, 0, 1, 1, 0), (1, 1, 1, 1025, 1, 1, 0), (1, 1, 1, 32, 33, 1, 0),
-                  (1, 65536, 1, 1, 1, 1, 0), (1, 1, 1, 1, 1, 65, 0), (1, 1, 1, 1, 1, 1, 49153)]:  # fmt: skip
+    wrong = [
+        (0, 1, 1, 1, 1, 1, 0),
+        (1, 65536, 1, 1, 1, 1, 0),
+        (1, 1, 1, 0, 1, 1, 0),
+        (1, 1, 1, 1025, 1, 1, 0),
+        (1, 1, 1, 32, 33, 1, 0),
+        (1, 1, 1, 1, 1, 65, 0),
+        (1, 1, 1, 1, 1, 1, 49153),
+    ]
+    for shape in wrong:
         assert launch(*shape) == INVALID_VALUE, shape
     driver.cuFuncSetAttribute(c_void_p(function), 8, 100000)
     assert launch(1, 1, 1, 1, 1, 1, 100000) == 0
@@ -285,3 +293,60 @@ def test_ptx_for_a_newer_architecture_has_no_binary_here(driver: Driver) -> None
     result, log = load(driver, SCALE.replace("sm_80", "sm_90").encode())
     assert result == NO_BINARY
     assert "sm_90" in log
+
+
+def test_linking_one_ptx(driver: Driver) -> None:
+    state = c_void_p()
+    driver.cuLinkCreate_v2(c_uint(0), None, None, byref(state))
+    text = COUNTER.encode()
+    more = (c_char_p(b"counter.ptx"), c_uint(0), None, None)
+    driver.cuLinkAddData_v2(state, 1, c_char_p(text), c_size_t(len(text)), *more)
+    again = driver.result.cuLinkAddData_v2(state, 1, c_char_p(text), c_size_t(len(text)), *more)
+    assert again == NOT_SUPPORTED
+    image, size = c_void_p(), c_size_t()
+    driver.cuLinkComplete(state, byref(image), byref(size))
+    module = driver.handle("cuModuleLoadData", image)
+    driver.cuLinkDestroy(state)
+    driver.launch(driver.function(module, "bump"), 1, 1, c_uint(1))
+    assert counter(driver, global_of(driver, module)[0]) == 6
+
+
+PRINT = (
+    HEADER
+    + """
+.extern .func (.param .b32 result) vprintf(.param .b64 format, .param .b64 arguments);
+.global .align 1 .b8 text[10] = {110, 117, 109, 98, 101, 114, 32, 37, 100, 10};
+.global .align 1 .b8 terminated[11] = {110, 117, 109, 98, 101, 114, 32, 37, 100, 10, 0};
+.visible .entry say(.param .u32 number)
+{
+  .local .align 8 .b8 depot[8];
+  .reg .b64 %SP;
+  .reg .b64 %SPL;
+  .reg .b32 %r<3>;
+  .reg .b64 %d<4>;
+  mov.u64 %SPL, depot;
+  cvta.local.u64 %SP, %SPL;
+  ld.param.u32 %r1, [number];
+  add.u64 %d1, %SP, 0;
+  st.u32 [%d1], %r1;
+  mov.u64 %d2, terminated;
+  cvta.global.u64 %d3, %d2;
+  {
+    .param .b64 p0;
+    st.param.b64 [p0], %d3;
+    .param .b64 p1;
+    st.param.b64 [p1], %d1;
+    .param .b32 back;
+    call.uni (back), vprintf, (p0, p1);
+    ld.param.b32 %r2, [back];
+  }
+  ret;
+}
+"""
+)
+
+
+def test_printf_goes_to_standard_output(driver: Driver, capfd: pytest.CaptureFixture[str]) -> None:
+    driver.launch(driver.function(driver.module(PRINT), "say"), 1, 1, c_uint(42))
+    driver.cuCtxSynchronize()
+    assert capfd.readouterr().out == "number 42\n"

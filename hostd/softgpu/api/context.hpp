@@ -19,6 +19,7 @@
 namespace gpupool::softgpu {
 
 struct Stream;
+class Completion;
 
 struct Context : std::enable_shared_from_this<Context> {
   CUcontext handle = nullptr;
@@ -40,7 +41,8 @@ struct Context : std::enable_shared_from_this<Context> {
   std::vector<std::shared_ptr<Stream>> streams;
   std::shared_ptr<Stream> legacy;
   std::map<std::thread::id, std::shared_ptr<Stream>> per_thread;
-  std::set<int> peers;  // devices whose memory this context may use
+  std::vector<std::shared_ptr<Completion>> gates;  // what all work submitted from now on waits for
+  std::set<int> peers;                             // devices whose memory this context may use
 
   // Records the first fault; later ones change nothing.
   void set_fault(CUresult result) {

@@ -109,6 +109,51 @@ GPUPOOL_CUDA CUresult cuEventRecordWithFlags(CUevent handle, CUstream stream, un
   return call([&] { return record_entry(handle, stream, flags); });
 }
 
+// All work of a context submitted so far: a mark on a stream of its own that waits for every other one.
+GPUPOOL_CUDA CUresult cuCtxRecordEvent(CUcontext handle, CUevent event_handle) {
+  return call([&] {
+    const auto context = context_of(handle);
+    context->require_healthy();
+    const auto event = events().get(event_handle);
+    require(event->context == context, CUDA_ERROR_INVALID_HANDLE);
+    std::vector<std::shared_ptr<Stream>> all;
+    {
+      const std::lock_guard lock(context->submit_mutex);
+      all = context->streams;
+    }
+    std::vector<Fence> after;
+    for (const auto& stream : all) {
+      require(!stream->capturing.load(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+      if (Fence fence = stream->newest()) after.push_back(std::move(fence));
+    }
+    const auto collector = make_stream(context, CU_STREAM_NON_BLOCKING, 0);
+    {
+      const std::lock_guard lock(context->submit_mutex);
+      context->streams.push_back(collector);
+    }
+    auto operation = std::make_shared<MarkOperation>();
+    const auto recording = std::make_shared<Recording>();
+    operation->recording = recording;
+    const std::lock_guard lock(event->mutex);
+    recording->done = collector->submit(std::move(operation), std::move(after));
+    event->recording = recording;
+    collector->close();
+  });
+}
+
+GPUPOOL_CUDA CUresult cuCtxWaitEvent(CUcontext handle, CUevent event_handle) {
+  return call([&] {
+    const auto context = context_of(handle);
+    context->require_healthy();
+    const auto event = events().get(event_handle);
+    refuse_captured_event(*event);
+    const auto recording = event->newest();
+    if (!recording || recording->done->done()) return;
+    const std::lock_guard lock(context->submit_mutex);
+    context->gates.push_back(recording->done);
+  });
+}
+
 GPUPOOL_CUDA CUresult cuEventQuery(CUevent handle) {
   return call([&] { return query(*events().get(handle)); });
 }

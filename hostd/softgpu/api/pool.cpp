@@ -277,4 +277,27 @@ GPUPOOL_CUDA CUresult cuMemPoolGetAccess(CUmemAccess_flags* flags, CUmemoryPool 
   });
 }
 
+// Graphs own no memory here: there is nothing to trim and nothing in use.
+GPUPOOL_CUDA CUresult cuDeviceGraphMemTrim(CUdevice device) {
+  return call([&] { device_of(device); });
+}
+
+GPUPOOL_CUDA CUresult cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attribute,
+                                                   void* value) {
+  return call([&] {
+    require(value != nullptr && static_cast<u32>(attribute) <= CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH);
+    device_of(device);
+    *static_cast<cuuint64_t*>(value) = 0;
+  });
+}
+
+GPUPOOL_CUDA CUresult cuDeviceSetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attribute,
+                                                   void* value) {
+  return call([&] {
+    require(value != nullptr && *static_cast<const cuuint64_t*>(value) == 0);
+    require(attribute == CU_GRAPH_MEM_ATTR_USED_MEM_HIGH || attribute == CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH);
+    device_of(device);
+  });
+}
+
 }  // namespace gpupool::softgpu

@@ -105,7 +105,7 @@ void* own_symbol(const char* symbol) {
   return self == nullptr ? nullptr : dlsym(self, symbol);
 }
 
-void* look_up(const char* name, int version, bool per_thread, bool& too_old) {
+void* look_up(const char* name, int version, bool& too_old) {
   const char* symbol = name;  // below the first row a name means the symbol of the same name
   for (const Row& row : kRows) {
     if (std::strcmp(row.name, name) != 0) continue;
@@ -114,9 +114,6 @@ void* look_up(const char* name, int version, bool per_thread, bool& too_old) {
     else
       too_old = true;
   }
-  if (per_thread)
-    for (const char* suffix : {"_ptsz", "_ptds"})
-      if (void* found = own_symbol((std::string(symbol) + suffix).c_str())) return found;
   return own_symbol(symbol);
 }
 
@@ -126,12 +123,11 @@ GPUPOOL_CUDA CUresult cuGetProcAddress_v2(const char* name, void** out, int vers
                                           CUdriverProcAddressQueryResult* status) {
   return call_before_init([&] {
     require(name != nullptr && out != nullptr);
-    require((flags & ~static_cast<cuuint64_t>(CU_GET_PROC_ADDRESS_LEGACY_STREAM |
-                                              CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM)) == 0);
+    // The variants whose stream 0 is the thread's own are not here: better no answer than the wrong stream.
+    require(flags != CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM, CUDA_ERROR_NOT_SUPPORTED);
+    require(flags == CU_GET_PROC_ADDRESS_DEFAULT || flags == CU_GET_PROC_ADDRESS_LEGACY_STREAM);
     bool too_old = false;
-    *out = std::strncmp(name, "cu", 2) == 0
-               ? look_up(name, version, (flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM) != 0, too_old)
-               : nullptr;
+    *out = std::strncmp(name, "cu", 2) == 0 ? look_up(name, version, too_old) : nullptr;
     if (status != nullptr)
       *status = *out != nullptr ? CU_GET_PROC_ADDRESS_SUCCESS
                 : too_old       ? CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "hostd/softgpu/api/capture.hpp"
-#include "hostd/softgpu/api/per_thread.hpp"
 
 namespace gpupool::softgpu {
 
@@ -49,7 +48,6 @@ void create(CUstream* out, u32 flags, int priority) {
 }  // namespace
 
 std::shared_ptr<Stream> resolve_stream_any(CUstream handle) {
-  if (handle == nullptr && per_thread_default()) handle = CU_STREAM_PER_THREAD;
   if (handle == nullptr || handle == CU_STREAM_LEGACY) return current_context_any()->legacy;
   if (handle == CU_STREAM_PER_THREAD) return per_thread_stream(current_context_any());
   const auto stream = streams().get(handle);

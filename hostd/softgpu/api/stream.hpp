@@ -8,6 +8,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -59,6 +60,7 @@ struct Stream : std::enable_shared_from_this<Stream> {
   u64 id = 0;
   bool legacy = false;
   bool implicit = false;  // the legacy or a per-thread stream: never destroyed by the program
+  std::map<CUstreamAttrID, CUstreamAttrValue> attributes;  // guarded by Context::submit_mutex
 
   bool blocking() const { return !legacy && (flags & CU_STREAM_NON_BLOCKING) == 0; }
 

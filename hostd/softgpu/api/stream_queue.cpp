@@ -14,6 +14,8 @@ Work Stream::prepare(OperationPtr operation, std::vector<Fence> after) {
     const Fence& fence = context->legacy->last_;
     if (fence && !fence->done()) after.push_back(fence);
   }
+  std::erase_if(context->gates, [](const Fence& gate) { return gate->done(); });
+  after.insert(after.end(), context->gates.begin(), context->gates.end());
   last_ = std::make_shared<Completion>();
   return Work{std::move(after), std::move(operation), last_};
 }

@@ -4,28 +4,14 @@
 #include <vector>
 
 #include "hostd/softgpu/api/capture.hpp"
-#include "hostd/softgpu/api/event.hpp"
-#include "hostd/softgpu/api/operations.hpp"
-#include "hostd/softgpu/api/per_thread.hpp"
 
 namespace gpupool::softgpu {
 
 namespace {
 
 thread_local std::vector<std::shared_ptr<Context>> t_stack;
-thread_local bool t_per_thread_default = false;
 
 }  // namespace
-
-bool per_thread_default() {
-  return t_per_thread_default;
-}
-PerThreadDefault::PerThreadDefault() : before_(t_per_thread_default) {
-  t_per_thread_default = true;
-}
-PerThreadDefault::~PerThreadDefault() {
-  t_per_thread_default = before_;
-}
 
 void push_context(std::shared_ptr<Context> context) {
   t_stack.push_back(std::move(context));

@@ -266,3 +266,20 @@ same(driver.cuCtxGetStreamPriorityRange(byref(least), byref(greatest)), 0)
 assert least.value >= greatest.value
 """,
     )
+
+
+def test_a_capture_ends_when_its_context_is_waited_for(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        PRELUDE
+        + """
+UNSUPPORTED, INVALIDATED = 900, 901
+same(driver.cuCtxSetCurrent(retain()), 0)
+stream, graph = c_void_p(), c_void_p()
+same(driver.cuStreamCreate(byref(stream), 0), 0)
+same(driver.cuStreamBeginCapture_v2(stream, 2), 0)
+same(driver.cuCtxSynchronize(), UNSUPPORTED)
+same(driver.cuStreamEndCapture(stream, byref(graph)), INVALIDATED)
+same(driver.cuCtxSynchronize(), 0)
+""",
+    )

@@ -1,5 +1,6 @@
 // cuCtx*: creating, destroying, the thread's stack of contexts, and questions about a context. The ones that
 // programs ask per launch (cuCtxGetCurrent, cuCtxGetDevice) are a thread-local read.
+#include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/context.hpp"
 #include "guest/runtime/manual/device.hpp"
 #include "guest/runtime/manual/limits.hpp"
@@ -26,6 +27,21 @@ CUresult named_or_current(CUcontext handle, Context*& context) {
   context = handle == nullptr ? current_context() : find(handle);
   if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
   return context->alive.load(std::memory_order_acquire) ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+}
+
+// A context with a stream that is capturing cannot be waited for; trying ends the capture (CUDA Programming
+// Guide, "Prohibited and Unhandled Operations" of stream capture).
+CUresult refuse_captures(Context& context) {
+  if (g_active_captures.load(std::memory_order_acquire) == 0) return CUDA_SUCCESS;
+  std::vector<Stream*> streams;
+  {
+    const std::lock_guard lock(context.mutex);
+    streams = context.streams;
+  }
+  CUresult refused = CUDA_SUCCESS;
+  for (Stream* stream : streams)
+    if (const CUresult result = refuse_capturing(*stream); result != CUDA_SUCCESS) refused = result;
+  return refused;
 }
 
 }  // namespace
@@ -178,6 +194,7 @@ CUresult cuCtxGetApiVersion(CUcontext handle, unsigned int* version) {
 CUresult cuCtxSynchronize_v2(CUcontext handle) {
   Context* context = nullptr;
   if (const CUresult result = named_or_current(handle, context); result != CUDA_SUCCESS) return result;
+  if (const CUresult result = refuse_captures(*context); result != CUDA_SUCCESS) return result;
   return Session::current()->synchronize(*context);
 }
 

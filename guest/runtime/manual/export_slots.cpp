@@ -112,6 +112,10 @@ CUresult query_hook(CUcontext, u32* flag, void**) {
   return CUDA_SUCCESS;
 }
 
+CUresult refuse() {
+  return CUDA_ERROR_NOT_SUPPORTED;
+}
+
 CUresult succeed() {
   return CUDA_SUCCESS;
 }

@@ -32,6 +32,8 @@ CUresult storage_get(void** value, CUcontext context, void* key);
 
 // 263e8860
 CUresult query_hook(CUcontext context, u32* flag, void** out);
+// A slot whose caller is known to cope with a refusal.
+CUresult refuse();
 CUresult succeed();
 
 // 21318c60

@@ -31,6 +31,7 @@ constexpr u32 kRuntimeHooks = 0x263e'8860;
 constexpr u32 kHandshake = 0xd408'2055;
 constexpr u32 kBlas = 0x2131'8c60;
 constexpr u32 kFft = 0x6e16'3fbe;
+constexpr u32 kBlasHeuristics = 0x1734'dc26;
 constexpr u32 kContextBypass = 0x0ca5'0b8c;
 
 // A slot whose meaning is not known. Called with any arguments: the System V ABI lets a function ignore them.
@@ -83,6 +84,7 @@ struct Tables {
   SizedTable<kHandshake, 24> handshake_slots;
   SizedTable<kBlas, 744> blas;
   SizedTable<kFft, 792> fft;
+  SizedTable<kBlasHeuristics, 136> blas_heuristics;
   SizedTable<kContextBypass, 16> bypass;
 
   Tables() {
@@ -99,6 +101,9 @@ struct Tables {
     hooks.set(2, slot(&export_slots::query_hook)).set(3, slot(&export_slots::succeed));
     handshake_slots.set(1, slot(&handshake));
     blas.set(4, slot(&export_slots::blas_query));
+    // cuBLASLt's bf16 heuristics use this table without looking whether they got it (driver 580, cuBLASLt 13: a
+    // null table ends the program), and carry on without it when its calls fail.
+    blas_heuristics.set(4, slot(&export_slots::refuse)).set(13, slot(&export_slots::refuse));
     fft.set(7, slot(&export_slots::fft_register));
     bypass.set(1, slot(&export_slots::create_context));
   }
@@ -162,9 +167,9 @@ const std::vector<NamedTable>& named_tables() {
        all.fft.slots.data()},
       {{0x0c, 0xa5, 0x0b, 0x8c, 0x10, 0x04, 0x92, 0x9a, 0x89, 0xa7, 0xd0, 0xdf, 0x10, 0xe7, 0x72, 0x86},
        all.bypass.slots.data()},
-      // cuBLASLt heuristics, cudart 13, the PTX compile path, at load: each library carries on without.
       {{0x17, 0x34, 0xdc, 0x26, 0x80, 0x0d, 0x47, 0x45, 0x87, 0x26, 0xc0, 0xf1, 0xe7, 0xdd, 0x8b, 0xca},
-       nullptr},
+       all.blas_heuristics.slots.data()},
+      // cudart 13, the PTX compile path, at load: each library carries on without.
       {{0x69, 0xa2, 0x8e, 0x9f, 0x24, 0x49, 0x8b, 0x47, 0xb0, 0x30, 0xc5, 0xda, 0x33, 0x0e, 0xa4, 0xe9},
        nullptr},
       {{0xda, 0x91, 0x51, 0xd3, 0x3a, 0xe6, 0xcc, 0x41, 0xa5, 0xc0, 0x4f, 0x26, 0xd5, 0x33, 0xe3, 0x28},

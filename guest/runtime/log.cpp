@@ -57,6 +57,11 @@ void log_debug(const char* format, ...) {
   va_end(arguments);
 }
 
+void log_failure(const char* name, int result) {
+  constexpr int kNotReady = 600;  // CUDA_ERROR_NOT_READY is an answer, and polled for
+  if (result != kNotReady) log_debug("%s returned %d", name, result);
+}
+
 void log_unsupported(const char* name) {
   static std::mutex mutex;
   static std::set<std::string> seen;

@@ -75,6 +75,8 @@ class Worker {
   HandleTable<CUmipmappedArray> mipmapped_arrays{wire::HandleKind::mipmapped_array};
   HandleTable<std::shared_ptr<LinkEntry>> link_states{wire::HandleKind::link_state};
   HandleTable<CUmemGenericAllocationHandle> mem_allocations{wire::HandleKind::mem_allocation};
+  // By client thread: what the compiler answered, when it is longer than a reply (manual/module_image.cpp).
+  std::unordered_map<u32, std::vector<u8>> jit_results;
 
   // Graphs that the client has asked for while they were being captured, by the driver's capture id.
   std::unordered_map<u64, CUgraph> capture_graphs;

@@ -4,9 +4,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "guest/runtime/log.hpp"
+#include "wire/cpp/reader.hpp"
 
 namespace gpupool::guest {
 
@@ -150,26 +152,34 @@ void JitOptions::put(Call& call) const {
   call.put<u32>(error_.capacity);
 }
 
-u64 JitOptions::answer_bytes() const {
-  return 3 * sizeof(u64) + numbers_.size() * sizeof(u32) + 16 + info_.capacity + error_.capacity + 16;
-}
-
-void JitOptions::take_log(Call& call, const Log& log) {
-  const u64 written = call.get_array(log.buffer, log.capacity);
-  if (log.capacity == 0) return;
-  const u64 kept = written < log.capacity ? written : log.capacity - 1;
-  log.buffer[kept] = 0;
-  if (log.size_value != nullptr) *log.size_value = reinterpret_cast<void*>(kept);
-}
-
-void JitOptions::take(Call& call) {
-  std::vector<u32> values(numbers_.size());
-  const u64 count = call.get_array(values.data(), values.size());
-  for (u64 i = 0; i < count && i < values.size(); ++i)
-    if (options_[i] == CU_JIT_WALL_TIME || options_[i] == CU_JIT_THREADS_PER_BLOCK)
-      std::memcpy(values_[i], &values[i], sizeof(u32));  // the driver, too, writes 4 bytes of the slot
-  take_log(call, info_);
-  take_log(call, error_);
+CUresult JitOptions::take(Call& call) {
+  std::vector<u8> results(call.get<u64>());
+  const u64 sent = call.get_array(results.data(), results.size());
+  if (sent != results.size()) {
+    Call fetch(wire::Function::jit_results);
+    fetch.expect_answer(results.size() + 64);
+    if (const CUresult result = fetch.wait(); result != CUDA_SUCCESS) return result;
+    if (fetch.get_array(results.data(), results.size()) != results.size()) return CUDA_ERROR_UNKNOWN;
+  }
+  try {
+    wire::Reader reader(results);
+    const std::vector<u32> numbers = reader.get_array<u32>(wire::kMaxJitOptions);
+    for (u64 i = 0; i < numbers.size() && i < values_.size(); ++i)
+      if (options_[i] == CU_JIT_WALL_TIME || options_[i] == CU_JIT_THREADS_PER_BLOCK)
+        std::memcpy(values_[i], &numbers[i], sizeof(u32));  // the driver, too, writes 4 bytes of the slot
+    for (const Log* log : {&info_, &error_}) {
+      const std::span<const u8> text = reader.get_bytes(wire::kMaxJitLogBytes);
+      if (log->capacity == 0) continue;
+      const u64 kept = std::min<u64>(text.size(), log->capacity - 1);
+      if (kept != 0) std::memcpy(log->buffer, text.data(), kept);
+      log->buffer[kept] = 0;
+      if (log->size_value != nullptr) *log->size_value = reinterpret_cast<void*>(kept);
+    }
+  } catch (const wire::ProtocolError& error) {
+    log_line("the worker's compiler results are malformed: %s", error.what());
+    return CUDA_ERROR_UNKNOWN;
+  }
+  return CUDA_SUCCESS;
 }
 
 }  // namespace gpupool::guest

@@ -45,10 +45,9 @@ class JitOptions {
  public:
   CUresult read(unsigned int count, const CUjit_option* options, void** values);
   void put(Call& call) const;
-  // Bytes that take() will find in the answer, at most.
-  [[nodiscard]] u64 answer_bytes() const;
-  // Reads what the driver wrote and copies it to the program's variables and buffers.
-  void take(Call& call);
+  // Reads what the driver wrote and copies it to the program's variables and buffers; fetches it first where
+  // it did not fit the answer.
+  CUresult take(Call& call);
 
  private:
   struct Log {
@@ -56,7 +55,6 @@ class JitOptions {
     void** size_value = nullptr;  // the option value that tells the size, and receives it
     u32 capacity = 0;
   };
-  static void take_log(Call& call, const Log& log);
 
   std::vector<u16> options_;    // those that hold a number...
   std::vector<u32> numbers_;    // ... their numbers...

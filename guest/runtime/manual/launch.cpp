@@ -119,9 +119,7 @@ CUresult check_cooperative(Function& function, const LaunchShape& shape, int dev
                                                                    : CUDA_SUCCESS;
 }
 
-// As the driver answers (measured on driver 580): no dimensions at all mean no cluster.
 CUresult check_cluster(const u32 (&cluster)[3], const LaunchShape& shape, const FunctionOnDevice& facts) {
-  if ((cluster[0] | cluster[1] | cluster[2]) == 0) return CUDA_SUCCESS;
   for (int i = 0; i < 3; ++i)
     if (cluster[i] == 0 || shape.grid[i] % cluster[i] != 0) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
   // 8 blocks are portable, 16 the most that Hopper forms (CUDA programming guide, "Thread block clusters").
@@ -292,9 +290,12 @@ CUresult translate_attributes(const CUlaunchAttribute* attributes, unsigned int 
     switch (attribute.id) {
       case CU_LAUNCH_ATTRIBUTE_IGNORE:
         continue;
+      case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
+        if ((attribute.value.clusterDim.x | attribute.value.clusterDim.y | attribute.value.clusterDim.z) == 0)
+          continue;  // no cluster (measured on driver 580)
+        break;
       case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW:  // its address is a device address, valid as it stands
       case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
-      case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
       case CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
       case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
       case CU_LAUNCH_ATTRIBUTE_PRIORITY:

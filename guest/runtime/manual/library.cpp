@@ -48,7 +48,6 @@ CUresult check_library_options(unsigned int count, const CUlibraryOption* option
 CUresult load(CUlibrary* out, const void* code, JitOptions& options) {
   Image image;
   if (const CUresult result = find_image(code, image); result != CUDA_SUCCESS) return result;
-  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   Library* library = make_library();
   if (library == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
   ImageUpload upload;
@@ -56,11 +55,11 @@ CUresult load(CUlibrary* out, const void* code, JitOptions& options) {
   call.put(library->handle);
   options.put(call);
   CUresult result = upload.attach(call, image);
-  call.expect_answer(options.answer_bytes());
   if (result == CUDA_SUCCESS) result = call.wait();
   if (result == CUDA_SUCCESS) {
     result = static_cast<CUresult>(call.get<i32>());
-    options.take(call);
+    const CUresult taken = options.take(call);
+    if (result == CUDA_SUCCESS) result = taken;
   }
   if (result != CUDA_SUCCESS) {
     destroy_library(library);

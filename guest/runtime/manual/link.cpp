@@ -33,13 +33,12 @@ std::shared_ptr<LinkState> find_state(CUlinkState state) {
   return known == all.states.end() ? nullptr : known->second;
 }
 
-// Every answer is the driver's result and then what the logs hold by now.
-CUresult wait(Call& call, LinkState& state, u64 more_bytes = 0) {
-  call.expect_answer(state.options.answer_bytes() + more_bytes + 64);
+// An answer is the driver's result and then what the logs hold by now.
+CUresult wait(Call& call, LinkState& state) {
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
   const auto result = static_cast<CUresult>(call.get<i32>());
-  state.options.take(call);
-  return result;
+  const CUresult taken = state.options.take(call);
+  return result == CUDA_SUCCESS ? taken : result;
 }
 
 CUresult add(LinkState& state, CUjitInputType type, const void* data, size_t size, const char* name,
@@ -62,7 +61,7 @@ CUresult add(LinkState& state, CUjitInputType type, const void* data, size_t siz
   call.put_array(text.data() + (text.size() - kept), kept);
   own.put(call);
   call.attach(bulk.offset, size, wire::kBulkIn);
-  const CUresult result = wait(call, state, own.answer_bytes());
+  const CUresult result = wait(call, state);
   session.heap_free(bulk);
   return result;
 }
@@ -125,8 +124,8 @@ CUresult cuLinkComplete(CUlinkState state, void** cubinOut, size_t* sizeOut) {
   Call fetch(wire::Function::cuLinkComplete);
   fetch.put(found->handle);
   fetch.put<u32>(1);
-  if (const CUresult result = wait(fetch, *found, found->cubin.size() + 64); result != CUDA_SUCCESS)
-    return result;
+  fetch.expect_answer(found->cubin.size() + 64);
+  if (const CUresult result = fetch.wait(); result != CUDA_SUCCESS) return result;
   if (fetch.get_array(found->cubin.data(), found->cubin.size()) != found->cubin.size())
     return CUDA_ERROR_UNKNOWN;
   *cubinOut = found->cubin.data();

@@ -39,7 +39,6 @@ std::vector<Module*> modules_of(const Context& context) {
 CUresult load(CUmodule* out, const Image& image, JitOptions& options) {
   Context* context = current_context();
   if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
-  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   Module* module = make_module(*context, nullptr);
   if (module == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
   ImageUpload upload;
@@ -47,11 +46,11 @@ CUresult load(CUmodule* out, const Image& image, JitOptions& options) {
   call.put(module->handle);
   options.put(call);
   CUresult result = upload.attach(call, image);
-  call.expect_answer(options.answer_bytes());
   if (result == CUDA_SUCCESS) result = call.wait();
   if (result == CUDA_SUCCESS) {
     result = static_cast<CUresult>(call.get<i32>());
-    options.take(call);
+    const CUresult taken = options.take(call);
+    if (result == CUDA_SUCCESS) result = taken;
   }
   if (result != CUDA_SUCCESS) {
     destroy_module(module);

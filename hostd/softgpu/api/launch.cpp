@@ -69,6 +69,18 @@ void copy_extra(void** extra, std::vector<u8>& parameters) {
   std::memcpy(parameters.data(), buffer, std::min(*size, parameters.size()));
 }
 
+// Events that a launch records itself may complete as late as the kernel does (cuda.h on both attributes).
+void record_events(std::span<const CUlaunchAttribute> attributes, CUstream stream) {
+  for (const CUlaunchAttribute& attribute : attributes) {
+    CUresult result = CUDA_SUCCESS;
+    if (attribute.id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT)
+      result = cuEventRecord(attribute.value.programmaticEvent.event, stream);
+    if (attribute.id == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT)
+      result = cuEventRecord(attribute.value.launchCompletionEvent.event, stream);
+    require(result == CUDA_SUCCESS, result);
+  }
+}
+
 CUresult launch(CUfunction handle, const LaunchShape& shape, std::span<const CUlaunchAttribute> attributes,
                 CUstream stream_handle, void** kernel_parameters, void** extra) {
   return call([&] {
@@ -82,6 +94,7 @@ CUresult launch(CUfunction handle, const LaunchShape& shape, std::span<const CUl
     auto operation = make_launch(function, final_shape, kernel_parameters, extra);
     operation->attributes.assign(attributes.begin(), attributes.end());
     put_on_stream(stream, std::move(operation));
+    record_events(attributes, stream_handle);
   });
 }
 
@@ -107,6 +120,9 @@ void read_attributes(std::span<const CUlaunchAttribute> attributes, LaunchShape&
       case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP:
       case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN:
       case CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT:
+      // Recorded after the launch, by record_events().
+      case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT:
+      case CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT:
       // Allows overlap with the kernel before; not overlapping is allowed too.
       case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
         break;

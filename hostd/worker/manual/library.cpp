@@ -22,7 +22,7 @@ CUresult handle_cuLibraryLoadData(Worker& worker, Request& request) {
   }
   if (result == CUDA_SUCCESS) worker.libraries.put(handle, std::move(entry));
   request.out->put(static_cast<i32>(result));
-  jit.answer(*request.out);
+  jit.answer(worker, request);
   return CUDA_SUCCESS;
 }
 

@@ -29,10 +29,10 @@ namespace {
 constexpr u64 kMaxLinkNameBytes = 256;
 constexpr u64 kMaxLinkStates = 256;
 
-// Every answer begins with the driver's result and what the options hold by now.
+// An answer begins with the driver's result and what the options hold by now.
 CUresult answer(Request& request, const LinkEntry& entry, CUresult result) {
   request.out->put(static_cast<i32>(result));
-  entry.options.answer(*request.out);
+  entry.options.answer(entry.worker, request);
   return CUDA_SUCCESS;
 }
 
@@ -94,17 +94,16 @@ CUresult handle_cuLinkAddData_v2(Worker& worker, Request& request) {
   return answer(request, *entry, result);
 }
 
-// wire::Handle state, u32 fetch. Without fetch: i32 result, option results, u64 cubin bytes; with it the
-// cubin as an array instead of its size.
+// wire::Handle state, u32 fetch. Without fetch: i32 result, option results, u64 cubin bytes. With it: the
+// cubin.
 CUresult handle_cuLinkComplete(Worker& worker, Request& request) {
   const std::shared_ptr<LinkEntry> entry = find_entry(worker, request);
   const auto fetch = request.in.get_enum<u32>(1);
   request.in.finish();
   if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   if (fetch == 1) {
-    answer(request, *entry, entry->cubin == nullptr ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS);
-    request.out->put_array(static_cast<const u8*>(entry->cubin),
-                           entry->cubin == nullptr ? 0 : entry->cubin_bytes);
+    if (entry->cubin == nullptr) return CUDA_ERROR_INVALID_VALUE;
+    request.out->put_array(static_cast<const u8*>(entry->cubin), entry->cubin_bytes);
     return CUDA_SUCCESS;
   }
   void* cubin = nullptr;

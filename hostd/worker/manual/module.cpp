@@ -37,7 +37,7 @@ CUresult handle_cuModuleLoadDataEx(Worker& worker, Request& request) {
     worker.modules.put(handle, std::move(entry));
   }
   request.out->put(static_cast<i32>(result));
-  jit.answer(*request.out);
+  jit.answer(worker, request);
   return CUDA_SUCCESS;
 }
 

@@ -4,12 +4,16 @@
 
 #include <cstring>
 
+#include "worker_manual.hpp"
+
 namespace gpupool::worker {
 
 namespace {
 
-constexpr u64 kPartAlignment = 64;         // guest/runtime/manual/image.cpp lays the parts out the same way
-constexpr u64 kPadding = 4096;             // zeroes after each image, for drivers that look a little ahead
+constexpr u64 kPartAlignment = 64;    // guest/runtime/manual/image.cpp lays the parts out the same way
+constexpr u64 kPadding = 4096;        // zeroes after each image, for drivers that look a little ahead
+constexpr u64 kInlineResults = 2048;  // of compiler results; a reply has about 4000 bytes
+constexpr u64 kMaxWaitingResults = 64;
 constexpr u64 kMaxHeldBytes = 8ull << 30;  // of images that libraries keep, a session
 
 constexpr u64 aligned(u64 bytes) {
@@ -107,12 +111,33 @@ void JitArguments::add_log(std::vector<char>& log, u32 capacity, CUjit_option bu
   values_.push_back(reinterpret_cast<void*>(u64{capacity}));
 }
 
-void JitArguments::answer(wire::Writer& out) const {
+void JitArguments::answer(Worker& worker, Request& request) const {
   std::vector<u32> numbers(numbers_);
   for (u64 i = 0; i < numbers_; ++i) std::memcpy(&numbers[i], &values_[i], sizeof(u32));
-  out.put_array(numbers.data(), numbers.size());
+  wire::Writer results;
+  results.put_array(numbers.data(), numbers.size());
   for (const std::vector<char>* log : {&info_, &error_})
-    out.put_array(log->data(), log->empty() ? 0 : strnlen(log->data(), log->size()));
+    results.put_array(log->data(), log->empty() ? 0 : strnlen(log->data(), log->size()));
+  // The call's own bulk piece carries an image, so the answer has only the reply box.
+  const std::span<const u8> bytes = results.bytes();
+  const bool fits = bytes.size() <= kInlineResults;
+  request.out->put<u64>(bytes.size());
+  request.out->put_array(bytes.data(), fits ? bytes.size() : 0);
+  if (fits) return;
+  // A client fetches them at once: many that wait are an attempt to fill our memory.
+  if (worker.jit_results.size() == kMaxWaitingResults)
+    throw wire::ProtocolError("too many compiler results wait");
+  worker.jit_results[request.thread].assign(bytes.begin(), bytes.end());
+}
+
+// No arguments -> what answer() could not send to this thread.
+CUresult handle_jit_results(Worker& worker, Request& request) {
+  request.in.finish();
+  const auto results = worker.jit_results.find(request.thread);
+  if (results == worker.jit_results.end()) throw wire::ProtocolError("no compiler results are waiting");
+  request.out->put_array(results->second.data(), results->second.size());
+  worker.jit_results.erase(results);
+  return CUDA_SUCCESS;
 }
 
 }  // namespace gpupool::worker

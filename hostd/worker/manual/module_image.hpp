@@ -49,8 +49,8 @@ class JitArguments {
   [[nodiscard]] unsigned int count() const { return static_cast<unsigned int>(options_.size()); }
   CUjit_option* options() { return options_.data(); }
   void** values() { return values_.data(); }
-  // Writes numbers and logs into the answer.
-  void answer(wire::Writer& out) const;
+  // Writes numbers and logs into the answer, or says that they wait for jit_results.
+  void answer(Worker& worker, Request& request) const;
 
  private:
   void add_log(std::vector<char>& log, u32 capacity, CUjit_option buffer, CUjit_option size);

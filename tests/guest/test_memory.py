@@ -105,6 +105,7 @@ def test_too_much_memory_is_refused_at_once(host: Host, transport: str) -> None:
 free, total = c_size_t(), c_size_t()
 d.call("cuMemGetInfo_v2", byref(free), byref(total))
 assert 0 < free.value <= total.value
+print(free.value, total.value)
 address = c_uint64()
 equal(lib.cuMemAlloc_v2(byref(address), c_size_t(total.value * 2)), OUT_OF_MEMORY)
 equal(lib.cuMemAlloc_v2(byref(address), c_size_t(2 ** 63)), OUT_OF_MEMORY)
@@ -133,18 +134,26 @@ for address, size in blocks:
 
 
 def test_memory_never_falls_on_the_programs_own_mappings(host: Host, transport: str) -> None:
-    """A program that sits where the driver would allocate next gets memory elsewhere."""
-    run(host, transport, """
-a = d.alloc(32 << 20)
-d.free(a)
+    """A program that sits where the worker's driver allocates gets memory beside itself."""
+    first = run(host, transport, "print(d.alloc(1 << 20))")
+    run(host, transport, f"first = {first}" + """
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = c_void_p
-libc.munmap(c_void_p(a), c_size_t(32 << 20))   # take away what keeps the range free ...
-MAP_FIXED_NOREPLACE, MAP_ANONYMOUS, MAP_PRIVATE = 0x100000, 0x20, 2
-""" + """
-got = libc.mmap(c_void_p(a), c_size_t(32 << 20), 3, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0)
-equal(got, a)                                  # ... and sit there
-print("ok")
+begin = first & ~((2 << 20) - 1)
+length = 10 << 20
+NOREPLACE, ANONYMOUS, PRIVATE = 0x100000, 0x20, 2
+got = libc.mmap(c_void_p(begin), c_size_t(length), 3, PRIVATE | ANONYMOUS | NOREPLACE, -1, 0)
+equal(got, begin)
+ctypes.memset(begin, 0x77, length)
+held = []
+for size in (1 << 20, 4096, 3 << 20, 100, 8 << 20):
+    a = d.alloc(size)
+    assert a + size <= begin or begin + length <= a, hex(a)
+    d.upload(a, b"\x12" * size)
+    held.append((a, size))
+equal(read_host(begin, length), b"\x77" * length)
+for a, size in held:
+    equal(d.download(a, size), b"\x12" * size)
 """)  # fmt: skip
 
 

@@ -10,8 +10,6 @@
 namespace gpupool::guest {
 namespace {
 
-constexpr u64 kUnit = 2u << 20;  // the driver's own granularity of device addresses (measured: driver 580)
-
 constexpr u64 kPage = 4096;
 
 // Stream-ordered pools begin here in every process (measured on driver 580); one TiB of it is kept free.
@@ -170,7 +168,7 @@ bool AddressSpace::keep_free(u64 address, u64 size) {
     if (map_nothing(kPoolsBegin, kPoolsBegin + kPoolsBytes)) kept_[kPoolsBegin] = kPoolsBegin + kPoolsBytes;
   }
   // Whole units spare system calls; where the program's mappings are so near, the pages themselves will do.
-  return keep_units(address, size, kUnit) || keep_units(address, size, kPage);
+  return keep_units(address, size, kAddressUnit) || keep_units(address, size, kPage);
 }
 
 bool AddressSpace::keep_units(u64 address, u64 size, u64 unit) {

@@ -20,6 +20,9 @@
 
 namespace gpupool::guest {
 
+inline constexpr u64 kAddressUnit =
+    2u << 20;  // the driver's own granularity of device addresses (measured: driver 580)
+
 enum class MemoryKind : u8 {
   device,          // cuMemAlloc, cuMemAllocPitch
   stream_ordered,  // cuMemAllocAsync, cuMemAllocFromPoolAsync

@@ -27,7 +27,7 @@ CUresult on_device(CUdeviceptr destination, CUdeviceptr source, size_t bytes, CU
   Stream* target = copy_stream(stream, call, error);
   if (target == nullptr) return error;
   // Pinned memory is device memory too under unified addressing.
-  if (side_of(destination) == Side::pinned || side_of(source) == Side::pinned)
+  if (is_pinned(destination) || is_pinned(source))
     return copy_unified(destination, source, bytes, *target, call);
   return copy_on_device(destination, source, bytes, *target, call);
 }

@@ -3,57 +3,13 @@
 #include <cstring>
 
 #include "guest/runtime/manual/capture.hpp"
+#include "guest/runtime/manual/copy_parts.hpp"
 #include "guest/runtime/manual/copy_sender.hpp"
 #include "guest/runtime/manual/stream.hpp"
 #include "guest/runtime/thread_state.hpp"
 
 namespace gpupool::guest {
 namespace {
-
-// A part of a box that fits into one piece of the window: some slices, some rows of a slice, or a part of a
-// row.
-struct Part {
-  u64 x = 0, y = 0, z = 0;
-  u64 width = 0, height = 0, depth = 0;
-  [[nodiscard]] u64 bytes() const { return width * height * depth; }
-};
-
-// Cuts a box into parts of at most `limit` bytes.
-class Cutter {
- public:
-  Cutter(const Box& box, u64 limit) : box_(box) {
-    step_.width = box.width_bytes < limit ? box.width_bytes : limit;
-    step_.height = step_.width < box.width_bytes ? 1 : at_least_one(limit / step_.width, box.height);
-    step_.depth =
-        step_.height < box.height ? 1 : at_least_one(limit / (step_.width * step_.height), box.depth);
-  }
-  // The next part; false after the last.
-  bool next(Part& part) {
-    if (z_ >= box_.depth) return false;
-    part = Part{x_,
-                y_,
-                z_,
-                least(step_.width, box_.width_bytes - x_),
-                least(step_.height, box_.height - y_),
-                least(step_.depth, box_.depth - z_)};
-    x_ += part.width;
-    if (x_ < box_.width_bytes) return true;
-    x_ = 0;
-    y_ += part.height;
-    if (y_ < box_.height) return true;
-    y_ = 0;
-    z_ += part.depth;
-    return true;
-  }
-
- private:
-  static u64 least(u64 a, u64 b) { return a < b ? a : b; }
-  static u64 at_least_one(u64 value, u64 most) { return value == 0 ? 1 : least(value, most); }
-
-  const Box& box_;
-  Part step_;
-  u64 x_ = 0, y_ = 0, z_ = 0;
-};
 
 u8* host_row(const BoxSide& side, u64 x, u64 y, u64 z) {
   return reinterpret_cast<u8*>(side.address) + ((side.z + z) * side.height + side.y + y) * side.pitch +
@@ -116,7 +72,7 @@ u64 span_of(const BoxSide& side, const Box& box) {
 
 CUresult send_parts(const Box& box, CopySender& sender, CopyCall call) {
   Session& session = sender.session();
-  Cutter cutter(box, kCopyChunk);
+  Cutter cutter(box.width_bytes, box.height, box.depth, kCopyChunk);
   Part part;
   u64 value = 0;
   while (cutter.next(part)) {
@@ -141,7 +97,7 @@ CUresult receive_parts(const Box& box, CopySender& sender) {
   if (const CUresult result = refuse_capturing(sender.stream()); result != CUDA_SUCCESS) return result;
   const ReturnPiece piece(sender.session(), kCopyChunk * kCopyDepth);
   if (!piece) return piece.error();
-  Cutter cutter(box, kCopyChunk);
+  Cutter cutter(box.width_bytes, box.height, box.depth, kCopyChunk);
   Part parts[kCopyDepth];
   u64 values[kCopyDepth] = {};
   u64 issued = 0;

@@ -228,10 +228,12 @@ CUresult wait_for_stream(Stream& stream) {
   return session.wait_word(stream.handle.index(), call.ticket() + 1);
 }
 
+bool is_pinned(u64 address) {
+  return Session::current()->pinned_offset(reinterpret_cast<const void*>(address), 1) != 0;
+}
+
 Side side_of(u64 address) {
-  Session* session = Session::current();
-  if (session != nullptr && session->pinned_offset(reinterpret_cast<const void*>(address), 1) != 0)
-    return Side::pinned;
+  if (is_pinned(address)) return Side::pinned;
   return address_space().is_device(address) ? Side::device : Side::pageable;
 }
 
@@ -257,10 +259,8 @@ Stream* copy_stream(CUstream stream, CopyCall call, CUresult& error) {
   Stream* resolved = resolve_stream(stream, error);
   if (resolved == nullptr) return nullptr;
   error = CUDA_SUCCESS;
-  if (call == CopyCall::synchronous) {
-    error = check_unsafe_call();
-    if (error == CUDA_SUCCESS) error = refuse_capturing(*resolved);
-  }
+  // Synchronous copies are not among the calls that a capture elsewhere forbids (capture.hpp).
+  if (call == CopyCall::synchronous) error = refuse_capturing(*resolved);
   if (error == CUDA_SUCCESS) error = check_legacy(*resolved);
   return error == CUDA_SUCCESS ? resolved : nullptr;
 }

@@ -24,6 +24,7 @@ CUresult copy_unified(u64 destination, u64 source, u64 bytes, Stream& stream, Co
 // What an address is, for copies that do not say it themselves.
 enum class Side : u8 { pageable, pinned, device };
 Side side_of(u64 address);
+bool is_pinned(u64 address);
 
 // CUDA_SUCCESS when device memory (or pinned memory) covers the range; asks the worker when the address is
 // not in the table (a module's variable, say). INVALID_VALUE otherwise, as the driver answers.

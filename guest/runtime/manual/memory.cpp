@@ -13,8 +13,7 @@
 namespace gpupool::guest {
 namespace {
 
-// The driver fills one 2 MiB block after the other, so a taken range is left behind after a few tries.
-constexpr int kTries = 32;
+constexpr int kTries = 64;
 
 Allocation new_allocation(MemoryKind kind, Context& context) {
   Allocation allocation;
@@ -33,13 +32,15 @@ void free_in_worker(const Allocation& allocation) {
 }  // namespace
 
 CUresult allocate_at_free_address(Allocation& allocation,
-                                  const std::function<CUresult(Allocation&)>& allocate,
+                                  const std::function<CUresult(Allocation&, u64)>& allocate,
                                   const std::function<void(const Allocation&)>& give_back) {
   std::vector<Allocation> in_the_way;
   CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
   bool found = false;
   for (int tried = 0; tried < kTries && !found; ++tried) {
-    result = allocate(allocation);
+    // The driver puts many small allocations into one block: after a collision ask for whole blocks, which
+    // leaves the taken range behind in steps of a block.
+    result = allocate(allocation, tried == 0 ? 0 : kAddressUnit);
     if (result != CUDA_SUCCESS) break;
     found = adopt_device_memory(allocation);
     // Held until we are done, so that the worker's driver gives us another place.
@@ -66,9 +67,9 @@ CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
   if (address == nullptr || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   Allocation allocation = new_allocation(MemoryKind::device, *context);
-  const auto allocate = [&](Allocation& block) {
+  const auto allocate = [&](Allocation& block, u64 least) {
     Call call(wire::Function::cuMemAlloc_v2);
-    call.put<u64>(bytes);
+    call.put<u64>(bytes < least ? least : bytes);
     if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
     block.address = call.get<u64>();
     block.size = bytes;
@@ -100,7 +101,8 @@ CUresult cuMemAllocPitch_v2(CUdeviceptr* address, size_t* pitch, size_t width_by
 
 CUresult cuMemFree_v2(CUdeviceptr address) {
   if (address == 0) return CUDA_SUCCESS;
-  if (check_context(current_context()) == CUDA_ERROR_CONTEXT_IS_DESTROYED) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+  if (check_context(current_context()) == CUDA_ERROR_CONTEXT_IS_DESTROYED)
+    return CUDA_ERROR_CONTEXT_IS_DESTROYED;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   const std::optional<Allocation> allocation =
       address_space().take(address, {MemoryKind::device, MemoryKind::stream_ordered});

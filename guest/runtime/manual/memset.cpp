@@ -36,7 +36,7 @@ CUresult fill(const Fill& what, CUstream handle, CopyCall call) {
       return CUDA_ERROR_INVALID_VALUE;
   }
   if (error = check_device_range(memset.device, bytes); error != CUDA_SUCCESS) return error;
-  const bool pinned = side_of(memset.device) == Side::pinned;
+  const bool pinned = is_pinned(memset.device);
   const bool wait = call == CopyCall::synchronous && (pinned || address_space().synchronizes(memset.device));
   if (pinned && !Session::current()->shared_memory())
     return CUDA_ERROR_NOT_SUPPORTED;  // the GPU cannot reach this process's memory over a stream transport

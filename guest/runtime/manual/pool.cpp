@@ -22,15 +22,17 @@ CUresult allocate(CUdeviceptr* address, u64 bytes, CUmemoryPool pool, CUstream h
   if (stream == nullptr) return error;
   if (address == nullptr || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
   if (error = check_legacy(*stream); error != CUDA_SUCCESS) return error;
+  if (!stream->capturing.load(std::memory_order_acquire))
+    if (error = check_unsafe_call(); error != CUDA_SUCCESS) return error;
   Allocation allocation;
   allocation.kind = MemoryKind::stream_ordered;
   allocation.context = stream->context;
   allocation.device = stream->context->device;
   allocation.pool = bits(pool);
-  const auto ask = [&](Allocation& block) {
+  const auto ask = [&](Allocation& block, u64 least) {
     Call call(pool == nullptr ? wire::Function::cuMemAllocAsync : wire::Function::cuMemAllocFromPoolAsync);
     call.on(*stream);
-    call.put<u64>(bytes);
+    call.put<u64>(bytes < least ? least : bytes);
     if (pool != nullptr) call.put(wire::Handle{bits(pool)});
     if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
     block.address = call.get<u64>();

@@ -139,6 +139,7 @@ CUresult handle_cuCtxDestroy_v2(Worker& worker, Request& request) {
     if (entry.context == handle.index()) streams.push_back(stream);
   });
   for (const wire::Handle stream : streams) worker.streams.take(stream);
+  drop_modules(worker, handle.index());
   worker.context_changed = true;
   --g_opened.contexts;
   return worker.driver.cuCtxDestroy_v2(context);

@@ -1,7 +1,7 @@
-"""The driver API through ctypes, for programs that tests run on a vGPU: `from tests.guest.cuda import Driver`.
+"""The driver API through ctypes, for the programs that tests run on a vGPU.
 
-Sizes are bytes. A call that must succeed goes through the Driver's own methods, which raise CudaError; raw calls
-(`driver.lib.cuX(...)`) return the CUresult for tests that look at errors.
+Sizes are bytes. A call that must succeed goes through the Driver's own methods, which raise
+CudaError; raw calls (`driver.lib.cuX(...)`) return the CUresult for tests that look at errors.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ class Memcpy3D(ctypes.Structure):
     """CUDA_MEMCPY3D."""
 
     _fields_ = (
-        ("src_x", c_size_t), ("src_y", c_size_t), ("src_z", c_size_t), ("src_lod", c_size_t), ("src_type", c_uint),
-        ("src_host", c_void_p), ("src_device", c_uint64), ("src_array", c_void_p), ("src_reserved", c_void_p),
+        ("src_x", c_size_t), ("src_y", c_size_t), ("src_z", c_size_t), ("src_lod", c_size_t),
+        ("src_type", c_uint), ("src_host", c_void_p), ("src_device", c_uint64),
+        ("src_array", c_void_p), ("src_reserved", c_void_p),
         ("src_pitch", c_size_t), ("src_height", c_size_t),
-        ("dst_x", c_size_t), ("dst_y", c_size_t), ("dst_z", c_size_t), ("dst_lod", c_size_t), ("dst_type", c_uint),
-        ("dst_host", c_void_p), ("dst_device", c_uint64), ("dst_array", c_void_p), ("dst_reserved", c_void_p),
+        ("dst_x", c_size_t), ("dst_y", c_size_t), ("dst_z", c_size_t), ("dst_lod", c_size_t),
+        ("dst_type", c_uint), ("dst_host", c_void_p), ("dst_device", c_uint64),
+        ("dst_array", c_void_p), ("dst_reserved", c_void_p),
         ("dst_pitch", c_size_t), ("dst_height", c_size_t),
         ("width", c_size_t), ("height", c_size_t), ("depth", c_size_t),
     )  # fmt: skip
@@ -69,8 +71,9 @@ class Driver:
         self.call("cuCtxSetCurrent", self.context)
 
     def call(self, name: str, *arguments: object) -> None:
-        """Calls a function that must succeed."""
-        result = getattr(self.lib, name)(*arguments)
+        """Calls a function that must succeed. Plain integers are passed as 64 bits."""
+        wide = [c_uint64(each) if isinstance(each, int) else each for each in arguments]
+        result = getattr(self.lib, name)(*wide)
         if result != SUCCESS:
             raise CudaError(name, result)
 
@@ -119,7 +122,7 @@ class Driver:
 
 
 def pattern(size: int, seed: int = 1) -> bytes:
-    """Bytes in which neighbouring chunks differ: a copy that lands in the wrong place is noticed."""
+    """Bytes in which neighbouring chunks differ: a copy to the wrong place is noticed."""
     block = os.urandom(65521)  # a prime, so that it never lines up with a chunk
     rotated = block[seed % 65521 :] + block[: seed % 65521]
     return (rotated * (size // len(rotated) + 1))[:size]

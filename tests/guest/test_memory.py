@@ -60,7 +60,7 @@ equal(d.attribute(12, b + 77), 5 << 20)              # RANGE_SIZE
 equal(d.attribute(13, b), 1)                         # MAPPED
 assert d.attribute(7, a) != d.attribute(7, b)        # BUFFER_ID
 value = c_uint64()
-equal(lib.cuPointerGetAttribute(byref(value), 4, c_uint64(a)), INVALID_VALUE)   # HOST_POINTER of device memory
+equal(lib.cuPointerGetAttribute(byref(value), 4, c_uint64(a)), INVALID_VALUE)   # HOST_POINTER
 equal(lib.cuPointerGetAttribute(byref(value), 2, c_uint64(0x1234)), INVALID_VALUE)
 def several(pointer):
     kinds = (c_int * 6)(1, 2, 3, 4, 8, 9)
@@ -116,15 +116,15 @@ for turn in range(3):
 
 
 def test_device_addresses_stay_free_in_the_program(host: Host, transport: str) -> None:
-    """The program's own later mappings never overlap device memory, and device memory never its earlier ones."""
+    """The program's own later mappings never overlap device memory."""
     run(host, transport, """
 blocks = [(d.alloc(2 << 20), 2 << 20) for _ in range(8)] + [(d.alloc(64 << 20), 64 << 20)]
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = c_void_p
-MAP_FIXED_NOREPLACE, MAP_ANONYMOUS, MAP_PRIVATE = 0x100000, 0x20, 2
+ALONE = 0x100000 | 0x20 | 2   # MAP_FIXED_NOREPLACE, MAP_ANONYMOUS, MAP_PRIVATE
 for address, size in blocks:
     for at in (address, address + size - 4096):
-        got = libc.mmap(c_void_p(at), c_size_t(4096), 0, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0)
+        got = libc.mmap(c_void_p(at), c_size_t(4096), 0, ALONE, -1, 0)
         assert got in (None, c_void_p(-1).value), hex(got)
 lines = [line.split()[0].split("-") for line in open("/proc/self/maps")]
 mapped = [(int(a, 16), int(b, 16)) for a, b in lines]
@@ -166,7 +166,7 @@ equal(pitch.value, 512)
 d.call("cuMemAllocPitch_v2", byref(address), byref(pitch), c_size_t(1025), c_size_t(3), c_uint(16))
 equal(pitch.value, 1536)
 equal(d.attribute(12, address.value), 1536 * 3)
-equal(lib.cuMemAllocPitch_v2(byref(address), byref(pitch), c_size_t(8), c_size_t(8), c_uint(3)), INVALID_VALUE)
+equal(lib.cuMemAllocPitch_v2(byref(address), byref(pitch), 8, 8, 3), INVALID_VALUE)
 """)  # fmt: skip
 
 
@@ -233,7 +233,8 @@ def test_pools(host: Host, transport: str) -> None:
     run(host, transport, """
 class Properties(ctypes.Structure):
     _fields_ = (("type", c_int), ("handles", c_int), ("location_type", c_int), ("location", c_int),
-                ("security", c_void_p), ("max", c_size_t), ("usage", ctypes.c_ushort), ("reserved", ctypes.c_ubyte * 54))
+                ("security", c_void_p), ("max", c_size_t), ("usage", ctypes.c_ushort),
+                ("reserved", ctypes.c_ubyte * 54))
 s = d.stream()
 pool = c_void_p()
 d.call("cuDeviceGetDefaultMemPool", byref(pool), 0)
@@ -285,14 +286,14 @@ def test_virtual_memory(host: Host, transport: str) -> None:
     """The calls that PyTorch's expandable segments make, in their order."""
     run(host, transport, VMM + """
 base = c_uint64()
-d.call("cuMemAddressReserve", byref(base), c_size_t(unit * 16), c_size_t(0), c_uint64(0), c_uint64(0))
+d.call("cuMemAddressReserve", byref(base), unit * 16, 0, 0, 0)
 base = base.value
 value = c_uint64()
 def add(index):
     handle = c_uint64()
     d.call("cuMemCreate", byref(handle), c_size_t(unit), byref(prop), c_uint64(0))
-    d.call("cuMemMap", c_uint64(base + index * unit), c_size_t(unit), c_size_t(0), handle, c_uint64(0))
-    d.call("cuMemSetAccess", c_uint64(base + index * unit), c_size_t(unit), byref(Access(1, 0, 3)), c_size_t(1))
+    d.call("cuMemMap", base + index * unit, unit, 0, handle, 0)
+    d.call("cuMemSetAccess", base + index * unit, unit, byref(Access(1, 0, 3)), 1)
     return handle
 handles = [add(i) for i in range(4)]
 equal(d.download(base, unit * 4), bytes(unit * 4))
@@ -307,7 +308,8 @@ equal(d.attribute(12, base + unit + 5), unit * 16)
 equal(d.attribute(13, base), 1)
 equal(d.attribute(13, base + 8 * unit), 0)
 equal(lib.cuMemcpyHtoD_v2(c_uint64(base + 8 * unit), b"abc", c_size_t(3)) != SUCCESS, True)
-equal(lib.cuMemcpyHtoD_v2(c_uint64(base + 3 * unit), bytes(unit + 1), c_size_t(unit + 1)), INVALID_VALUE)
+last = c_uint64(base + 3 * unit)
+equal(lib.cuMemcpyHtoD_v2(last, bytes(unit + 1), c_size_t(unit + 1)), INVALID_VALUE)
 flags = c_uint64()
 class Location(ctypes.Structure):
     _fields_ = (("type", c_int), ("id", c_int))

@@ -113,6 +113,7 @@ u64 float_to_integer(double value, const Conversion& c) {
 u64 float_to_float(u64 bits, double value, const Conversion& c) {
   if (c.to_integral && std::isfinite(value)) value = to_integral(value, c.rounding);
   if (c.saturate) value = saturate(value);
+  if (c.to == Type::tf32 && std::isnan(value)) return bits;  // unlike the other formats
   if (c.to == c.from && !c.to_integral && !c.saturate && !c.flush && !c.relu) return bits;
   return encode_float(value, c);
 }

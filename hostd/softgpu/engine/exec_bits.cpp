@@ -1,5 +1,6 @@
 // Bits: and, or, xor, not, cnot, lop3, shl, shr, shf, bfe, bfi, bfind, brev, clz, popc, prmt, bmsk, fns,
 // szext, dp4a, dp2a.
+#include <algorithm>
 #include <bit>
 
 #include "hostd/softgpu/engine/exec.hpp"
@@ -188,14 +189,21 @@ void lower_shf(Lowering& l) {
   l.emit(clamp ? &ternary_op<u32, Funnel<false, true>> : &ternary_op<u32, Funnel<false, false>>);
 }
 
+// Positions and lengths beyond 255 are outside the ISA. An H100 takes their low byte in 32-bit fields, and
+// the whole number in 64-bit ones.
+template <typename T>
+u32 field_limit(u32 value) {
+  return sizeof(T) == 4 ? value & 255 : std::min(value, 255u);
+}
+
 // PTX ISA 9.0, 9.7.1.20: the sign comes from the field's last bit, or from the top bit when the field leaves
 // the register.
 template <typename T>
 T extract(T a, u32 position, u32 length) {
   using U = std::make_unsigned_t<T>;
   constexpr u32 bits = sizeof(T) * 8;
-  position &= 255;
-  length &= 255;
+  position = field_limit<T>(position);
+  length = field_limit<T>(length);
   U sign = 0;
   if constexpr (std::is_signed_v<T>) {
     if (length != 0) sign = static_cast<U>(a) >> std::min(position + length - 1, bits - 1) & 1;
@@ -238,8 +246,8 @@ void bit_insert(Lanes& x, const Inst& i) {
   const u32* lengths = x.in<u32>(x.launch->program->lists[i.list]);
   constexpr u32 bits = sizeof(T) * 8;
   each_lane(x.mask, [=](u32 lane) {
-    const u32 position = c[lane] & 255;
-    const u32 length = lengths[lane] & 255;
+    const u32 position = field_limit<T>(c[lane]);
+    const u32 length = field_limit<T>(lengths[lane]);
     const T ones = length >= bits ? static_cast<T>(~T(0)) : static_cast<T>((T(1) << length) - 1);
     const T field = position < bits ? static_cast<T>(ones << position) : T(0);
     const T value = position < bits ? static_cast<T>(a[lane] << position) : T(0);

@@ -7,30 +7,24 @@ namespace {
 
 enum CarryFlag : u32 { kReadsCarry = 1 << 8, kWritesCarry = 1 << 9, kSubtracts = 1 << 10, kHigh = 1 << 11 };
 
-// d = a + b + carry, or a - b - borrow; the places: e is the carry row.
+// d = a + b + carry, or a - b - borrow; e is the carry row. A subtraction adds the complement, so that its
+// carry is the borrow's opposite: measured on an H100, and visible when additions and subtractions are
+// chained.
 template <typename T>
 void add_carry(Lanes& x, const Inst& i) {
   T* d = x.out<T>(i.d);
   const T* a = x.in<T>(i.a);
   const T* b = x.in<T>(i.b);
-  const u32 carry = (i.flags & kReadsCarry) != 0 ? x.predicate(i.e) : 0;
   const bool subtract = (i.flags & kSubtracts) != 0;
+  const u32 carry = (i.flags & kReadsCarry) != 0 ? x.predicate(i.e) : subtract ? ~0u : 0;
   u32 out = 0;
   each_lane(x.mask, [&](u32 lane) {
-    const T in = carry >> lane & 1;
     T sum = 0;
-    bool overflow = false;
-    if (subtract) {
-      const bool first = __builtin_sub_overflow(a[lane], b[lane], &sum);
-      const bool second = __builtin_sub_overflow(sum, in, &sum);
-      overflow = first || second;
-    } else {
-      const bool first = __builtin_add_overflow(a[lane], b[lane], &sum);
-      const bool second = __builtin_add_overflow(sum, in, &sum);
-      overflow = first || second;
-    }
+    const T second_operand = subtract ? static_cast<T>(~b[lane]) : b[lane];
+    const bool first = __builtin_add_overflow(a[lane], second_operand, &sum);
+    const bool second = __builtin_add_overflow(sum, static_cast<T>(carry >> lane & 1), &sum);
     d[lane] = sum;
-    out |= static_cast<u32>(overflow) << lane;
+    out |= static_cast<u32>(first || second) << lane;
   });
   if ((i.flags & kWritesCarry) != 0) x.set_predicate(i.e, out);
 }

@@ -42,6 +42,14 @@ CUresult write(void* data, T value) {
   return CUDA_SUCCESS;
 }
 
+// Memory of cuMemAllocAsync is entered without its pool, which nobody asks for: it is the device's current
+// one.
+u64 pool_of(const Allocation& memory) {
+  CUmemoryPool pool = nullptr;
+  if (memory.pool != 0 || memory.kind != MemoryKind::stream_ordered) return memory.pool;
+  return api::cuDeviceGetMemPool(&pool, memory.device) == CUDA_SUCCESS ? reinterpret_cast<u64>(pool) : 0;
+}
+
 // Attributes of the range rather than of the memory in it.
 CUresult range_attribute(const Facts& facts, CUpointer_attribute attribute, void* data) {
   const bool reserved = facts.reservation.has_value();
@@ -81,7 +89,7 @@ CUresult memory_attribute(const Allocation& memory, u64 pointer, CUpointer_attri
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
       return write<u32>(data, CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE);
     case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
-      return write<u64>(data, memory.pool);
+      return write<u64>(data, pool_of(memory));
     case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:
       return write<u64>(data, memory.size);
     case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:

@@ -1,4 +1,6 @@
 // The cuMemset family.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -41,6 +43,21 @@ CUresult fill_later(const CUDA_MEMSET_NODE_PARAMS& p, CUstream stream) {
   return call([&] { put_on_stream(resolve_stream(stream), make_memset(p)); });
 }
 
+// Zeroes large device memory by giving its pages back, which then read zero: whoever clears every allocation,
+// as a worker does, must not commit memory that the program never touches.
+bool zero_by_emptying(u64 address, u64 bytes) {
+  if (bytes < kLargeBytes) return false;
+  const std::optional<Allocation> allocation = memory_table().find(address);
+  const bool from_arena =
+      allocation && (allocation->kind == MemoryKind::device || allocation->kind == MemoryKind::pooled);
+  if (!from_arena || bytes > allocation->end() - address) return false;
+  const u64 first = round_up(address, kPageBytes), last = (address + bytes) / kPageBytes * kPageBytes;
+  if (madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED) != 0) return false;
+  std::memset(reinterpret_cast<void*>(address), 0, first - address);
+  std::memset(reinterpret_cast<void*>(last), 0, address + bytes - last);
+  return true;
+}
+
 }  // namespace
 
 std::shared_ptr<MemsetOperation> make_memset(const CUDA_MEMSET_NODE_PARAMS& p) {
@@ -63,6 +80,7 @@ CUresult MemsetOperation::run(Context&) const {
   const CUDA_MEMSET_NODE_PARAMS& p = parameters;
   if (p.width == 0 || p.height == 0) return CUDA_SUCCESS;
   if (!memory_table().covers(p.dst, extent(p))) return CUDA_ERROR_ILLEGAL_ADDRESS;
+  if (p.value == 0 && p.height == 1 && zero_by_emptying(p.dst, extent(p))) return CUDA_SUCCESS;
   for (u64 row = 0; row < p.height; ++row) {
     const u64 address = p.dst + row * p.pitch;
     if (p.elementSize == 1)

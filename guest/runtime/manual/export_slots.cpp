@@ -2,6 +2,7 @@
 
 #include <array>
 #include <atomic>
+#include <vector>
 
 #include "guest/runtime/manual/context.hpp"
 #include "guest/runtime/manual/context_storage.hpp"
@@ -126,9 +127,14 @@ CUresult blas_query(CUcontext, u32* out) {
   return CUDA_SUCCESS;
 }
 
-int fft_register(CUcontext, void*, void*, void** handle) {
-  static std::atomic<u64> next{1};
-  if (handle != nullptr) *handle = reinterpret_cast<void*>(next.fetch_add(1, std::memory_order_relaxed));
+// (context, module, callback(user, function), user): calls back with the module's functions. cuFFT's callback only
+// stores the function in *user; the driver answers 1 (driver 580, cuFFT 12).
+int fft_enumerate(CUcontext, CUmodule module, void (*callback)(void*, CUfunction), void* user) {
+  unsigned int count = 0;
+  if (api::cuModuleGetFunctionCount(&count, module) != CUDA_SUCCESS || count == 0) return 0;
+  std::vector<CUfunction> functions(count);
+  if (api::cuModuleEnumerateFunctions(functions.data(), count, module) != CUDA_SUCCESS) return 0;
+  for (const CUfunction function : functions) callback(user, function);
   return 1;
 }
 

@@ -39,8 +39,8 @@ CUresult succeed();
 // 21318c60
 CUresult blas_query(CUcontext context, u32* out);
 
-// 6e163fbe: answers 1 for "registered", as the driver does (measured)
-int fft_register(CUcontext context, void* object, void* callback, void** handle);
+// 6e163fbe
+int fft_enumerate(CUcontext context, CUmodule module, void (*callback)(void*, CUfunction), void* user);
 
 // 0ca50b8c
 CUresult create_context(CUcontext* context, unsigned int flags, CUdevice device);

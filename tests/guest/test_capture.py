@@ -121,9 +121,21 @@ ok(driver.cuStreamBeginCapture_v2(a, RELAXED))
 ok(driver.cuEventRecord(fork, a))
 ok(driver.cuStreamWaitEvent(b, fork, 0))
 ok(launch(b, number, 1))
-same(end(b)[0], UNMATCHED)
 result, graph = end(a)
 same(result, UNJOINED); same(graph, None)
+same(status(a), NONE); same(status(b), NONE)
+ok(driver.cuStreamBeginCapture_v2(a, RELAXED))
+ok(driver.cuEventRecord(fork, a)); ok(driver.cuStreamWaitEvent(b, fork, 0))
+same(end(b)[0], UNMATCHED)  # only the stream that began it can end it
+same(status(a), INVALID)
+same(end(a), (INVALIDATED, None))
+# A stream that is destroyed after it joined never comes back.
+gone = stream()
+ok(driver.cuStreamBeginCapture_v2(a, RELAXED))
+ok(driver.cuEventRecord(fork, a)); ok(driver.cuStreamWaitEvent(gone, fork, 0)); ok(launch(gone, number, 1))
+ok(driver.cuStreamDestroy_v2(gone))
+same(status(a), ACTIVE)
+same(end(a), (UNJOINED, None))
 same(status(a), NONE); same(status(b), NONE)
 ok(launch(a, number, 1)); ok(launch(b, number, 1))
 ok(driver.cuCtxSynchronize()); assert read(number) in (1, 2)
@@ -158,10 +170,24 @@ ok(end(s)[0])
 e = event()
 ok(driver.cuStreamBeginCapture_v2(s, RELAXED))
 ok(driver.cuEventRecord(e, s))
+ms = c_float()
+same(driver.cuEventElapsedTime(byref(ms), e, e), CAPTURED)
+same(status(s), ACTIVE)
 same(driver.cuEventQuery(e), CAPTURED)
-same(driver.cuEventSynchronize(e), CAPTURED)
-print(status(s))
-end(s)
+same(status(s), INVALID)
+same(driver.cuEventQuery(e), INVALID_VALUE)
+same(end(s), (INVALIDATED, None))
+ok(driver.cuStreamBeginCapture_v2(s, RELAXED))
+ok(driver.cuEventRecord(e, s)); ok(end(s)[0])
+same(driver.cuEventSynchronize(e), INVALID_VALUE)
+same(driver.cuStreamWaitEvent(stream(), e, 0), INVALID_VALUE)
+ok(driver.cuStreamBeginCapture_v2(s, RELAXED))
+same(driver.cuStreamWaitEvent(s, e, 0), INVALID_VALUE)
+same(status(s), INVALID)
+same(launch(s, number, 1), INVALIDATED); same(driver.cuEventRecord(event(), s), INVALIDATED)
+same(driver.cuMemsetD8Async(number, 0, c_size_t(4), s), INVALIDATED)
+same(driver.cuStreamQuery(s), UNSUPPORTED)
+same(end(s), (INVALIDATED, None))
 ok(driver.cuEventRecord(e, s)); ok(driver.cuEventSynchronize(e)); ok(driver.cuEventQuery(e))
 # A wait for work outside the capture.
 outside = event()
@@ -238,8 +264,25 @@ ok(driver.cuThreadExchangeStreamCaptureMode(byref(mode))); same(mode.value, GLOB
 same(during(GLOBAL, allocate), allowed)
 ok(driver.cuThreadExchangeStreamCaptureMode(byref(mode))); same(mode.value, RELAXED)
 same(during(GLOBAL, allocate), refused)
-mode = c_int(3)
-same(driver.cuThreadExchangeStreamCaptureMode(byref(mode)), INVALID_VALUE)
+# What is not unsafe.
+ms, free, total, module, buffer = c_float(), c_size_t(), c_size_t(), c_void_p(), (c_uint * 4)()
+number = alloc(16)
+for call in (
+    lambda: driver.cuEventElapsedTime(byref(ms), e, e),
+    lambda: driver.cuMemGetInfo_v2(byref(free), byref(total)),
+    lambda: driver.cuModuleLoadData(byref(module), PTX),
+    lambda: driver.cuMemcpyHtoD_v2(number, buffer, c_size_t(16)),
+    lambda: driver.cuMemcpyDtoH_v2(buffer, number, c_size_t(16)),
+    lambda: driver.cuMemsetD8_v2(number, 0, c_size_t(16)),
+    lambda: launch(other, number, 1),
+    lambda: driver.cuEventRecord(e, other),
+    lambda: driver.cuStreamWaitEvent(other, e, 0),
+):
+    same(during(GLOBAL, call), allowed)
+graph, executable = c_void_p(), c_void_p()
+ok(driver.cuGraphCreate(byref(graph), 0))
+same(during(GLOBAL, lambda: driver.cuGraphInstantiateWithFlags(byref(executable), graph, c_uint64(0))), refused)
+same(during(RELAXED, lambda: driver.cuCtxSynchronize()), refused)
 """,
     )
 
@@ -258,8 +301,8 @@ def elsewhere():
     return answers[-1]
 ok(driver.cuStreamBeginCapture_v2(s, GLOBAL))
 same(elsewhere(), WRONG_THREAD)
-same(status(s), ACTIVE)
-ok(end(s)[0])
+same(status(s), NONE)
+same(end(s)[0], ILLEGAL_STATE)
 ok(driver.cuStreamBeginCapture_v2(s, RELAXED))
 same(elsewhere(), 0)
 # Two threads capture at the same time, each its own stream.

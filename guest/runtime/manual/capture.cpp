@@ -79,11 +79,37 @@ CUresult check_legacy_slowly(const Stream& stream, bool invalidates) {
   return refused ? CUDA_ERROR_STREAM_CAPTURE_IMPLICIT : CUDA_SUCCESS;
 }
 
+CUresult check_stream_slowly(const Stream& stream) {
+  if (stream.capturing.load(std::memory_order_acquire)) {
+    const std::lock_guard lock(capture_mutex());
+    if (stream.capture != nullptr && stream.capture->invalidated.load(std::memory_order_acquire))
+      return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+  }
+  return check_legacy_slowly(stream, true);
+}
+
+CUresult check_context_synchronize(const Context& context) {
+  if (g_active_captures.load(std::memory_order_acquire) == 0) return CUDA_SUCCESS;
+  const std::lock_guard lock(capture_mutex());
+  bool refused = false;
+  for (const std::shared_ptr<Capture>& capture : active()) {
+    const bool here =
+        std::ranges::any_of(capture->streams, [&](const Stream* each) { return each->context == &context; });
+    if (!here) continue;
+    capture->invalidated.store(true, std::memory_order_release);
+    refused = true;
+  }
+  return refused ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
+}
+
+void invalidate_capture(Stream& stream) {
+  const std::lock_guard lock(capture_mutex());
+  if (stream.capture != nullptr) stream.capture->invalidated.store(true, std::memory_order_release);
+}
+
 CUresult refuse_capturing(Stream& stream) {
   if (!stream.capturing.load(std::memory_order_acquire)) return CUDA_SUCCESS;
-  const std::lock_guard lock(capture_mutex());
-  if (stream.capture == nullptr) return CUDA_SUCCESS;  // it ended a moment ago
-  stream.capture->invalidated.store(true, std::memory_order_release);
+  invalidate_capture(stream);
   return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
 
@@ -105,11 +131,11 @@ void abandon_capture(Stream& stream) {
   const std::lock_guard lock(capture_mutex());
   const std::shared_ptr<Capture> capture = stream.capture;
   if (capture == nullptr) return;
-  capture->invalidated.store(true, std::memory_order_release);
   if (capture->origin == &stream) {
-    close(capture);  // nobody can end it any more
+    close(capture);
     return;
   }
+  // Joined, and now never joined back: the driver says UNJOINED when the capture ends.
   std::erase(capture->streams, &stream);
   stream.capture.reset();
   stream.capturing.store(false, std::memory_order_release);
@@ -204,10 +230,11 @@ CUresult info(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id, co
   const std::shared_ptr<Capture> capture = capture_of(*stream);
   *status = status_of(capture);
   if (capture == nullptr) return CUDA_SUCCESS;
+  if (*status != CU_STREAM_CAPTURE_STATUS_ACTIVE) return CUDA_SUCCESS;
   if (id != nullptr) *id = capture->id;
   const bool wants_graph =
       out.graph != nullptr || out.dependencies != nullptr || out.edges != nullptr || out.count != nullptr;
-  return wants_graph && *status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? ask_graph(*stream, out) : CUDA_SUCCESS;
+  return wants_graph ? ask_graph(*stream, out) : CUDA_SUCCESS;
 }
 
 CUresult update_dependencies(CUstream handle, const CUgraphNode* nodes, const CUgraphEdgeData* edges,
@@ -247,27 +274,30 @@ CUresult cuStreamBeginCaptureToGraph(CUstream stream, CUgraph graph, const CUgra
 }
 
 CUresult cuStreamEndCapture(CUstream handle, CUgraph* out) {
-  if (out == nullptr) return CUDA_ERROR_INVALID_VALUE;
   CUresult error = CUDA_SUCCESS;
   Stream* stream = resolve_stream(handle, error);
   if (stream == nullptr) return error;
+  if (out != nullptr) *out = nullptr;
   const std::shared_ptr<Capture> capture = capture_of(*stream);
   if (capture == nullptr) return CUDA_ERROR_ILLEGAL_STATE;
-  if (capture->origin != stream) return CUDA_ERROR_STREAM_CAPTURE_UNMATCHED;
+  if (capture->origin != stream) {
+    capture->invalidated.store(true, std::memory_order_release);
+    return CUDA_ERROR_STREAM_CAPTURE_UNMATCHED;
+  }
+  CUresult verdict = CUDA_SUCCESS;
+  if (capture->invalidated.load(std::memory_order_acquire)) verdict = CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
   if (capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture->thread != thread_index())
-    return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
-  *out = nullptr;
-  const bool invalid = capture->invalidated.load(std::memory_order_acquire);
+    verdict = CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;  // and the capture is over (measured on driver 580)
   Call call(wire::Function::cuStreamEndCapture);
   call.on(*stream);
-  call.put(static_cast<u32>(invalid));  // 1: end it, keep nothing
+  call.put(static_cast<u32>(verdict != CUDA_SUCCESS || out == nullptr));  // 1: end it, keep nothing
   error = call.wait();
   {
     const std::lock_guard lock(capture_mutex());
     close(capture);
   }
-  if (error != CUDA_SUCCESS) return error;
-  if (invalid) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+  if (verdict != CUDA_SUCCESS) return verdict;
+  if (error != CUDA_SUCCESS || out == nullptr) return error;
   const auto graph = call.get<u64>();
   remember_graph(graph, *capture->contents);
   *out = reinterpret_cast<CUgraph>(graph);

@@ -195,6 +195,7 @@ CUresult cuCtxSynchronize_v2(CUcontext handle) {
   Context* context = nullptr;
   if (const CUresult result = named_or_current(handle, context); result != CUDA_SUCCESS) return result;
   if (const CUresult result = refuse_captures(*context); result != CUDA_SUCCESS) return result;
+  if (const CUresult result = check_context_synchronize(*context); result != CUDA_SUCCESS) return result;
   return Session::current()->synchronize(*context);
 }
 

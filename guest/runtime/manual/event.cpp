@@ -14,6 +14,7 @@
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"  // generated
+#include "wire/cpp/futex.hpp"
 
 namespace gpupool::guest {
 
@@ -43,10 +44,23 @@ void free_events(Context& context) {
 namespace api {
 namespace {
 
+constexpr u64 kRecordFollowsNs =
+    1'000'000'000;  // far beyond what a record takes once its stream has got there
 constexpr unsigned kEventFlags = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
 
 bool complete(const Session& session, u64 recorded) {
   return recorded == 0 || session.word(record_word(recorded)) >= record_value(recorded);
+}
+
+// An event of a capture has no completion to ask for. Asking ends the capture; once that is over, the event
+// is one that was never properly recorded (both measured on driver 580).
+CUresult refuse_captured(const Event& event, bool invalidates) {
+  const std::lock_guard lock(capture_mutex());
+  Capture* capture = event.capture.get();
+  if (capture == nullptr || capture->ended || capture->invalidated.load(std::memory_order_acquire))
+    return CUDA_ERROR_INVALID_VALUE;
+  if (invalidates) capture->invalidated.store(true, std::memory_order_release);
+  return CUDA_ERROR_CAPTURED_EVENT;
 }
 
 CUresult record_in_capture(Event& event, Stream& stream, const std::shared_ptr<Capture>& capture,
@@ -74,6 +88,16 @@ CUresult wait_in_capture(Stream& stream, const Event& event, unsigned flags) {
   {
     const std::lock_guard lock(capture_mutex());
     if (event.recorded.load(std::memory_order_acquire) == kRecordedInCapture) capture = event.capture;
+    const bool over =
+        capture != nullptr && (capture->ended || capture->invalidated.load(std::memory_order_acquire));
+    const bool mixed = capture != nullptr && stream.capture != nullptr && capture != stream.capture;
+    if (over || mixed) {
+      // As driver 580 does: neither a capture that is over nor another one can be joined, and trying ends
+      // both.
+      if (stream.capture != nullptr) stream.capture->invalidated.store(true, std::memory_order_release);
+      capture->invalidated.store(true, std::memory_order_release);
+      return over ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_STREAM_CAPTURE_MERGE;
+    }
   }
   Call call(wire::Function::cuStreamWaitEvent);
   call.on(stream);
@@ -82,6 +106,8 @@ CUresult wait_in_capture(Stream& stream, const Event& event, unsigned flags) {
   const CUresult result = call.wait();
   if (result == CUDA_SUCCESS && capture != nullptr && flags != CU_EVENT_WAIT_EXTERNAL)
     join_capture(stream, capture);
+  // A wait for work outside the capture has ended it in the driver.
+  if (result == CUDA_ERROR_STREAM_CAPTURE_ISOLATION) invalidate_capture(stream);
   return result;
 }
 
@@ -159,7 +185,7 @@ CUresult cuEventRecordWithFlags(CUevent handle, CUstream stream_handle, unsigned
   if (const CUresult result = check_legacy(*stream); result != CUDA_SUCCESS) return result;
   if (const std::shared_ptr<Capture> capture = capture_of(*stream))
     return record_in_capture(*event, *stream, capture, flags);
-  if (flags == CU_EVENT_RECORD_EXTERNAL) return CUDA_ERROR_INVALID_VALUE;  // cuda.h: only while capturing
+  if (flags == CU_EVENT_RECORD_EXTERNAL) return CUDA_ERROR_ILLEGAL_STATE;  // cuda.h: only while capturing
   Call call(wire::Function::cuEventRecordWithFlags);
   call.on(*stream);
   call.mark();
@@ -177,9 +203,9 @@ CUresult cuEventRecord(CUevent event, CUstream stream) {
 CUresult cuEventQuery(CUevent handle) {
   Event* event = find(handle);
   if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
-  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   const u64 recorded = event->recorded.load(std::memory_order_acquire);
-  if (recorded == kRecordedInCapture) return CUDA_ERROR_CAPTURED_EVENT;
+  if (recorded == kRecordedInCapture) return refuse_captured(*event, true);
+  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   Session& session = *Session::current();
   if (complete(session, recorded)) return session.take_async_error();
   const CUresult result = poll_for_fault(session);
@@ -189,9 +215,9 @@ CUresult cuEventQuery(CUevent handle) {
 CUresult cuEventSynchronize(CUevent handle) {
   Event* event = find(handle);
   if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
-  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   const u64 recorded = event->recorded.load(std::memory_order_acquire);
-  if (recorded == kRecordedInCapture) return CUDA_ERROR_CAPTURED_EVENT;
+  if (recorded == kRecordedInCapture) return refuse_captured(*event, true);
+  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   Session& session = *Session::current();
   if (recorded == 0) return session.take_async_error();
   return session.wait_word(record_word(recorded), record_value(recorded));
@@ -201,26 +227,30 @@ CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start_handle, CUeven
   if (milliseconds == nullptr) return CUDA_ERROR_INVALID_VALUE;
   const Event* start = find(start_handle);
   const Event* end = find(end_handle);
-  if (start == nullptr || end == nullptr) return CUDA_ERROR_INVALID_HANDLE;
-  if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  if (start == nullptr || end == nullptr || start->context != end->context) return CUDA_ERROR_INVALID_HANDLE;
   Session& session = *Session::current();
   bool pending = false;
   for (const Event* event : {start, end}) {
     const u64 recorded = event->recorded.load(std::memory_order_acquire);
     if ((event->flags & CU_EVENT_DISABLE_TIMING) != 0 || recorded == 0) return CUDA_ERROR_INVALID_HANDLE;
-    if (recorded == kRecordedInCapture) return CUDA_ERROR_CAPTURED_EVENT;
+    if (recorded == kRecordedInCapture) return refuse_captured(*event, false);
     pending = pending || !complete(session, recorded);
   }
   if (pending) {
     const CUresult result = poll_for_fault(session);
     return result == CUDA_SUCCESS ? CUDA_ERROR_NOT_READY : result;
   }
-  Call call(wire::Function::cuEventElapsedTime_v2);
-  call.put(start->handle);
-  call.put(end->handle);
-  const CUresult result = call.wait();
-  if (result == CUDA_SUCCESS) *milliseconds = call.get<float>();
-  return result;
+  // The work before both events is done; the driver's own record follows the word by microseconds.
+  wire::Backoff backoff(0, 100);
+  while (true) {
+    Call call(wire::Function::cuEventElapsedTime_v2);
+    call.put(start->handle);
+    call.put(end->handle);
+    const CUresult result = call.wait();
+    if (result == CUDA_SUCCESS) *milliseconds = call.get<float>();
+    if (result != CUDA_ERROR_NOT_READY || backoff.elapsed_ns() > kRecordFollowsNs) return result;
+    backoff.step();
+  }
 }
 
 CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
@@ -238,7 +268,7 @@ CUresult cuStreamWaitEvent(CUstream stream_handle, CUevent event_handle, unsigne
   const u64 recorded = event->recorded.load(std::memory_order_acquire);
   if (recorded == kRecordedInCapture || stream->capturing.load(std::memory_order_acquire))
     return wait_in_capture(*stream, *event, flags);
-  if (flags == CU_EVENT_WAIT_EXTERNAL) return CUDA_ERROR_INVALID_VALUE;  // cuda.h: only while capturing
+  if (flags == CU_EVENT_WAIT_EXTERNAL) return CUDA_ERROR_ILLEGAL_STATE;  // cuda.h: only while capturing
   // Complete already, or recorded on this very stream: its order says the same.
   if (complete(*Session::current(), recorded) || record_word(recorded) == stream->handle.index())
     return CUDA_SUCCESS;
@@ -274,7 +304,8 @@ CUresult cuCtxWaitEvent(CUcontext context_handle, CUevent event_handle) {
   const Event* event = find(event_handle);
   if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
-  if (event->recorded.load(std::memory_order_acquire) == kRecordedInCapture) return CUDA_ERROR_CAPTURED_EVENT;
+  if (event->recorded.load(std::memory_order_acquire) == kRecordedInCapture)
+    return refuse_captured(*event, true);
   const ScopedContext scope(context);
   Call call(wire::Function::cuCtxWaitEvent);
   call.put(event->handle);

@@ -94,6 +94,7 @@ struct InstantiateResult {
 };
 
 CUresult instantiate(CUgraph graph, u64 flags, Stream* upload, InstantiateResult& out) {
+  if (const CUresult unsafe = check_unsafe_call(); unsafe != CUDA_SUCCESS) return unsafe;
   Call call(wire::Function::cuGraphInstantiateWithParams);
   call.put(bits(graph));
   call.put(flags);
@@ -147,7 +148,8 @@ CUresult cuGraphClone(CUgraph* out, CUgraph original) {
 }
 
 CUresult cuGraphInstantiateWithFlags(CUgraphExec* out, CUgraph graph, unsigned long long flags) {
-  if (out == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  // An upload needs a stream: cuGraphInstantiateWithParams names one.
+  if (out == nullptr || (flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD) != 0) return CUDA_ERROR_INVALID_VALUE;
   InstantiateResult made;
   const CUresult result = instantiate(graph, flags, nullptr, made);
   if (result == CUDA_SUCCESS) *out = made.exec;
@@ -210,22 +212,16 @@ CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
   Stream* stream = resolve_stream(stream_handle, error);
   if (stream == nullptr) return error;
   if (const CUresult result = check_legacy(*stream); result != CUDA_SUCCESS) return result;
+  // A launch does not become part of a graph (measured on driver 580).
+  if (const CUresult result = refuse_capturing(*stream); result != CUDA_SUCCESS) return result;
   std::shared_ptr<GraphContents> contents;
   {
     const std::lock_guard lock(exec->mutex);
     contents = exec->contents;
   }
-  const std::shared_ptr<Capture> capture = capture_of(*stream);
   Call call(wire::Function::cuGraphLaunch);
   call.on(*stream);
   call.put(bits(handle));
-  if (capture != nullptr) {
-    // The launch becomes a child graph of the graph being captured.
-    if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
-    const std::lock_guard lock(capture_mutex());
-    capture->contents->merge(*contents);
-    return CUDA_SUCCESS;
-  }
   const bool followed = !contents->empty();
   if (followed) call.mark();
   const CUresult result = call.send();

@@ -48,7 +48,7 @@ class UserReference {
   [[nodiscard]] UserObject* object() const { return object_; }
   [[nodiscard]] u32 count() const { return count_; }
   void add(u32 count) { count_ += count; }
-  // Drops `count` references. False when there are fewer.
+  // Hands `count` references to the caller, who releases them. False when there are fewer.
   bool drop(u32 count);
 
  private:

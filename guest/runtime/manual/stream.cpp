@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "guest/runtime/manual/capture.hpp"
+#include "guest/runtime/manual/context.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"  // generated
@@ -97,6 +98,13 @@ CUresult mark_and_wait(Session& session, Stream& stream) {
   return session.wait_word(stream.handle.index(), call.ticket() + 1);
 }
 
+// Whether captures allow asking or waiting for the stream.
+CUresult check_wait(Stream& stream) {
+  if (const CUresult result = refuse_capturing(stream); result != CUDA_SUCCESS) return result;
+  if (const CUresult result = check_legacy(stream); result != CUDA_SUCCESS) return result;
+  return check_unsafe_call();
+}
+
 void forget_stream(Stream& stream, u64 last_value) {
   {
     const std::lock_guard lock(stream.context->mutex);
@@ -121,12 +129,13 @@ CUresult cuStreamCreateWithPriority(CUstream* out, unsigned int flags, int prior
     handles(wire::HandleKind::stream).give_back(handle);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
-  const wire::DeviceInfo& device = session->devices()[static_cast<size_t>(context->device)];
+
   stream->handle = handle;
   stream->context = context;
   stream->flags = flags;
   // Lower numbers are greater priorities; a number out of range is clamped (cuda.h).
-  stream->priority = std::clamp(priority, device.greatest_stream_priority, device.least_stream_priority);
+  stream->priority =
+      std::clamp(priority, context->details->greatest_priority, context->details->least_priority);
   stream->id = new_stream_id();
   Call call(wire::Function::cuStreamCreateWithPriority);
   call.put(handle);
@@ -171,8 +180,7 @@ CUresult cuStreamQuery(CUstream handle) {
   CUresult error = CUDA_SUCCESS;
   Stream* stream = resolve_stream(handle, error);
   if (stream == nullptr) return error;
-  if (const CUresult result = refuse_capturing(*stream); result != CUDA_SUCCESS) return result;
-  if (const CUresult result = check_legacy(*stream); result != CUDA_SUCCESS) return result;
+  if (const CUresult result = check_wait(*stream); result != CUDA_SUCCESS) return result;
   if (const CUresult result = session.take_async_error(); result != CUDA_SUCCESS) return result;
   if (finished(session, *stream)) return CUDA_SUCCESS;
   if (stream->last_mark.load(std::memory_order_acquire) >= needed_value(session, *stream)) {
@@ -194,8 +202,7 @@ CUresult cuStreamSynchronize(CUstream handle) {
   CUresult error = CUDA_SUCCESS;
   Stream* stream = resolve_stream(handle, error);
   if (stream == nullptr) return error;
-  if (const CUresult result = refuse_capturing(*stream); result != CUDA_SUCCESS) return result;
-  if (const CUresult result = check_legacy(*stream); result != CUDA_SUCCESS) return result;
+  if (const CUresult result = check_wait(*stream); result != CUDA_SUCCESS) return result;
   if (finished(session, *stream)) return session.take_async_error();
   const u64 needed = needed_value(session, *stream);
   if (stream->last_mark.load(std::memory_order_acquire) >= needed)

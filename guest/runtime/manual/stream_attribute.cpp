@@ -1,6 +1,7 @@
 // Attributes of streams. They hold no handle: the worker refuses the ones that would.
 #include <algorithm>
 
+#include "guest/runtime/manual/context.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"  // generated
@@ -31,10 +32,8 @@ CUresult cuStreamSetAttribute(CUstream handle, CUstreamAttrID attribute, const C
   call.put(*value);
   const CUresult result = call.wait();
   if (result != CUDA_SUCCESS || attribute != CU_LAUNCH_ATTRIBUTE_PRIORITY) return result;
-  const wire::DeviceInfo& device =
-      Session::current()->devices()[static_cast<size_t>(stream->context->device)];
-  stream->priority =
-      std::clamp(value->priority, device.greatest_stream_priority, device.least_stream_priority);
+  const ContextDetails& details = *stream->context->details;
+  stream->priority = std::clamp(value->priority, details.greatest_priority, details.least_priority);
   return CUDA_SUCCESS;
 }
 

@@ -33,7 +33,7 @@ bool release(UserObject& object, u64 count) {
   const CUhostFn destroy = object.destroy;
   void* pointer = object.pointer;
   g_user_objects.destroy(&object);
-  run_when(0, 0, [destroy, pointer] { destroy(pointer); });
+  destroy(pointer);
   return true;
 }
 
@@ -48,7 +48,7 @@ UserReference::~UserReference() {
 bool UserReference::drop(u32 count) {
   if (count > count_) return false;
   count_ -= count;
-  return release(*object_, count);
+  return true;
 }
 
 namespace api {
@@ -108,7 +108,8 @@ CUresult cuGraphReleaseUserObject(CUgraph graph, CUuserObject handle, unsigned i
       if (reference.object() == object) dropped = reference.drop(count);
     std::erase_if(contents.objects, [](const UserReference& reference) { return reference.count() == 0; });
   });
-  return dropped ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  // Outside of the registry's lock: the destructor may run now.
+  return dropped && release(*object, count) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 }  // namespace api

@@ -17,8 +17,8 @@ struct UserObject {
 };
 
 void retain(UserObject& object, u64 count);
-// At the last reference the destructor is called, on the thread of the host functions (cuda.h:
-// asynchronously, and it must not call CUDA). False when there are fewer references than `count`.
+// At the last reference the destructor is called at once, in this thread, as driver 580 does (it must not
+// call CUDA): not to be called with a lock held. False when there are fewer references than `count`.
 bool release(UserObject& object, u64 count);
 
 }  // namespace gpupool::guest

@@ -164,11 +164,10 @@ void abandon_capture(Stream& stream) {
   const std::lock_guard lock(graph_mutex());
   const std::shared_ptr<Capture> capture = stream.capture;
   if (!capture) return;
-  capture->invalidated = true;
-  if (capture->origin == &stream) {
-    leave_capture(capture);
-    if (!capture->into_existing) forget_graph(capture->graph);
-  }
+  // One that joined stays on the list: its work never comes back to the origin, and the end says UNJOINED.
+  if (capture->origin != &stream) return;
+  leave_capture(capture);
+  if (!capture->into_existing) forget_graph(capture->graph);
 }
 
 bool record_captured(Stream& stream, const std::shared_ptr<Event>& event, bool external) {

@@ -71,18 +71,48 @@ CUresult MarkOperation::run(Context&) const {
   return CUDA_SUCCESS;
 }
 
-CUresult EventNodeOperation::run(Context&) const {
-  if (!record) {
-    if (const auto recording = event->newest()) recording->done->wait();
+namespace {
+
+// One launch's event node.
+class LaunchedEventOperation final : public Operation {
+ public:
+  LaunchedEventOperation(std::shared_ptr<Recording> recording, bool record)
+      : recording_(std::move(recording)), record_(record) {}
+  LaunchedEventOperation(const LaunchedEventOperation&) = delete;
+  LaunchedEventOperation& operator=(const LaunchedEventOperation&) = delete;
+  // A launch that a fault cut short still lets go of those who wait.
+  ~LaunchedEventOperation() override {
+    if (record_) recording_->done->set();
+  }
+  CUgraphNodeType type() const override {
+    return record_ ? CU_GRAPH_NODE_TYPE_EVENT_RECORD : CU_GRAPH_NODE_TYPE_WAIT_EVENT;
+  }
+  CUresult run(Context&) const override {
+    if (record_) {
+      recording_->time_ns.store(now_ns());
+      recording_->done->set();
+    } else if (recording_) {
+      recording_->done->wait();
+    }
     return CUDA_SUCCESS;
   }
-  const auto recording = std::make_shared<Recording>();
+
+ private:
+  std::shared_ptr<Recording> recording_;
+  bool record_;
+};
+
+}  // namespace
+
+OperationPtr EventNodeOperation::for_launch() const {
+  if (!record) return std::make_shared<LaunchedEventOperation>(event->newest(), false);
+  auto recording = std::make_shared<Recording>();
   recording->done = std::make_shared<Completion>();
-  recording->time_ns.store(now_ns());
-  recording->done->set();
-  const std::lock_guard lock(event->mutex);
-  event->recording = recording;
-  return CUDA_SUCCESS;
+  {
+    const std::lock_guard lock(event->mutex);
+    event->recording = recording;
+  }
+  return std::make_shared<LaunchedEventOperation>(std::move(recording), true);
 }
 
 GPUPOOL_CUDA CUresult cuEventCreate(CUevent* out, unsigned int flags) {

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "hostd/softgpu/api/operations.hpp"
+
 namespace gpupool::softgpu {
 
 Registry<Graph, CUgraph>& graphs() {
@@ -105,6 +107,29 @@ std::shared_ptr<const std::vector<GraphStep>> steps_of(const Graph& graph) {
   auto steps = std::make_shared<std::vector<GraphStep>>();
   for (const auto& node : sorted(graph)) steps->push_back({node->handle, node->operation, true});
   return steps;
+}
+
+std::shared_ptr<const std::vector<GraphStep>> steps_of_launch(
+    const std::shared_ptr<const std::vector<GraphStep>>& steps) {
+  std::shared_ptr<std::vector<GraphStep>> changed;
+  for (u64 i = 0; i < steps->size(); ++i) {
+    const OperationPtr& before = (*steps)[i].operation;
+    OperationPtr after = before;
+    if (const auto* event = dynamic_cast<const EventNodeOperation*>(before.get())) {
+      after = event->for_launch();
+    } else if (const auto* child = dynamic_cast<const GraphOperation*>(before.get())) {
+      const auto inner = steps_of_launch(child->steps);
+      if (inner != child->steps) {
+        auto copy = std::make_shared<GraphOperation>();
+        copy->steps = inner;
+        after = std::move(copy);
+      }
+    }
+    if (after == before) continue;
+    if (!changed) changed = std::make_shared<std::vector<GraphStep>>(*steps);
+    (*changed)[i].operation = std::move(after);
+  }
+  return changed ? changed : steps;
 }
 
 std::shared_ptr<Graph> clone_graph(const Graph& graph) {

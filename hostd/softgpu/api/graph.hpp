@@ -86,6 +86,10 @@ std::shared_ptr<GraphNode> node_of(CUgraphNode handle);
 // Dependencies before dependents. Error INVALID_VALUE for a cycle.
 std::vector<std::shared_ptr<GraphNode>> sorted(const Graph& graph);
 std::shared_ptr<const std::vector<GraphStep>> steps_of(const Graph& graph);
+// The steps with their events as one launch means them: what it records is pending from the launch on, and
+// what it waits for is the recording that is newest then.
+std::shared_ptr<const std::vector<GraphStep>> steps_of_launch(
+    const std::shared_ptr<const std::vector<GraphStep>>& steps);
 std::shared_ptr<Graph> clone_graph(const Graph& graph);
 
 // Removes the handles of a graph and of its nodes. Needs no lock.

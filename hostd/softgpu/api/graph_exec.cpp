@@ -120,17 +120,11 @@ GPUPOOL_CUDA CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) 
   return call([&] {
     const auto exec = graph_execs().get(handle, CUDA_ERROR_INVALID_VALUE);
     const auto stream = resolve_stream(stream_handle);
-    auto operation = std::make_shared<GraphOperation>();
-    {
-      const std::lock_guard lock(graph_mutex());
-      operation->steps = exec->steps;
-    }
-    if (stream->capturing.load()) {
-      put_on_stream(stream, std::move(operation));
-      return;
-    }
+    // A launch does not become part of a graph (measured on driver 580).
     refuse_while_capturing(*stream);
+    auto operation = std::make_shared<GraphOperation>();
     const std::lock_guard lock(graph_mutex());
+    operation->steps = steps_of_launch(exec->steps);
     std::vector<Fence> after;
     if (exec->last && !exec->last->done()) after.push_back(exec->last);
     exec->last = stream->submit(std::move(operation), std::move(after));

@@ -93,7 +93,9 @@ class EventNodeOperation final : public Operation {
   CUgraphNodeType type() const override {
     return record ? CU_GRAPH_NODE_TYPE_EVENT_RECORD : CU_GRAPH_NODE_TYPE_WAIT_EVENT;
   }
-  CUresult run(Context& context) const override;
+  // What one launch executes. A record is the event's newest, and pending, from this call on.
+  OperationPtr for_launch() const;
+  CUresult run(Context&) const override { return CUDA_ERROR_UNKNOWN; }  // for_launch() runs instead
 };
 
 // cuStreamWriteValue, cuStreamWaitValue and batches of them.

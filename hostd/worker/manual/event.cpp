@@ -25,6 +25,10 @@ CUresult handle_cuEventRecordWithFlags(Worker& worker, Request& request) {
   const auto flags = request.in.get<u32>();
   const EventEntry* entry = worker.events.find(handle);
   if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  // The mark comes first: when anything that waited for the event has run, the client must find the event
+  // complete.
+  if ((request.flags & wire::kMark) != 0)
+    request.marked = worker.mark(request.stream_handle, request.ticket) == CUDA_SUCCESS;
   return worker.driver.cuEventRecordWithFlags(entry->event, request.stream, flags);
 }
 

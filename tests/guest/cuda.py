@@ -24,6 +24,36 @@ HOST, DEVICE, ARRAY, UNIFIED = 1, 2, 3, 4
 NON_BLOCKING = 1
 
 
+# add_one(data, n): adds 1 to each of n 32-bit integers.
+ADD_ONE = b"""
+.version 7.0
+.target sm_70
+.address_size 64
+.visible .entry add_one(.param .u64 data, .param .u32 n)
+{
+  .reg .pred %p;
+  .reg .b32 %r<6>;
+  .reg .b64 %d<4>;
+  ld.param.u64 %d1, [data];
+  ld.param.u32 %r1, [n];
+  mov.u32 %r2, %ctaid.x;
+  mov.u32 %r3, %ntid.x;
+  mov.u32 %r4, %tid.x;
+  mad.lo.s32 %r2, %r2, %r3, %r4;
+  setp.ge.u32 %p, %r2, %r1;
+  @%p bra done;
+  cvta.to.global.u64 %d1, %d1;
+  mul.wide.u32 %d2, %r2, 4;
+  add.s64 %d3, %d1, %d2;
+  ld.global.u32 %r5, [%d3];
+  add.s32 %r5, %r5, 1;
+  st.global.u32 [%d3], %r5;
+done:
+  ret;
+}
+"""
+
+
 class CudaError(Exception):
     """A driver call that had to succeed did not."""
 
@@ -70,12 +100,29 @@ class Driver:
         self.call("cuDevicePrimaryCtxRetain", byref(self.context), 0)
         self.call("cuCtxSetCurrent", self.context)
 
-    def call(self, name: str, *arguments: object) -> None:
-        """Calls a function that must succeed. Plain integers are passed as 64 bits."""
+    def result(self, name: str, *arguments: object) -> int:
+        """The CUresult of a call. Plain integers are passed as 64 bits."""
         wide = [c_uint64(each) if isinstance(each, int) else each for each in arguments]
-        result = getattr(self.lib, name)(*wide)
-        if result != SUCCESS:
-            raise CudaError(name, result)
+        code: int = getattr(self.lib, name)(*wide)
+        return code
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Calls a function that must succeed."""
+        code = self.result(name, *arguments)
+        if code != SUCCESS:
+            raise CudaError(name, code)
+
+    def function(self, name: str) -> c_void_p:
+        """A kernel of ADD_ONE, below."""
+        module, function = c_void_p(), c_void_p()
+        self.call("cuModuleLoadData", byref(module), ADD_ONE)
+        self.call("cuModuleGetFunction", byref(function), module, name.encode())
+        return function
+
+    def launch(self, function: c_void_p, grid: int, block: int, *arguments: object) -> None:
+        """Launches a kernel on the default stream; every argument is a ctypes value."""
+        places = (c_void_p * len(arguments))(*[ctypes.addressof(each) for each in arguments])  # type: ignore[arg-type]
+        self.call("cuLaunchKernel", function, grid, 1, 1, block, 1, 1, 0, None, places, None)
 
     def alloc(self, size: int) -> int:
         """Device memory."""

@@ -43,6 +43,26 @@ CUresult ask_description(Function& function, int device) {
   return CUDA_ERROR_INVALID_IMAGE;  // no kernel has more parameters than that
 }
 
+// The parameters' places, checked: they are written into buffers of `bytes` bytes.
+CUresult read_parameters(Call& call, const Function& function, std::vector<Parameter>& parameters,
+                         u32& bytes) {
+  parameters.resize(wire::kMaxParameters);
+  const u64 count = call.get_array(parameters.data(), parameters.size());
+  if (count > parameters.size()) return CUDA_ERROR_UNKNOWN;
+  parameters.resize(count);
+  parameters.shrink_to_fit();
+  for (const Parameter& parameter : parameters) {
+    if (parameter.size > wire::kMaxParameterBytes ||
+        parameter.offset > wire::kMaxParameterBytes - parameter.size) {
+      log_line("the worker describes kernel %s with a parameter at %u of %u bytes", function.name.c_str(),
+               parameter.offset, parameter.size);
+      return CUDA_ERROR_INVALID_IMAGE;
+    }
+    bytes = std::max(bytes, parameter.offset + parameter.size);
+  }
+  return CUDA_SUCCESS;
+}
+
 bool valid_attribute(CUfunction_attribute attribute) {
   return static_cast<u32>(attribute) < FunctionOnDevice::kAttributes;
 }
@@ -139,21 +159,12 @@ CUresult device_of(const Function& function, int& device) {
 }
 
 CUresult read_description(Call& call, Function& function, int device) {
-  if (const auto result = static_cast<CUresult>(call.get<i32>()); result != CUDA_SUCCESS) return result;
-  std::vector<Parameter> parameters(wire::kMaxParameters);
-  const u64 count = call.get_array(parameters.data(), parameters.size());
-  if (count > parameters.size()) return CUDA_ERROR_UNKNOWN;
-  parameters.resize(count);
+  const auto laid_out = static_cast<CUresult>(call.get<i32>());
+  std::vector<Parameter> parameters;
   u32 bytes = 0;
-  for (const Parameter& parameter : parameters) {
-    // The pieces are written into buffers of this size: never trust an answer beyond it.
-    if (parameter.size > wire::kMaxParameterBytes ||
-        parameter.offset > wire::kMaxParameterBytes - parameter.size) {
-      log_line("the worker describes kernel %s with a parameter at %u of %u bytes", function.name.c_str(),
-               parameter.offset, parameter.size);
-      return CUDA_ERROR_INVALID_IMAGE;
-    }
-    bytes = std::max(bytes, parameter.offset + parameter.size);
+  if (laid_out == CUDA_SUCCESS) {
+    if (const CUresult result = read_parameters(call, function, parameters, bytes); result != CUDA_SUCCESS)
+      return result;
   }
   i32 values[FunctionOnDevice::kAttributes];
   const auto known = static_cast<CUresult>(call.get<i32>());
@@ -161,20 +172,20 @@ CUresult read_description(Call& call, Function& function, int device) {
       call.get_array(values, FunctionOnDevice::kAttributes) != FunctionOnDevice::kAttributes)
     return CUDA_ERROR_UNKNOWN;
   const std::lock_guard lock(description_mutex());
-  if (!function.described.load(std::memory_order_relaxed)) {
-    parameters.shrink_to_fit();
+  if (laid_out == CUDA_SUCCESS && !function.described.load(std::memory_order_relaxed)) {
     function.parameters = std::move(parameters);
     function.parameter_bytes = bytes;
     function.described.store(true, std::memory_order_release);
   }
   if (known == CUDA_SUCCESS && device >= 0) install_attributes(function, device, values);
-  return known;
+  return laid_out != CUDA_SUCCESS ? laid_out : known;
 }
 
 FunctionOnDevice* describe(Function& function, int device, CUresult& error) {
   error = ask_description(function, device);
-  if (error != CUDA_SUCCESS) return nullptr;
-  return function.on_device[static_cast<u32>(device)].load(std::memory_order_acquire);
+  FunctionOnDevice* facts = function.on_device[static_cast<u32>(device)].load(std::memory_order_acquire);
+  if (facts != nullptr) error = CUDA_SUCCESS;
+  return facts;
 }
 
 CUresult describe_parameters(Function& function) {

@@ -186,6 +186,9 @@ inline CUresult launch(CUfunction handle, const LaunchShape& shape, CUstream str
   const FunctionOnDevice* facts = facts_on(*function, context->device, error);
   if (facts == nullptr) [[unlikely]]
     return error;
+  if (!function->described.load(std::memory_order_acquire)) [[unlikely]] {
+    if (error = describe_parameters(*function); error != CUDA_SUCCESS) return error;
+  }
   if (error = check_shape(shape, *facts, context->device); error != CUDA_SUCCESS) [[unlikely]]
     return error;
   if (error = check_legacy(*stream); error != CUDA_SUCCESS) [[unlikely]]

@@ -104,11 +104,12 @@ void write_description(Worker& worker, Request& request, FunctionEntry& entry, i
     const u64 room = (request.flags & wire::kAnswerInBulk) != 0 ? request.bulk_size : u64{wire::kReplyBytes};
     if (parameters.size() * sizeof(Parameter) + 256 > room) result = CUDA_ERROR_NOT_READY;
   }
+  // A kernel's attributes can be known where its parameters cannot: without a context (measured on driver
+  // 580).
   out.put(static_cast<i32>(result));
-  if (result != CUDA_SUCCESS) return;
-  out.put_array(parameters.data(), parameters.size());
+  if (result == CUDA_SUCCESS) out.put_array(parameters.data(), parameters.size());
   std::array<i32, CU_FUNC_ATTRIBUTE_MAX> values{};
-  if (device >= 0) result = read_attributes(worker, entry, device, values);
+  result = device >= 0 ? read_attributes(worker, entry, device, values) : CUDA_SUCCESS;
   out.put(static_cast<i32>(result));
   if (device >= 0 && result == CUDA_SUCCESS) out.put_array(values.data(), values.size());
 }

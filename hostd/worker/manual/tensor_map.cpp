@@ -42,6 +42,7 @@ Arguments read_arguments(Request& request, u32 lowest_rank) {
       arguments.lower.size() != kMaxRank || arguments.upper.size() != kMaxRank ||
       arguments.numbers.size() != 8)
     throw wire::ProtocolError("tensor map arrays do not fit their rank");
+  arguments.strides.resize(kMaxRank);  // rank 1 has none, but the driver wants a pointer
   return arguments;
 }
 

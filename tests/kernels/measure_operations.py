@@ -14,7 +14,8 @@ HERE = Path(__file__).parent
 VALUES = 128
 WORD = 8
 OPERANDS = 3
-KINDS = """u8 s8 b16 u16 s16 f16 bf16 b32 u32 s32 f32 f16x2 bf16x2 sh b64 u64 s64 f64""".split()
+WORDS = "u8 s8 b16 u16 s16 f16 bf16 b32 u32 s32 f32 f16x2 bf16x2 sh b64 u64 s64 f64"
+KINDS = WORDS.split()
 RESULT_BYTES = {
     "b64": 8,
     "u64": 8,

@@ -208,9 +208,9 @@ T extract(T a, u32 position, u32 length) {
   if constexpr (std::is_signed_v<T>) {
     if (length != 0) sign = static_cast<U>(a) >> std::min(position + length - 1, bits - 1) & 1;
   }
-  const U shifted = position < bits ? static_cast<U>(a) >> position : U(0);
+  const U shifted = position < bits ? static_cast<U>(static_cast<U>(a) >> position) : U(0);
   const u32 kept = position < bits ? std::min(length, bits - position) : 0;
-  const U mask = kept >= bits ? ~U(0) : static_cast<U>((U(1) << kept) - 1);
+  const U mask = kept >= bits ? static_cast<U>(~U(0)) : static_cast<U>((U(1) << kept) - 1);
   return static_cast<T>((shifted & mask) | (sign != 0 ? static_cast<U>(~mask) : U(0)));
 }
 

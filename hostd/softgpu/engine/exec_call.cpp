@@ -58,7 +58,7 @@ void restore_frame(Lanes& x, const Function& function) {
     if (function.local_bytes != 0)
       std::memcpy(warp.local + static_cast<u64>(lane) * local_bytes + function.local_base, saved.data() + at,
                   function.local_bytes);
-    saved.resize(saved.size() - function.saved_bytes);
+    saved.erase(saved.end() - static_cast<std::ptrdiff_t>(function.saved_bytes), saved.end());
   }
 }
 

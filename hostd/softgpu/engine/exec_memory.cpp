@@ -38,6 +38,15 @@ template <Space kSpace, typename D, typename M>
 void load(Lanes& x, const Inst& i) {
   const u32 shift = (i.flags & kVectorMask) >> kVectorShift;
   if ((i.flags & kSpins) != 0 && x.patience > kSpinPatience) x.patience = kSpinPatience;
+  if constexpr (kSpace == Space::shared && sizeof(M) <= 8) {
+    u32 offsets[kWarpLanes];
+    if (shift == 0 && shared_offsets(x, i, sizeof(M), offsets)) {
+      D* d = x.out<D>(i.d);
+      const u8* base = x.block->shared;
+      for (u32 lane = 0; lane < kWarpLanes; ++lane) d[lane] = static_cast<D>(read<M>(base + offsets[lane]));
+      return;
+    }
+  }
   Pointers pointers;
   locate<kSpace>(x, i, static_cast<u32>(sizeof(M)) << shift, pointers);
   if (shift == 0) {
@@ -56,6 +65,15 @@ void load(Lanes& x, const Inst& i) {
 template <Space kSpace, typename D, typename M>
 void store(Lanes& x, const Inst& i) {
   const u32 shift = (i.flags & kVectorMask) >> kVectorShift;
+  if constexpr (kSpace == Space::shared && sizeof(M) <= 8) {
+    u32 offsets[kWarpLanes];
+    if (shift == 0 && shared_offsets(x, i, sizeof(M), offsets)) {
+      const D* b = x.in<D>(i.b);
+      u8* base = x.block->shared;
+      for (u32 lane = 0; lane < kWarpLanes; ++lane) write<M>(base + offsets[lane], static_cast<M>(b[lane]));
+      return;
+    }
+  }
   Pointers pointers;
   locate<kSpace>(x, i, static_cast<u32>(sizeof(M)) << shift, pointers);
   if (shift == 0) {

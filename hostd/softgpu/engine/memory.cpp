@@ -77,14 +77,19 @@ void add_offset(Lanes& x, const Inst& i, u64 (&addresses)[kWarpLanes]) {
             [&addresses, base, offset](u32 lane) { addresses[lane] = static_cast<T>(base[lane] + offset); });
 }
 
-// True when all lanes execute and all addresses lie in one range, aligned: the usual case, without branches.
+// Whether all addresses lie in one range, aligned: the usual case. Differences are taken instead of
+// comparisons, and their signs collected, which vectorises; ranges are far below 2^63 bytes.
 bool all_inside(const u64 (&addresses)[kWarpLanes], u64 begin, u64 size, u32 bytes) {
   if (size < bytes) return false;
   const u64 last = size - bytes;
   u64 outside = 0;
-  for (u32 lane = 0; lane < kWarpLanes; ++lane)
-    outside |= static_cast<u64>(addresses[lane] - begin > last) | (addresses[lane] & (bytes - 1));
-  return outside == 0;
+  u64 low = 0;
+  for (u32 lane = 0; lane < kWarpLanes; ++lane) {
+    const u64 at = addresses[lane] - begin;
+    outside |= at | (last - at);
+    low |= addresses[lane];
+  }
+  return outside >> 63 == 0 && (low & (bytes - 1)) == 0;
 }
 
 }  // namespace
@@ -130,6 +135,23 @@ template void locate<Space::shared>(Lanes&, const Inst&, u32, Pointers&);
 template void locate<Space::local>(Lanes&, const Inst&, u32, Pointers&);
 template void locate<Space::param>(Lanes&, const Inst&, u32, Pointers&);
 template void locate<Space::generic>(Lanes&, const Inst&, u32, Pointers&);
+
+bool shared_offsets(Lanes& x, const Inst& i, u32 bytes, u32 (&offsets)[kWarpLanes]) {
+  const u32 size = x.launch->shared_bytes;
+  if (x.mask != ~0u || (i.flags & kAddress32) == 0 || size < bytes) return false;
+  const u32* base = x.in<u32>(i.a);
+  const u32 offset = static_cast<u32>(i.imm);
+  const u32 last = size - bytes;
+  u32 outside = 0;
+  u32 low = 0;
+  for (u32 lane = 0; lane < kWarpLanes; ++lane) {
+    const u32 at = base[lane] + offset;
+    offsets[lane] = at;
+    outside |= at | (last - at);
+    low |= at;
+  }
+  return outside >> 31 == 0 && (low & (bytes - 1)) == 0;
+}
 
 u64 valid_bytes(Lanes& x, u32 lane, u64 address) {
   (void)lane;

@@ -1,7 +1,7 @@
-"""The beginning of the programs that the tests of streams, events, capture and graphs run on a vGPU.
+"""How the programs begin that the tests of streams, events, capture and graphs run on a vGPU.
 
-They are plain driver API programs, so that the same text can be held against a real driver. `hold(stream)` keeps a
-stream busy until `let_go()`; nothing depends on how fast a GPU is.
+They are plain driver API programs, so that the same text can be held against a real driver.
+`hold(stream)` keeps a stream busy until `let_go()`; nothing depends on how fast a GPU is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import ctypes, os, struct, threading, time
 from ctypes import byref, c_int, c_uint, c_uint64, c_size_t, c_void_p, c_float, c_char_p, POINTER
 driver = ctypes.CDLL("libcuda.so.1")
 NOT_READY, INVALID_VALUE, INVALID_HANDLE, NOT_SUPPORTED = 600, 1, 400, 801
-UNSUPPORTED, INVALIDATED, MERGE, UNMATCHED, UNJOINED, ISOLATION, IMPLICIT, CAPTURED, WRONG_THREAD = range(900, 909)
+UNSUPPORTED, INVALIDATED, MERGE, UNMATCHED, UNJOINED = range(900, 905)
+ISOLATION, IMPLICIT, CAPTURED, WRONG_THREAD = range(905, 909)
 ILLEGAL_STATE = 401
 GLOBAL, THREAD_LOCAL, RELAXED = range(3)
 NONE, ACTIVE, INVALID = range(3)

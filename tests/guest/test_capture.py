@@ -59,11 +59,14 @@ same(len(set(ids)), 3)
 number = alloc(4)
 ok(driver.cuStreamBeginCapture_v2(a, THREAD_LOCAL))
 state, identity, graph, nodes, count = c_int(), c_uint64(), c_void_p(), c_void_p(), c_size_t(9)
-ok(driver.cuStreamGetCaptureInfo_v2(a, byref(state), byref(identity), byref(graph), byref(nodes), byref(count)))
+def detailed():
+    outputs = (byref(state), byref(identity), byref(graph), byref(nodes), byref(count))
+    return driver.cuStreamGetCaptureInfo_v2(a, *outputs)
+ok(detailed())
 same(state.value, ACTIVE); same(count.value, 0); assert graph.value
 ok(launch(a, number, 1))
 early = graph.value
-ok(driver.cuStreamGetCaptureInfo_v2(a, byref(state), byref(identity), byref(graph), byref(nodes), byref(count)))
+ok(detailed())
 same(graph.value, early); same(count.value, 1)
 node = ctypes.cast(nodes, POINTER(c_void_p))[0]
 kind = c_int(-1)
@@ -132,7 +135,8 @@ same(end(a), (INVALIDATED, None))
 # A stream that is destroyed after it joined never comes back.
 gone = stream()
 ok(driver.cuStreamBeginCapture_v2(a, RELAXED))
-ok(driver.cuEventRecord(fork, a)); ok(driver.cuStreamWaitEvent(gone, fork, 0)); ok(launch(gone, number, 1))
+ok(driver.cuEventRecord(fork, a)); ok(driver.cuStreamWaitEvent(gone, fork, 0))
+ok(launch(gone, number, 1))
 ok(driver.cuStreamDestroy_v2(gone))
 same(status(a), ACTIVE)
 same(end(a), (UNJOINED, None))
@@ -281,7 +285,8 @@ for call in (
     same(during(GLOBAL, call), allowed)
 graph, executable = c_void_p(), c_void_p()
 ok(driver.cuGraphCreate(byref(graph), 0))
-same(during(GLOBAL, lambda: driver.cuGraphInstantiateWithFlags(byref(executable), graph, c_uint64(0))), refused)
+make = lambda: driver.cuGraphInstantiateWithFlags(byref(executable), graph, c_uint64(0))
+same(during(GLOBAL, make), refused)
 same(during(RELAXED, lambda: driver.cuCtxSynchronize()), refused)
 """,
     )

@@ -13,11 +13,12 @@ class MemsetParams(ctypes.Structure):
     _fields_ = [("dst", c_uint64), ("pitch", c_size_t), ("value", c_uint), ("size", c_uint),
                 ("width", c_size_t), ("height", c_size_t)]
 class Side(ctypes.Structure):
-    _fields_ = [("x", c_size_t), ("y", c_size_t), ("z", c_size_t), ("lod", c_size_t), ("type", c_int),
-                ("host", c_void_p), ("device", c_uint64), ("array", c_void_p), ("reserved", c_void_p),
-                ("pitch", c_size_t), ("height", c_size_t)]
+    _fields_ = [("x", c_size_t), ("y", c_size_t), ("z", c_size_t), ("lod", c_size_t),
+                ("type", c_int), ("host", c_void_p), ("device", c_uint64), ("array", c_void_p),
+                ("reserved", c_void_p), ("pitch", c_size_t), ("height", c_size_t)]
 class Copy(ctypes.Structure):
-    _fields_ = [("src", Side), ("dst", Side), ("width", c_size_t), ("height", c_size_t), ("depth", c_size_t)]
+    _fields_ = [("src", Side), ("dst", Side),
+                ("width", c_size_t), ("height", c_size_t), ("depth", c_size_t)]
 HOST, DEVICE = 1, 2
 def new_graph():
     graph = c_void_p()
@@ -27,17 +28,19 @@ def handles(nodes):
     return (c_void_p * max(len(nodes), 1))(*nodes), c_size_t(len(nodes))
 def kernel_params(where, what):
     pointers, values = parameters(where, what)
-    params = KernelParams(kernel.value, (1, 1, 1), (1, 1, 1), 0, ctypes.addressof(pointers), None, None, None)
+    one = (1, 1, 1)
+    params = KernelParams(kernel.value, one, one, 0, ctypes.addressof(pointers), None, None, None)
     params.keep = (pointers, values)
     return params
 def add_kernel(graph, after, where, what):
     node = c_void_p()
-    ok(driver.cuGraphAddKernelNode_v2(byref(node), graph, *handles(after), byref(kernel_params(where, what))), "kernel")
+    params = kernel_params(where, what)
+    ok(driver.cuGraphAddKernelNode_v2(byref(node), graph, *handles(after), byref(params)))
     return node
 def add_memset(graph, after, where, value, words=1):
     node = c_void_p()
     params = MemsetParams(where.value, 0, value, 4, words, 1)
-    ok(driver.cuGraphAddMemsetNode(byref(node), graph, *handles(after), byref(params), context), "memset")
+    ok(driver.cuGraphAddMemsetNode(byref(node), graph, *handles(after), byref(params), context))
     return node
 def copy_params(source, target, size):
     copy = Copy()
@@ -50,7 +53,8 @@ def copy_params(source, target, size):
     return copy
 def add_copy(graph, after, source, target, size):
     node = c_void_p()
-    ok(driver.cuGraphAddMemcpyNode(byref(node), graph, *handles(after), byref(copy_params(source, target, size)), context), "memcpy")
+    params = copy_params(source, target, size)
+    ok(driver.cuGraphAddMemcpyNode(byref(node), graph, *handles(after), byref(params), context))
     return node
 def run(executable, s=None):
     s = s or _opener
@@ -108,9 +112,11 @@ ok(driver.cuGraphGetEdges(graph, None, None, byref(count))); same(count.value, 2
 sources, targets = (c_void_p * 2)(), (c_void_p * 2)()
 ok(driver.cuGraphGetEdges(graph, sources, targets, byref(count)))
 same(set(zip(sources, targets)), {(zero.value, left.value), (zero.value, right.value)})
-ok(driver.cuGraphAddDependencies(graph, (c_void_p * 1)(left), (c_void_p * 1)(right), c_size_t(1)))
+def pair(source, target):
+    return (c_void_p * 1)(source), (c_void_p * 1)(target), c_size_t(1)
+ok(driver.cuGraphAddDependencies(graph, *pair(left, right)))
 same(nodes_of(driver.cuGraphNodeGetDependencies, right), {zero.value, left.value})
-ok(driver.cuGraphRemoveDependencies(graph, (c_void_p * 1)(zero), (c_void_p * 1)(right), c_size_t(1)))
+ok(driver.cuGraphRemoveDependencies(graph, *pair(zero, right)))
 same(nodes_of(driver.cuGraphNodeGetDependencies, right), {left.value})
 ok(driver.cuGraphDestroyNode(left))
 same(nodes_of(driver.cuGraphGetNodes, graph), {zero.value, right.value})
@@ -131,7 +137,8 @@ b = alloc(4)
 copy = add_copy(graph, [], (DEVICE, a.value), (DEVICE, b.value), 4)
 seen = Copy()
 ok(driver.cuGraphMemcpyNodeGetParams(copy, byref(seen)))
-same((seen.src.device, seen.dst.device, seen.width, seen.height, seen.depth), (a.value, b.value, 4, 1, 1))
+same((seen.src.device, seen.dst.device), (a.value, b.value))
+same((seen.width, seen.height, seen.depth), (4, 1, 1))
 """,
     )
 
@@ -151,7 +158,8 @@ executable = instantiate(graph)
 run(executable); same((read(a), read(b)), (2, 2))
 ok(driver.cuGraphExecKernelNodeSetParams_v2(executable, add, byref(kernel_params(a, 9))))
 run(executable); same((read(a), read(b)), (9, 9))
-ok(driver.cuGraphExecMemsetNodeSetParams(executable, zero, byref(MemsetParams(a.value, 0, 100, 4, 1, 1)), context))
+fill = MemsetParams(a.value, 0, 100, 4, 1, 1)
+ok(driver.cuGraphExecMemsetNodeSetParams(executable, zero, byref(fill), context))
 run(executable); same((read(a), read(b)), (109, 109))
 on = c_uint(9)
 ok(driver.cuGraphNodeGetEnabled(executable, add, byref(on))); same(on.value, 1)
@@ -159,7 +167,8 @@ ok(driver.cuGraphNodeSetEnabled(executable, add, 0))
 run(executable); same((read(a), read(b)), (100, 100))
 ok(driver.cuGraphNodeSetEnabled(executable, add, 1))
 c = alloc(4)
-ok(driver.cuGraphExecMemcpyNodeSetParams(executable, copy, byref(copy_params((DEVICE, a.value), (DEVICE, c.value), 4)), context))
+elsewhere = copy_params((DEVICE, a.value), (DEVICE, c.value), 4)
+ok(driver.cuGraphExecMemcpyNodeSetParams(executable, copy, byref(elsewhere), context))
 run(executable); same((read(a), read(b), read(c)), (109, 100, 109))
 # An update takes over the parameters of a graph of the same shape, and refuses another shape.
 ok(driver.cuGraphKernelNodeSetParams_v2(add, byref(kernel_params(a, 50))))
@@ -309,7 +318,8 @@ def test_any_kind_of_node(host: Host, transport: str) -> None:
         + NODES
         + """
 class Any(ctypes.Structure):
-    _fields_ = [("type", c_int), ("reserved", c_int * 3), ("body", ctypes.c_ubyte * 232), ("tail", c_uint64)]
+    _fields_ = [("type", c_int), ("reserved", c_int * 3),
+                ("body", ctypes.c_ubyte * 232), ("tail", c_uint64)]
 def any_of(kind, body=b""):
     params = Any(kind)
     ctypes.memmove(params.body, bytes(body), len(bytes(body)))
@@ -385,7 +395,8 @@ let_go()
 until(lambda: ended == [1, 2], "the destructor after the last launch")
 graph, three = new_graph(), make(3)
 ok(driver.cuGraphRetainUserObject(graph, three, 2, 0))
-ok(driver.cuUserObjectRelease(three, 1)); ok(driver.cuGraphReleaseUserObject(graph, three, 1)); time.sleep(0.05)
+ok(driver.cuUserObjectRelease(three, 1))
+ok(driver.cuGraphReleaseUserObject(graph, three, 1)); time.sleep(0.05)
 same(ended, [1, 2])
 ok(driver.cuGraphDestroy(graph)); until(lambda: ended == [1, 2, 3], "the destructor")
 """,

@@ -185,7 +185,8 @@ time.sleep(0.02)
 same(driver.cuStreamQuery(a), NOT_READY); same(driver.cuStreamQuery(b), NOT_READY)
 c = stream()
 class Write(ctypes.Structure):
-    _fields_ = [("operation", c_uint), ("address", c_uint64), ("value", c_uint64), ("flags", c_uint), ("alias", c_uint64)]
+    _fields_ = [("operation", c_uint), ("address", c_uint64), ("value", c_uint64),
+                ("flags", c_uint), ("alias", c_uint64)]
 operation = (c_uint64 * 6)()
 ctypes.memmove(operation, byref(Write(5, wide.value, 1 << 40, 0, 0)), ctypes.sizeof(Write))
 ok(driver.cuStreamBatchMemOp_v2(c, 1, operation, 0))

@@ -41,7 +41,7 @@ class StreamMirror {
   void receive_loop() {
     try {
       wire::Frame frame;
-      while (wire::read_all(socket_, &frame, sizeof frame)) {
+      while (wire::read_next(socket_, &frame, sizeof frame, kSpinUs)) {
         if (frame.kind == wire::FrameKind::data)
           receive_data(frame);
         else if (frame.kind == wire::FrameKind::slots)

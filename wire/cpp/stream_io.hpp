@@ -6,6 +6,7 @@
 
 #include <cerrno>
 
+#include "wire/cpp/futex.hpp"
 #include "wire/cpp/types.hpp"
 
 namespace gpupool::wire {
@@ -43,6 +44,21 @@ inline bool read_all(int fd, void* data, size_t size) {
     size -= static_cast<size_t>(got);
   }
   return true;
+}
+
+// The same for the first bytes of a message, which may be long in coming: looks without sleeping for `spin_us`
+// first, because being woken costs more than a message takes on a fast network. No spinning on one or two cores.
+inline bool read_next(int fd, void* data, size_t size, u32 spin_us) {
+  if (Backoff::spare_cores()) {
+    const u64 start = monotonic_ns();
+    do {
+      const ssize_t got = recv(fd, data, size, MSG_DONTWAIT);
+      if (got > 0) return read_all(fd, static_cast<u8*>(data) + got, size - static_cast<size_t>(got));
+      if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) return false;
+      for (int i = 0; i < 16; ++i) __builtin_ia32_pause();
+    } while (monotonic_ns() - start < u64{spin_us} * 1000);
+  }
+  return read_all(fd, data, size);
 }
 
 }  // namespace gpupool::wire

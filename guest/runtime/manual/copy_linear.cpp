@@ -21,6 +21,9 @@ using Op = wire::Function;
 constexpr u64 kReturnsEarly =
     64 << 10;  // a synchronous copy up to this size from pageable memory returns before its
                // DMA is done, as with the driver (CUDA API synchronization behaviour)
+// Over a stream transport pinned memory goes in pieces, so that the network and the copy engine work at once;
+// one frame holds no more.
+constexpr u64 kStreamChunk = 4u << 20;
 constexpr u64 kStreamFrom = 8u << 20;  // copies to the host of this size and more bypass the cache
 
 // Over a stream transport a piece of pinned memory that the GPU's data is still on its way to must not be
@@ -78,7 +81,7 @@ CUresult send_pinned(CopySender& sender, u64 device, u64 offset, u64 bytes, Copy
     const CUresult result = PendingReturns::instance().wait_for(session, offset, bytes);
     if (result != CUDA_SUCCESS) return result;
   }
-  const u64 step = stream_transport ? kCopyChunk : bytes;
+  const u64 step = stream_transport ? kStreamChunk : bytes;
   u64 value = 0;
   for (u64 at = 0; at < bytes; at += step) {
     const u64 here = least(step, bytes - at);
@@ -143,7 +146,7 @@ CUresult send_pageable(CopySender& sender, u64 device, const void* host, u64 byt
 CUresult receive_pinned(CopySender& sender, u64 offset, u64 device, u64 bytes, CopyCall call) {
   Session& session = sender.session();
   const bool stream_transport = !session.shared_memory();
-  const u64 step = stream_transport ? kCopyChunk : bytes;
+  const u64 step = stream_transport ? kStreamChunk : bytes;
   const u16 mark = mark_unless_captured(sender.stream());
   u64 value = 0;
   for (u64 at = 0; at < bytes; at += step) {

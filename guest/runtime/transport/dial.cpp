@@ -154,9 +154,7 @@ int dial_tcp(const Endpoint& endpoint, std::string& why) {
     set_timeout(fd.get(), SO_SNDTIMEO, kDialTimeoutSeconds);  // bounds connect() too
     const int yes = 1;
     setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-    const int buffer = 4 << 20;
-    setsockopt(fd.get(), SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer);
-    setsockopt(fd.get(), SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer);
+    // The buffers are left to the kernel: a size set here would end its own tuning and be cut to rmem_max.
     if (connect(fd.get(), one->ai_addr, one->ai_addrlen) == 0)
       connected = fd.release();
     else

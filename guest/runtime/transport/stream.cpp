@@ -22,6 +22,7 @@ namespace gpupool::guest {
 namespace {
 
 constexpr u64 kSpinNs = 200'000;
+constexpr u32 kReceiveSpinUs = 200;  // about a round trip with a small kernel in it
 constexpr u32 kSleepMs = 1000;
 
 class Stream final : public Transport {
@@ -122,7 +123,7 @@ class Stream final : public Transport {
 
   void receive_loop() {
     wire::Frame frame;
-    while (wire::read_all(socket_, &frame, sizeof frame) && apply(frame)) {
+    while (wire::read_next(socket_, &frame, sizeof frame, kReceiveSpinUs) && apply(frame)) {
     }
     if (!stopping_.load(std::memory_order_acquire)) log_debug("the connection to the worker has ended");
     gone_.store(true, std::memory_order_release);

@@ -11,7 +11,8 @@ namespace {
 
 constexpr u32 kMaxRank = 5;  // cuda.h: "tensorRank must be between 1 and 5"
 
-// cuda.h aligns the program's object to 64 bytes, but driver 580 takes any address (measured), and XLA relies on it.
+// cuda.h aligns the program's object to 64 bytes, but driver 580 takes any address (measured), and XLA relies
+// on it.
 struct Encoded {
   u64 opaque[CU_TENSOR_MAP_NUM_QWORDS] = {};
 };

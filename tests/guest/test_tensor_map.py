@@ -36,5 +36,6 @@ for rank in (0, 6, 10**6):
 equal(tiled(map=0), INVALID_VALUE)
 equal(tiled(dim=None), INVALID_VALUE)
 equal(tiled(strides=None), INVALID_VALUE)
+equal(tiled(1, strides=None), INVALID_VALUE)
 equal(lib.cuTensorMapReplaceAddress(c_void_p(0), c_uint64(address)), INVALID_VALUE)
 """)  # fmt: skip

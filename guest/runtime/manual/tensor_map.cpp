@@ -66,7 +66,8 @@ CUresult begin(Arguments& arguments, wire::Function function, const CUtensorMap*
                const cuuint64_t* strides, const cuuint32_t* element_strides) {
   std::memset(static_cast<void*>(&arguments), 0, sizeof arguments);  // padding is part of the key
   if (map == nullptr || rank < lowest_rank || rank > kMaxRank) return CUDA_ERROR_INVALID_VALUE;
-  if (dimensions == nullptr || element_strides == nullptr || (strides == nullptr && rank > 1))
+  // Rank 1 has no strides, but the driver wants a pointer all the same (measured on driver 580).
+  if (dimensions == nullptr || element_strides == nullptr || strides == nullptr)
     return CUDA_ERROR_INVALID_VALUE;
   arguments.function = function;
   arguments.rank = rank;

@@ -71,13 +71,11 @@ PTX = b'''
 .visible .entry add(.param .u64 where, .param .u32 what)
 {
   .reg .u64 %rd<3>;
-  .reg .u32 %r<4>;
+  .reg .u32 %r<3>;
   ld.param.u64 %rd1, [where];
   ld.param.u32 %r1, [what];
   cvta.to.global.u64 %rd2, %rd1;
-  ld.global.u32 %r2, [%rd2];
-  add.u32 %r3, %r2, %r1;
-  st.global.u32 [%rd2], %r3;
+  atom.global.add.u32 %r2, [%rd2], %r1;
   ret;
 }
 '''

@@ -166,6 +166,9 @@ def broken_by(call):
     return result, state, ending
 same(broken_by(lambda: driver.cuStreamSynchronize(s)), (UNSUPPORTED, INVALID, (INVALIDATED, None)))
 same(broken_by(lambda: driver.cuStreamQuery(s)), (UNSUPPORTED, INVALID, (INVALIDATED, None)))
+def too_large():
+    return driver.cuLaunchKernel(kernel, 1, 1, 1, 2000, 1, 1, 0, s, None, None)
+same(broken_by(too_large), (INVALID_VALUE, INVALID, (INVALIDATED, None)))
 ok(driver.cuStreamBeginCapture_v2(s, RELAXED))
 same(driver.cuStreamBeginCapture_v2(s, RELAXED), ILLEGAL_STATE)
 same(status(s), ACTIVE)

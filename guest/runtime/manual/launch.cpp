@@ -189,8 +189,10 @@ inline CUresult launch(CUfunction handle, const LaunchShape& shape, CUstream str
   if (!function->described.load(std::memory_order_acquire)) [[unlikely]] {
     if (error = describe_parameters(*function); error != CUDA_SUCCESS) return error;
   }
-  if (error = check_shape(shape, *facts, context->device); error != CUDA_SUCCESS) [[unlikely]]
+  if (error = check_shape(shape, *facts, context->device); error != CUDA_SUCCESS) [[unlikely]] {
+    invalidate_capture(*stream);  // a capture does not survive a refused launch (measured on driver 580)
     return error;
+  }
   if (error = check_legacy(*stream); error != CUDA_SUCCESS) [[unlikely]]
     return error;
   Launch each;

@@ -7,6 +7,7 @@
 #include "guest/runtime/manual/context.hpp"
 #include "guest/runtime/manual/context_storage.hpp"
 #include "guest/runtime/manual/device.hpp"
+#include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"
 
 namespace gpupool::guest::export_slots {
@@ -124,6 +125,23 @@ CUresult succeed() {
 CUresult blas_query(CUcontext, u32* out) {
   if (out == nullptr) return CUDA_ERROR_INVALID_VALUE;
   *out = 1;
+  return CUDA_SUCCESS;
+}
+
+// cuBLAS keeps work space by stream and asks these two which stream it is on (cuBLAS 13, from its getrs and trsm):
+// first (context, stream, &resolved, 1 if the stream is the per-thread one), then (context, resolved, &id). It only
+// compares ids, so the resolved stream may be any value that names it.
+CUresult blas_stream(CUcontext, CUstream stream, Stream** resolved, int) {
+  if (resolved == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  CUresult error = CUDA_SUCCESS;
+  *resolved = resolve_stream(stream, error);
+  return error;
+}
+
+CUresult blas_stream_id(CUcontext, Stream* resolved, u64* id) {
+  const Stream* stream = g_streams.find(resolved);
+  if (stream == nullptr || id == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  *id = stream->id;
   return CUDA_SUCCESS;
 }
 

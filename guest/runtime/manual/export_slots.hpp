@@ -3,6 +3,8 @@
 
 #include <cuda.h>
 
+#include "guest/runtime/objects.hpp"
+
 #include "wire/cpp/types.hpp"
 
 namespace gpupool::guest::export_slots {
@@ -38,6 +40,8 @@ CUresult succeed();
 
 // 21318c60
 CUresult blas_query(CUcontext context, u32* out);
+CUresult blas_stream(CUcontext context, CUstream stream, Stream** resolved, int per_thread);
+CUresult blas_stream_id(CUcontext context, Stream* resolved, u64* id);
 
 // 6e163fbe
 int fft_enumerate(CUcontext context, CUmodule module, void (*callback)(void*, CUfunction), void* user);

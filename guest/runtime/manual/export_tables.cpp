@@ -100,7 +100,9 @@ struct Tables {
                slot(&export_slots::storage_get)};
     hooks.set(2, slot(&export_slots::query_hook)).set(3, slot(&export_slots::succeed));
     handshake_slots.set(1, slot(&handshake));
-    blas.set(4, slot(&export_slots::blas_query));
+    blas.set(4, slot(&export_slots::blas_query))
+        .set(39, slot(&export_slots::blas_stream_id))
+        .set(51, slot(&export_slots::blas_stream));
     // cuBLASLt's bf16 heuristics use this table without looking whether they got it (driver 580, cuBLASLt 13: a
     // null table ends the program), and carry on without it when its calls fail.
     blas_heuristics.set(4, slot(&export_slots::refuse)).set(13, slot(&export_slots::refuse));

@@ -93,7 +93,7 @@ GPUPOOL_CUDA CUresult cuStreamDestroy_v2(CUstream handle) {
 
 GPUPOOL_CUDA CUresult cuStreamSynchronize(CUstream handle) {
   return call([&] {
-    const auto stream = resolve_stream(handle);
+    const auto stream = resolve_stream_any(handle);
     refuse_while_capturing(*stream);
     return stream->synchronize();
   });

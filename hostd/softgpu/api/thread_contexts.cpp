@@ -110,9 +110,10 @@ GPUPOOL_CUDA CUresult cuCtxGetApiVersion(CUcontext handle, unsigned int* version
   });
 }
 
+// A faulted context is waited for as well: when the fault has been reported, nothing of it runs any more.
 GPUPOOL_CUDA CUresult cuCtxSynchronize() {
   return call([&] {
-    const auto context = current_context();
+    const auto context = current_context_any();
     refuse_unsafe_call();
     return context->synchronize();
   });
@@ -121,7 +122,6 @@ GPUPOOL_CUDA CUresult cuCtxSynchronize() {
 GPUPOOL_CUDA CUresult cuCtxSynchronize_v2(CUcontext handle) {
   return call([&] {
     const auto context = context_of(handle);
-    context->require_healthy();
     refuse_unsafe_call();
     return context->synchronize();
   });

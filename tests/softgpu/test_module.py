@@ -105,7 +105,7 @@ class Config(ctypes.Structure):
         (2, 1, 0),
         (4, 1, 0),
         (4, 2, 912),
-        (7, 0, NOT_SUPPORTED),
+        (7, 0, INVALID_HANDLE),  # an event to record, which is none
         (13, 1, NOT_SUPPORTED),
     ],
 )

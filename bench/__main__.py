@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def run_once(mode: str, python: str, names: list[str]) -> dict[str, float]:
             timeout=TIMEOUT_S, env=dict(os.environ),
         )
         if done.returncode != 0:
-            print(f"bench: {mode}: exit code {done.returncode}", file=sys.stderr)
+            tell(f"{mode}: exit code {done.returncode}")
         if not output.exists():
             return {}
         figures: dict[str, float] = json.loads(output.read_text())
@@ -62,6 +63,11 @@ def table(samples: dict[str, dict[str, list[float]]], modes: list[str]) -> str:
     return "\n".join(lines)
 
 
+def tell(text: str) -> None:
+    """Progress, on stderr."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
 def main() -> int:
     """Runs every mode `--rounds` times, interleaved, and prints the table."""
     parser = argparse.ArgumentParser(
@@ -77,14 +83,18 @@ def main() -> int:
     if unknown := set(modes) - set(MODES):
         parser.error(f"unknown mode {', '.join(sorted(unknown))}; there are {', '.join(MODES)}")
     samples: dict[str, dict[str, list[float]]] = {mode: defaultdict(list) for mode in modes}
-    for number in range(arguments.rounds):
-        for mode in modes:
-            print(f"bench: round {number + 1} of {arguments.rounds}, {mode}", file=sys.stderr, flush=True)
-            for name, value in run_once(mode, arguments.python, arguments.names).items():
-                samples[mode][name].append(value)
-    print(table(samples, modes))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(samples, indent=1))
+    # A run that is cut short still tells what it has.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        for number in range(arguments.rounds):
+            for mode in modes:
+                tell(f"round {number + 1} of {arguments.rounds}, {mode}")
+                for name, value in run_once(mode, arguments.python, arguments.names).items():
+                    samples[mode][name].append(value)
+                if arguments.json:
+                    arguments.json.write_text(json.dumps(samples, indent=1))
+    finally:
+        print(table(samples, modes), flush=True)
     return 0 if all(samples[mode] for mode in modes) else 1
 
 

@@ -14,7 +14,6 @@
 #include "wire/cpp/reader.hpp"
 #include "wire/cpp/stream_frame.hpp"
 #include "wire/cpp/stream_io.hpp"
-#include "wire_functions.hpp"  // generated
 
 namespace gpupool::worker {
 namespace {
@@ -46,6 +45,8 @@ class StreamMirror {
           receive_data(frame);
         else if (frame.kind == wire::FrameKind::slots)
           receive_slots(frame);
+        else if (frame.kind == wire::FrameKind::released)
+          window_.control().host_released.store(frame.size, std::memory_order_release);
         else
           throw wire::ProtocolError("frame of unknown kind");
       }
@@ -111,7 +112,6 @@ class StreamMirror {
     u8* slot = reinterpret_cast<u8*>(&window_.slot(ticket));
     std::memcpy(slot + sizeof sequence, bytes + sizeof sequence, sizeof(wire::Slot) - sizeof sequence);
     watch(window_.slot(ticket), ticket);
-    release_host_function(window_.slot(ticket));
     window_.control().tail.store(ticket + 1, std::memory_order_relaxed);
     received_.store(ticket + 1, std::memory_order_release);
     window_.slot(ticket).sequence.store(sequence, std::memory_order_release);
@@ -140,15 +140,6 @@ class StreamMirror {
     }
     fresh_ = true;
     news_.notify_one();
-  }
-
-  // A host function is released here and not by the dispatcher, which may be inside a driver call that waits
-  // for it.
-  void release_host_function(const wire::Slot& slot) {
-    if (slot.function != static_cast<u16>(wire::Function::host_function_release)) return;
-    u64 sequence = 0;
-    std::memcpy(&sequence, slot.payload, sizeof sequence);
-    window_.control().host_released.store(sequence, std::memory_order_release);
   }
 
   void collect() {

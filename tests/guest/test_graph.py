@@ -342,6 +342,50 @@ run(executable); same(read(a), 36)
     )
 
 
+def test_kernels_of_libraries(host: Host, transport: str) -> None:
+    """A CUkernel may stand where a CUfunction does, in nodes too."""
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+library, of_library = c_void_p(), c_void_p()
+ok(driver.cuLibraryLoadData(byref(library), PTX, None, None, 0, None, None, 0))
+ok(driver.cuLibraryGetKernel(byref(of_library), library, b"add"))
+a, s = alloc(4), stream()
+def params_of(function, kern, what):
+    params = kernel_params(a, what)
+    params.func, params.kern, params.ctx = function, kern, context.value
+    return params
+graph, first, second = new_graph(), c_void_p(), c_void_p()
+params = params_of(None, of_library.value, 1)
+ok(driver.cuGraphAddKernelNode_v2(byref(first), graph, *handles([]), byref(params)))
+params = params_of(kernel.value, None, 10)
+ok(driver.cuGraphAddKernelNode_v2(byref(second), graph, *handles([first]), byref(params)))
+executable = instantiate(graph)
+run(executable, s); same(read(a), 11)
+params = params_of(None, of_library.value, 100)
+ok(driver.cuGraphExecKernelNodeSetParams_v2(executable, first, byref(params)))
+run(executable, s); same(read(a), 121)
+# Captured, and asked for afterwards.
+ok(driver.cuStreamBeginCapture_v2(s, GLOBAL))
+pointers, keep = parameters(a, 7)
+ok(driver.cuLaunchKernel(of_library, 1, 1, 1, 1, 1, 1, 0, s, pointers, None))
+result, captured = end(s); ok(result)
+found, count = (c_void_p * 1)(), c_size_t(1)
+ok(driver.cuGraphGetNodes(c_void_p(captured), found, byref(count)))
+got = KernelParams()
+ok(driver.cuGraphKernelNodeGetParams_v2(c_void_p(found[0]), byref(got)))
+assert got.func or got.kern
+pointers = ctypes.cast(got.params, POINTER(c_void_p))
+same(ctypes.cast(pointers[1], POINTER(c_uint))[0], 7)
+# What was asked for can be given back, as programs that edit captured graphs do.
+ok(driver.cuGraphKernelNodeSetParams_v2(c_void_p(found[0]), byref(got)))
+run(instantiate(c_void_p(captured)), s); same(read(a), 128)
+""",
+    )
+
+
 def test_stale_graphs(host: Host, transport: str) -> None:
     """Undefined in CUDA; here a stale handle is recognised."""
     host.run_python(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+
 from tests.conftest import Host
 from tests.guest.stream_program import PRELUDE
 
@@ -145,6 +149,36 @@ used = time.process_time() - before
 assert used < 0.05, f"{used} s of CPU in one idle second"
 """,
     )
+
+
+def test_callbacks_hear_of_a_lost_worker(own_host: Host, transport: str) -> None:
+    """cuda.h: a stream callback is told of an error; a host function is not called after one."""
+    client = own_host.start_client(
+        transport,
+        sys.executable,
+        "-c",
+        PRELUDE
+        + CALLS
+        + """
+s, calls = stream(), []
+callback = CALLBACK(lambda handle, result, data: calls.append(result))
+hold(s)
+ok(driver.cuLaunchHostFunc(s, note, None))
+ok(driver.cuStreamAddCallback(s, callback, None, 0))
+print("waiting", flush=True)
+until(lambda: calls, "the callback")
+assert calls[0] != 0 and len(calls) == 1, calls
+same(seen, [])
+same(driver.cuStreamSynchronize(s), calls[0])
+print("told", flush=True)
+""",
+    )
+    assert client.stdout is not None
+    assert client.stdout.readline().strip() == "waiting"
+    worker = next(s["worker_pid"] for s in own_host.sessions() if s["pid"] == client.pid)
+    os.kill(worker, signal.SIGKILL)
+    output, errors = client.communicate(timeout=30)
+    assert (client.returncode, output.strip()) == (0, "told"), errors
 
 
 def test_many(host: Host, transport: str) -> None:

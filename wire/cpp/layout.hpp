@@ -77,8 +77,9 @@ struct Control {
       128) std::atomic<u32> async_error;  // first CUresult of an asynchronous call since the client took it
   std::atomic<u32> async_function;        // wire::Function that failed
   std::atomic<u32> fatal_error;           // CUresult that ended the context for good; never cleared
-  // Host functions: word 0, which belongs to no stream, holds (sequence << 32 | id) of the one that the worker wants
-  // run; here the client says up to which sequence it has run them. One is outstanding at most.
+  // Host functions: word 0, which belongs to no stream, holds (sequence << 32 | id) of the one that the
+  // worker wants run; here the client says up to which sequence it has run them. One is outstanding at most.
+  // Over a stream transport both travel by themselves, past the ring.
   alignas(128) std::atomic<u64> host_released;
 };
 

@@ -14,8 +14,9 @@ enum class FrameKind : u32 {
   data = 2,   // both ways: `size` bytes follow, for the window at `offset`
   store =
       3,  // worker to client: store `size` as a u64 at `offset` (a word, a reply's `done`, the ring's head)
-  error = 4,  // worker to client: asynchronous error `count` of function `offset`
-  fatal = 5,  // worker to client: the context is lost with error `count`
+  error = 4,     // worker to client: asynchronous error `count` of function `offset`
+  fatal = 5,     // worker to client: the context is lost with error `count`
+  released = 6,  // client to worker: Control::host_released is `size`; never waits for the ring
 };
 
 struct Frame {

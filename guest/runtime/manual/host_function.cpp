@@ -56,16 +56,14 @@ void run_call(HostCall& call, CUresult status) {
   t_in_host_function = false;
 }
 
+// The store is the message, not a slot: a dispatcher which is busy inside the driver cannot hold a host
+// function back that the driver is waiting for.
 void release(Session& session, u64 sequence) {
-  // On shared memory the store is the message, so that a dispatcher which is busy inside the driver cannot
-  // hold a host function back that the driver is waiting for.
-  if (session.shared_memory()) {
-    session.window().control().host_released.store(sequence, std::memory_order_release);
-    return;
-  }
-  Call call(wire::Function::host_function_release);
-  call.put(sequence);
-  call.send();  // fails only with the session, and then nobody waits
+  wire::Control& control = session.window().control();
+  control.host_released.store(sequence, std::memory_order_seq_cst);
+  if (session.shared_memory() || control.worker_sleeping.load(std::memory_order_seq_cst) == 0) return;
+  control.doorbell.fetch_add(1, std::memory_order_release);  // the sender of a stream transport sleeps on it
+  wire::futex_wake(control.doorbell);
 }
 
 // Serves the request in word 0 if it is new. True when it was.

@@ -64,6 +64,7 @@ class Stream final : public Transport {
   void send_loop() {
     u64 next = 0;
     while (!stopping_.load(std::memory_order_acquire)) {
+      if (!send_release()) break;
       if (!published(next)) {
         wait_for(next);
         continue;
@@ -75,6 +76,19 @@ class Stream final : public Transport {
 
   bool published(u64 ticket) const {
     return window_.slot(ticket).sequence.load(std::memory_order_acquire) == ticket + 1;
+  }
+
+  u64 host_released() const { return window_.control().host_released.load(std::memory_order_seq_cst); }
+
+  // Tells how far host functions have run. Not through the ring: the worker may be inside a driver call that
+  // waits for one of them, and the ring full behind it.
+  bool send_release() {
+    const u64 released = host_released();
+    if (released == sent_release_) return true;
+    sent_release_ = released;
+    wire::Frame frame{wire::FrameKind::released, 0, 0, released};
+    iovec piece{&frame, sizeof frame};
+    return wire::send_all(socket_, &piece, 1);
   }
 
   // Sends the run of published slots that starts at `next`, up to the end of the ring or a slot with data.
@@ -110,13 +124,13 @@ class Stream final : public Transport {
       const u64 start = wire::monotonic_ns();
       while (wire::monotonic_ns() - start < kSpinNs) {
         for (int i = 0; i < 64; ++i) __builtin_ia32_pause();
-        if (published(ticket)) return;
+        if (published(ticket) || host_released() != sent_release_) return;
       }
     }
     const u32 bell = control.doorbell.load(std::memory_order_acquire);
     control.worker_sleeping.store(1, std::memory_order_seq_cst);
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (!published(ticket) && !stopping_.load(std::memory_order_acquire))
+    if (!published(ticket) && host_released() == sent_release_ && !stopping_.load(std::memory_order_acquire))
       wire::futex_wait(control.doorbell, bell, kSleepMs);
     control.worker_sleeping.store(0, std::memory_order_relaxed);
   }
@@ -178,6 +192,7 @@ class Stream final : public Transport {
 
   int socket_;
   wire::Window window_;
+  u64 sent_release_ = 0;  // the sender's own
   std::atomic<bool> stopping_{false};
   std::atomic<bool> gone_{false};
   std::thread sender_, receiver_;

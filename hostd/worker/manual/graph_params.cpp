@@ -96,23 +96,16 @@ CUresult read_node(Worker& worker, Request& request, NodeOf& of, bool in_exec) {
   return CUDA_SUCCESS;
 }
 
-// The client's handle of a function that the driver returned. Kernels are compared by their function in the
-// current context too: that is what a launch of one is recorded as.
+// The client's handle of a function that the driver returned: a function of a module, a kernel, or what a
+// kernel is in the context where it was launched last.
 wire::Handle name_function(Worker& worker, CUfunction function, CUkernel kernel) {
   wire::Handle name;
   worker.functions.each([&](wire::Handle handle, const FunctionEntry& entry) {
-    if (name) return;
-    const bool same =
-        entry.kernel ? reinterpret_cast<CUkernel>(entry.function) == kernel : entry.function == function;
-    if (same && (entry.kernel ? kernel != nullptr : function != nullptr)) name = handle;
-  });
-  if (name || function == nullptr) return name;
-  worker.functions.each([&](wire::Handle handle, const FunctionEntry& entry) {
-    if (name || !entry.kernel) return;
-    CUfunction here = nullptr;
-    const CUresult result =
-        worker.driver.cuKernelGetFunction(&here, reinterpret_cast<CUkernel>(entry.function));
-    if (entry.function == function || (result == CUDA_SUCCESS && here == function)) name = handle;
+    const bool as_kernel =
+        kernel != nullptr && entry.kernel && reinterpret_cast<CUkernel>(entry.function) == kernel;
+    const bool as_function =
+        function != nullptr && (entry.function == function || entry.resolved == function);
+    if (as_kernel || as_function) name = handle;
   });
   return name;
 }

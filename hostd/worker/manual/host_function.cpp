@@ -43,10 +43,4 @@ CUresult handle_cuLaunchHostFunc(Worker& worker, Request& request) {
   return worker.driver.cuLaunchHostFunc(request.stream, client_function(worker), client_argument(id));
 }
 
-// u64 sequence. Over a stream transport only, where the mirror has stored it already.
-CUresult handle_host_function_release(Worker&, Request& request) {
-  request.in.get<u64>();
-  return CUDA_SUCCESS;
-}
-
 }  // namespace gpupool::worker

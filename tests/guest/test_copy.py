@@ -194,7 +194,8 @@ def test_boxes(host: Host, transport: str) -> None:
     """2D and 3D copies against the same done on bytes, over random shapes."""
     seed = random.randrange(1 << 30)  # noqa: S311
     run(host, transport, f"random.seed({seed}); print('seed', {seed})" + """
-size = 6 << 20
+M = 1 << 20
+size = 9 * M
 a, p = d.alloc(size), d.pinned(size)
 h = ctypes.create_string_buffer(size)
 device = bytearray(pattern(size))
@@ -206,20 +207,25 @@ def model(target, to, source, frm, w, hh, dd):
             j = ((frm[2] + z) * frm[4] + frm[1] + y) * frm[3] + frm[0]
             target[i:i + w] = source[j:j + w]
 def shape(w, hh, dd):
-    x, y, z = random.randrange(9), random.randrange(3), random.randrange(2)
-    return (x, y, z, x + w + random.randrange(40), y + hh + random.randrange(3))
-for turn in range(60):
-    w = random.choice([1, 3, 64, 500, 4096, 200000, 1 << 20, (1 << 20) + 77])
-    dd = random.choice([1, 1, 2, 3])
-    hh = max(1, min(random.choice([1, 2, 5, 40]), (size // 3) // (w * dd)))
-    if w * hh * dd > size // 3:
-        dd = 1
+    x, y, z, more = [random.randrange(n) for n in ((9, 1, 1, 1) if w >= M - 1 else (9, 3, 2, 3))]
+    return (x, y, z, x + w + random.randrange(40), y + hh + more)
+# Whole, by slices, by rows, by parts of a row: each at least once, whatever the seed.
+fixed = [(100, 7, 3), (4096, 100, 7), (200000, 6, 2), (M + 77, 1, 2), (M - 1, 2, 1), (3, 1, 5),
+         (M + 77, 2, 1)]
+for turn in range(80):
+    if turn < 2 * len(fixed):
+        w, hh, dd = fixed[turn // 2]
+    else:
+        w = random.choice([1, 3, 64, 500, 4096, 200000, M, M + 77])
+        dd = random.choice([1, 1, 2, 3])
+        hh = random.choice([1, 2, 5, 40])
     d_shape, h_shape = shape(w, hh, dd), shape(w, hh, dd)
     if max(((s[2] + dd) * s[4] + s[1] + hh) * s[3] + w for s in (d_shape, h_shape)) > size:
+        assert turn >= 2 * len(fixed)
         continue
-    pinned = random.random() < 0.4
+    pinned = turn >= 2 * len(fixed) and random.random() < 0.5
     address = p if pinned else ctypes.addressof(h)
-    upload = random.random() < 0.5
+    upload = turn % 2 == 0
     content = pattern(size, turn)
     write_host(address, content)
     c = Memcpy3D()

@@ -83,6 +83,7 @@ CUuuid make_uuid(u32 ordinal) {
 }
 
 u32 g_threads = 1;
+u8 g_leftover = 0;
 
 }  // namespace
 
@@ -91,6 +92,9 @@ bool initialized() {
 }
 u32 engine_threads() {
   return g_threads;
+}
+u8 leftover_byte() {
+  return g_leftover;
 }
 u32 device_count() {
   return static_cast<u32>(devices().size());
@@ -105,6 +109,7 @@ void make_devices() {
   const u64 count = setting("GPUPOOL_SOFTGPU_DEVICES", 1, 1, kMaxDevices);
   const u64 memory_mib = setting("GPUPOOL_SOFTGPU_MEMORY_MIB", 4096, 16, 1u << 20);
   g_threads = static_cast<u32>(setting("GPUPOOL_SOFTGPU_THREADS", usable_cpus(), 1, 1024));
+  g_leftover = static_cast<u8>(setting("GPUPOOL_SOFTGPU_LEFTOVER", 0, 0, 255));
   for (u32 i = 0; i < count; ++i) {
     auto device = std::make_unique<Device>();
     device->ordinal = static_cast<int>(i);

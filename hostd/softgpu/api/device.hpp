@@ -63,5 +63,8 @@ u32 device_count();
 Device& device_of(int ordinal);
 // How many CPU threads run the blocks of one grid.
 u32 engine_threads();
+// What fresh memory holds, as that of a real device holds what was there before; 0 unless the environment
+// says otherwise.
+u8 leftover_byte();
 
 }  // namespace gpupool::softgpu

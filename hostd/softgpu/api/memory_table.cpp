@@ -1,5 +1,6 @@
 // The table of live memory: what is where, and what kernels may touch.
 #include <algorithm>
+#include <cstring>
 
 #include "hostd/softgpu/api/memory.hpp"
 
@@ -140,6 +141,7 @@ Allocation allocate_device(Context& context, u64 bytes, MemoryKind kind, u64 poo
     context.device->release(reserved);
     fail(CUDA_ERROR_OUT_OF_MEMORY);
   }
+  if (leftover_byte() != 0) std::memset(reinterpret_cast<void*>(address), leftover_byte(), reserved);
   Allocation allocation;
   allocation.base = address;
   allocation.size = bytes;

@@ -13,6 +13,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <vector>
 
 namespace gpupool::softgpu {
 
@@ -58,6 +59,15 @@ void give(std::map<u64, u64>& free, Extent extent) {
     free.erase(next);
   }
   free[extent.offset] = extent.size;
+}
+
+void leave_something(int file, const Extent& extent) {
+  if (leftover_byte() == 0) return;
+  const std::vector<u8> block(kGranularity, leftover_byte());
+  for (u64 at = 0; at < extent.size; at += block.size())
+    require(pwrite(file, block.data(), std::min<u64>(block.size(), extent.size - at),
+                   static_cast<off_t>(extent.offset + at)) > 0,
+            CUDA_ERROR_OUT_OF_MEMORY);
 }
 
 }  // namespace
@@ -110,6 +120,7 @@ std::shared_ptr<Physical> make_physical(Device& device, u64 size, bool exportabl
     physical->own_file = true;
     physical->file = make_file(device, size);
     physical->extents.push_back({0, size});
+    leave_something(physical->file, physical->extents.back());
     return physical;
   }
   Store& store = store_of(device);
@@ -135,6 +146,7 @@ std::shared_ptr<Physical> make_physical(Device& device, u64 size, bool exportabl
     physical->extents.clear();
     fail(CUDA_ERROR_OUT_OF_MEMORY);
   }
+  for (const Extent& extent : physical->extents) leave_something(physical->file, extent);
   return physical;
 }
 

@@ -73,7 +73,15 @@ fills(get_function(d, module, "fill"))
 def test_look_ups_are_remembered(host: Host, transport: str) -> None:
     run(host, transport, """
 module = load_module(d)
+unloaded, state = (c_void_p * 6)(), c_int()
+d.call("cuModuleEnumerateFunctions", unloaded, 6, module)
+for function in unloaded:
+    d.call("cuFuncIsLoaded", byref(state), c_void_p(function))
+    equal(state.value, 0)
 first = get_function(d, module, "fill")
+fills(first)
+d.call("cuFuncIsLoaded", byref(state), first)
+equal(state.value, 1)
 equal(get_function(d, module, "fill").value, first.value)
 assert get_function(d, module, "count").value != first.value
 name = c_char_p()

@@ -76,7 +76,7 @@ void forget_library_module(const Module& module) {
   std::erase_if(module.library->modules, [&module](const auto& entry) { return entry.second == &module; });
 }
 
-CUresult find_kernel(Library& library, const char* name, Function*& kernel) {
+CUresult find_kernel(Library& library, const char* name, LookUp how, Function*& kernel) {
   const std::lock_guard lock(library.mutex);
   if (const auto known = library.kernels.find(name); known != library.kernels.end()) {
     kernel = known->second;
@@ -87,14 +87,15 @@ CUresult find_kernel(Library& library, const char* name, Function*& kernel) {
   made->library = &library;
   // Without a context the kernel is found but not loaded: its first use describes it.
   const Context* context = current_context();
-  const i32 device = check_context(context) == CUDA_SUCCESS ? context->device : -1;
+  const bool describe = how == LookUp::ask && check_context(context) == CUDA_SUCCESS;
+  const i32 device = describe ? context->device : -1;
   Call call(wire::Function::cuLibraryGetKernel);
   call.put(library.handle);
   call.put(made->handle);
   call.put<i32>(device < 0 ? -1 : session_device(device));
   call.put_string(name);
-  CUresult result = call.wait();
-  if (result == CUDA_SUCCESS) result = static_cast<CUresult>(call.get<i32>());
+  CUresult result = how == LookUp::ask ? call.wait() : call.send();
+  if (result == CUDA_SUCCESS && how == LookUp::ask) result = static_cast<CUresult>(call.get<i32>());
   if (result != CUDA_SUCCESS) {
     destroy_function(made);
     return result;
@@ -152,7 +153,7 @@ CUresult cuLibraryGetKernel(CUkernel* pKernel, CUlibrary library, const char* na
   Library* found = find(library);
   if (found == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   Function* kernel = nullptr;
-  const CUresult result = find_kernel(*found, name, kernel);
+  const CUresult result = find_kernel(*found, name, LookUp::ask, kernel);
   if (result == CUDA_SUCCESS) *pKernel = reinterpret_cast<CUkernel>(kernel);
   return result;
 }
@@ -176,7 +177,7 @@ CUresult cuLibraryEnumerateKernels(CUkernel* kernels, unsigned int numKernels, C
   CUresult result = function_names(wire::Function::cuLibraryEnumerateKernels, library->handle, names);
   for (u64 i = 0; i < names.size() && i < numKernels && result == CUDA_SUCCESS; ++i) {
     Function* kernel = nullptr;
-    result = find_kernel(*library, names[i].c_str(), kernel);
+    result = find_kernel(*library, names[i].c_str(), LookUp::listed, kernel);
     kernels[i] = reinterpret_cast<CUkernel>(kernel);
   }
   return result;

@@ -123,7 +123,7 @@ void unload_modules(Context& context) {
   }
 }
 
-CUresult find_function(Module& module, const char* name, Function*& function) {
+CUresult find_function(Module& module, const char* name, LookUp how, Function*& function) {
   const std::lock_guard lock(module.mutex);
   if (const auto known = module.functions.find(name); known != module.functions.end()) {
     function = known->second;
@@ -137,18 +137,20 @@ CUresult find_function(Module& module, const char* name, Function*& function) {
   Call call(wire::Function::cuModuleGetFunction);
   call.put(module.handle);
   call.put(made->handle);
-  call.put<i32>(session_device(module.context->device));
+  call.put<i32>(how == LookUp::ask ? session_device(module.context->device) : -1);
   call.put_string(name);
-  CUresult result = call.wait();
-  if (result == CUDA_SUCCESS) result = static_cast<CUresult>(call.get<i32>());
+  CUresult result = how == LookUp::ask ? call.wait() : call.send();
+  if (result == CUDA_SUCCESS && how == LookUp::ask) result = static_cast<CUresult>(call.get<i32>());
   if (result != CUDA_SUCCESS) {
     destroy_function(made);
     return result;
   }
-  // What cannot be described now is asked for again at its first use, and fails there.
-  if (const CUresult described = read_description(call, *made, module.context->device);
-      described != CUDA_SUCCESS)
-    log_debug("kernel %s is not described yet: %d", name, static_cast<int>(described));
+  if (how == LookUp::ask) {
+    // What cannot be described now is asked for again at its first use, and fails there.
+    if (const CUresult described = read_description(call, *made, module.context->device);
+        described != CUDA_SUCCESS)
+      log_debug("kernel %s is not described yet: %d", name, static_cast<int>(described));
+  }
   module.functions.emplace(name, made);
   function = made;
   return CUDA_SUCCESS;
@@ -254,7 +256,7 @@ CUresult cuModuleGetFunction(CUfunction* hfunc, CUmodule hmod, const char* name)
   Module* module = find(hmod);
   if (module == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   Function* function = nullptr;
-  const CUresult result = find_function(*module, name, function);
+  const CUresult result = find_function(*module, name, LookUp::ask, function);
   if (result == CUDA_SUCCESS) *hfunc = reinterpret_cast<CUfunction>(function);
   return result;
 }
@@ -278,7 +280,7 @@ CUresult cuModuleEnumerateFunctions(CUfunction* functions, unsigned int numFunct
   CUresult result = function_names(wire::Function::cuModuleEnumerateFunctions, module->handle, names);
   for (u64 i = 0; i < names.size() && i < numFunctions && result == CUDA_SUCCESS; ++i) {
     Function* function = nullptr;
-    result = find_function(*module, names[i].c_str(), function);
+    result = find_function(*module, names[i].c_str(), LookUp::listed, function);
     functions[i] = reinterpret_cast<CUfunction>(function);
   }
   return result;

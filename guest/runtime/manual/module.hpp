@@ -15,9 +15,16 @@ void forget_modules(Context& context);
 // the driver; only their modules in this context go.
 void unload_modules(Context& context);
 
+// How the worker is asked for a function.
+enum class LookUp {
+  ask,     // wait for the answer, which describes the function
+  listed,  // the driver itself gave the name: do not wait, and leave the function unloaded until its first
+           // use
+};
+
 // Finds a function of a module, or a kernel of a library, by name: in the cache, or in the worker.
-CUresult find_function(Module& module, const char* name, Function*& function);
-CUresult find_kernel(Library& library, const char* name, Function*& kernel);
+CUresult find_function(Module& module, const char* name, LookUp how, Function*& function);
+CUresult find_kernel(Library& library, const char* name, LookUp how, Function*& kernel);
 
 // A library's module in a context is going away; the library forgets it. For module.cpp.
 void forget_library_module(const Module& module);

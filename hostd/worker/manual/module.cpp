@@ -53,14 +53,15 @@ CUresult handle_cuModuleUnload(Worker& worker, Request& request) {
   return worker.driver.cuModuleUnload(module);
 }
 
-// wire::Handle module, wire::Handle function, i32 device, string name -> i32 result, description.
+// wire::Handle module, wire::Handle function, i32 device (negative: do not describe), string name -> i32
+// result, description.
 CUresult handle_cuModuleGetFunction(Worker& worker, Request& request) {
   const auto module_handle = request.in.get<wire::Handle>();
   const auto handle = request.in.get<wire::Handle>();
   const auto device = request.in.get<i32>();
   const std::string name = request.in.get_string(kMaxNameBytes);
   request.in.finish();
-  if (device < 0 || static_cast<u64>(device) >= worker.devices.size())
+  if (device >= 0 && static_cast<u64>(device) >= worker.devices.size())
     throw wire::ProtocolError("device ordinal out of range");
   ModuleEntry* module = worker.modules.find(module_handle);
   CUfunction function = nullptr;
@@ -71,7 +72,7 @@ CUresult handle_cuModuleGetFunction(Worker& worker, Request& request) {
   if (result != CUDA_SUCCESS) return CUDA_SUCCESS;
   put_function(worker, handle, function, false);
   module->functions.push_back(handle);
-  write_description(worker, request, *worker.functions.find(handle), device);
+  if (device >= 0) write_description(worker, request, *worker.functions.find(handle), device);
   return CUDA_SUCCESS;
 }
 

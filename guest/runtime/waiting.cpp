@@ -46,19 +46,22 @@ CUresult Session::wait_word(u32 index, u64 value) {
 }
 
 void Session::poke(u32 index) {
-  Context* context = current_context();
-  if (context == nullptr) return;
-  Stream* owner = nullptr;
-  {
-    const std::lock_guard lock(context->mutex);
-    for (Stream* stream : context->streams)
-      if (stream->handle.index() == index) owner = stream;
-  }
-  if (owner == nullptr || owner->capturing.load(std::memory_order_acquire)) return;
+  // The thread that waits may have another context current than the stream's, or none.
+  u32 context = 0;
+  wire::Handle stream{};
+  g_streams.each([&](const Stream& each) {
+    if (each.handle.index() != index || each.capturing.load(std::memory_order_acquire)) return;
+    stream = each.handle;
+    const Context* const owner = each.context;  // null while another thread makes a stream at this place
+    context = owner != nullptr && owner->alive.load(std::memory_order_acquire) ? owner->index : 0;
+  });
   const Claim slot = claim();
   if (slot.slot == nullptr) return;
-  slot.slot->function = static_cast<u16>(wire::Function::stream_poke);
-  slot.slot->stream = owner->handle;
+  // A destroyed stream cannot be asked any more: then its context is.
+  const wire::Function look = stream ? wire::Function::stream_poke : wire::Function::fault_check;
+  slot.slot->function = static_cast<u16>(look);
+  slot.slot->stream = stream;
+  if (context != 0) slot.slot->context = context;
   publish(slot);  // no work: last_work stays
 }
 

@@ -58,6 +58,7 @@ CUresult Worker::unregister_window(u64 offset) {
 CUresult handle_window_register(Worker& worker, Request& request) {
   const u64 offset = request.in.get<u64>();
   const u64 bytes = request.in.get<u64>();
+  request.in.finish();
   if (offset < wire::kHeapOffset || offset % 4096 != 0 || bytes == 0 || bytes % 4096 != 0 ||
       !worker.window.holds_data(offset, bytes))
     throw wire::ProtocolError("window_register outside the heap");
@@ -66,17 +67,20 @@ CUresult handle_window_register(Worker& worker, Request& request) {
 
 CUresult handle_window_unregister(Worker& worker, Request& request) {
   const u64 offset = request.in.get<u64>();
+  request.in.finish();
   if (offset < wire::kHeapOffset || offset >= worker.window.size)
     throw wire::ProtocolError("window_unregister outside the heap");
   return worker.unregister_window(offset);
 }
 
-CUresult handle_ping(Worker&, Request&) {
+CUresult handle_ping(Worker&, Request& request) {
+  request.in.finish();
   return CUDA_SUCCESS;
 }
 
 // A faulted context answers every call with its error; this is the cheapest call that looks.
 CUresult handle_fault_check(Worker& worker, Request& request) {
+  request.in.finish();
   if (request.context == nullptr) return CUDA_SUCCESS;
   CUdevice device = 0;
   return worker.driver.cuCtxGetDevice(&device);

@@ -125,13 +125,22 @@ void set_timeout(int fd, int option, int seconds) {
   setsockopt(fd, SOL_SOCKET, option, &timeout, sizeof timeout);
 }
 
+// connect() to its end. On Linux the call may simply be made again after a signal: over a unix socket nothing
+// has happened yet, over TCP it goes on waiting for the connection that is under way.
+bool connect_all(int fd, const sockaddr* address, socklen_t size) {
+  int result = 0;
+  do result = connect(fd, address, size);
+  while (result < 0 && errno == EINTR);
+  return result == 0;
+}
+
 int dial_unix(const Endpoint& endpoint, std::string& why) {
   Descriptor fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::memcpy(address.sun_path, endpoint.path.c_str(), endpoint.path.size() + 1);
   set_timeout(fd.get(), SO_SNDTIMEO, kDialTimeoutSeconds);
-  if (fd.get() >= 0 && connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0)
+  if (fd.get() >= 0 && connect_all(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address))
     return fd.release();
   why = "cannot reach " + endpoint.text + ": " + std::strerror(errno) + "; is hostd running?";
   return -1;
@@ -155,13 +164,14 @@ int dial_tcp(const Endpoint& endpoint, std::string& why) {
     const int yes = 1;
     setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     // The buffers are left to the kernel: a size set here would end its own tuning and be cut to rmem_max.
-    if (connect(fd.get(), one->ai_addr, one->ai_addrlen) == 0)
+    if (connect_all(fd.get(), one->ai_addr, one->ai_addrlen))
       connected = fd.release();
     else
       error = errno;
   }
   freeaddrinfo(found);
-  if (connected < 0) why = "cannot reach " + endpoint.text + ": " + std::strerror(error);
+  if (connected < 0)
+    why = "cannot reach " + endpoint.text + ": " + std::strerror(error) + "; is hostd running there?";
   return connected;
 }
 

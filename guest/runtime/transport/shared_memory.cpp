@@ -20,8 +20,9 @@ class SharedMemory final : public Transport {
   }
   bool peer_alive() override {
     pollfd socket{socket_, POLLIN | POLLRDHUP, 0};
-    // The worker never sends after the Welcome: anything to read is the end of the stream.
-    return poll(&socket, 1, 0) == 0;
+    // The worker never sends after the Welcome: anything to read is the end of the stream. A pending signal
+    // interrupts even a poll that does not wait; whoever asked asks again.
+    return poll(&socket, 1, 0) <= 0;
   }
   const char* name() const override { return "shm"; }
   bool shared_memory() const override { return true; }

@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <map>
@@ -25,9 +26,11 @@ inline std::string read_file(const std::string& path) {
   return content.str();
 }
 
-// PTX text in tests/kernels.
+// A file of tests/kernels, or of the folder that GPUPOOL_TEST_KERNELS names: the output of other compilers.
 inline std::string kernel_file(const std::string& name) {
-  return read_file(std::string(GPUPOOL_SOURCE_DIR) + "/tests/kernels/" + name);
+  const char* folder = std::getenv("GPUPOOL_TEST_KERNELS");
+  const std::string kernels = folder != nullptr ? folder : GPUPOOL_SOURCE_DIR "/tests/kernels";
+  return read_file(kernels + "/" + name);
 }
 
 class Device final : public MemoryMap {

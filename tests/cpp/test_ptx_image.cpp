@@ -22,7 +22,8 @@ std::string entry(u16 kind, u32 architecture, const std::string& payload) {
   put(image, architecture, 4);
   put(image, 0, 8);
   put(image, 0x11, 8);
-  put(image, 0, 16);
+  put(image, 0, 8);
+  put(image, 0, 8);
   return image + payload;
 }
 

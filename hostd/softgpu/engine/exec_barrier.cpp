@@ -63,7 +63,8 @@ void arrive(Lanes& x, const Inst& i) {
   const u32 number = i.a == kNoPlace ? kClusterBarrier : x.in<u32>(i.a)[lane];
   if (i.a != kNoPlace && number >= kUserBarriers)
     throw LaunchFault{Fault::illegal_instruction, "barrier number beyond 15", lane};
-  const u32 expected = i.b == kNoPlace ? 0 : x.in<u32>(i.b)[lane];
+  u32 expected = i.b == kNoPlace ? 0 : x.in<u32>(i.b)[lane];
+  if (expected == x.launch->block_warps * kWarpLanes) expected = 0;  // another way to say all
   Barrier& barrier = x.block->barriers[number];
   if (barrier.in_use && barrier.expected != expected)
     throw LaunchFault{Fault::illegal_instruction, "barrier used with different thread counts", lane};

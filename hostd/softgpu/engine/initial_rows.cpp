@@ -43,7 +43,15 @@ u64 uniform_value(const Launch& launch, const Block& block, const Warp& warp, co
     case Initial::dynamic_smem_size:
       return launch.dynamic_shared_bytes;
     case Initial::total_smem_size:
-      return launch.shared_bytes;
+      return launch.requested_shared_bytes;
+    case Initial::reserved_begin:
+      return launch.reserved_shared_offset;
+    case Initial::reserved_second:
+      return launch.reserved_shared_offset + kReservedSharedBytes / 2;
+    case Initial::reserved_end:
+      return launch.reserved_shared_offset + kReservedSharedBytes;
+    case Initial::reserved_cap:
+      return kReservedSharedBytes;
     case Initial::one:
       return 1;
     case Initial::shared_variable:

@@ -79,6 +79,10 @@ enum class Initial : u8 {
   total_smem_size,
   zero,
   one,
+  reserved_begin,
+  reserved_second,
+  reserved_end,
+  reserved_cap,
   shared_variable,  // `variable` names it: its offset depends on the kernel
 };
 
@@ -166,6 +170,10 @@ struct Function {
   KernelInfo info;
 };
 
+// Shared memory that belongs to the system: cooperative groups keep the state of large tiles there. It lies behind the
+// program's own; PTX names two parts of it.
+inline constexpr u32 kReservedSharedBytes = 2048;
+
 // What one kernel needs to run: made by link() from the functions that it can reach.
 struct KernelLayout {
   u32 function = 0;
@@ -173,6 +181,7 @@ struct KernelLayout {
   std::unordered_map<u32, u32> shared_offsets;  // variable -> offset
   u32 static_shared_bytes = 0;
   u32 dynamic_shared_offset = 0;
+  bool reserved_shared = false;  // it uses the system's part of shared memory
   u32 register_bytes = 0;  // per warp
   u32 local_bytes = 0;     // per thread
 };

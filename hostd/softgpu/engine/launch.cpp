@@ -5,6 +5,8 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <new>
+#include <system_error>
 #include <thread>
 
 #include "hostd/softgpu/engine/machine.hpp"
@@ -152,6 +154,14 @@ class Processor {
   std::unique_ptr<Block> spare_;
 };
 
+void run_processor(Launch& launch, u32 number) {
+  try {
+    Processor(launch, number).run();
+  } catch (const std::bad_alloc&) {
+    launch.fail(Fault::illegal_instruction, "out of memory while running the kernel");
+  }
+}
+
 std::string triple(u32 x, u32 y, u32 z) {
   return "(" + std::to_string(x) + "," + std::to_string(y) + "," + std::to_string(z) + ")";
 }
@@ -219,7 +229,11 @@ LaunchResult run_kernel(const Program& program, u64 kernel, Dim3 grid, Dim3 bloc
   launch.block_threads = static_cast<u32>(block_threads);
   launch.block_warps = (launch.block_threads + engine::kWarpLanes - 1) / engine::kWarpLanes;
   launch.dynamic_shared_bytes = dynamic_shared_bytes;
-  launch.shared_bytes = launch.kernel->dynamic_shared_offset + dynamic_shared_bytes;
+  launch.requested_shared_bytes = launch.kernel->dynamic_shared_offset + dynamic_shared_bytes;
+  launch.reserved_shared_offset = (launch.requested_shared_bytes + 15) / 16 * 16;
+  launch.shared_bytes = launch.requested_shared_bytes;
+  if (launch.kernel->reserved_shared)
+    launch.shared_bytes = launch.reserved_shared_offset + engine::kReservedSharedBytes;
   launch.parameters.assign(parameters.begin(), parameters.end());
   launch.parameters.resize(std::max<size_t>(parameters.size(), launch.function->info.parameter_bytes));
   launch.memory = &memory;
@@ -228,9 +242,13 @@ LaunchResult run_kernel(const Program& program, u64 kernel, Dim3 grid, Dim3 bloc
   launch.cpu_threads = static_cast<u32>(std::min<u64>(std::max(threads, 1u), launch.blocks));
   {
     std::vector<std::jthread> helpers;
-    for (u32 i = 1; i < launch.cpu_threads; ++i)
-      helpers.emplace_back([&launch, i] { engine::Processor(launch, i).run(); });
-    engine::Processor(launch, 0).run();
+    try {
+      for (u32 i = 1; i < launch.cpu_threads; ++i)
+        helpers.emplace_back([&launch, i] { engine::run_processor(launch, i); });
+    } catch (const std::system_error&) {
+      // No more threads to be had: those that there are do all the work.
+    }
+    engine::run_processor(launch, 0);
   }
   launch.flush_output();
   return launch.result;

@@ -210,6 +210,9 @@ class Linker {
         if (program_.variables[variable].external)
           layout.shared_offsets[variable] = layout.dynamic_shared_offset;
     layout.static_shared_bytes = shared;
+    for (const InitialRow& row : layout.initial)
+      layout.reserved_shared = layout.reserved_shared ||
+                               (row.what >= Initial::reserved_begin && row.what <= Initial::reserved_cap);
     layout.register_bytes = align_up(function.frame_base + function.frame_bytes, 64);
     layout.local_bytes = align_up(function.local_base + function.local_bytes, 256);
     KernelInfo info = function.info;

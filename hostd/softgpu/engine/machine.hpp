@@ -134,7 +134,9 @@ struct Launch {
   u32 block_threads = 0;
   u32 block_warps = 0;
   u32 dynamic_shared_bytes = 0;
-  u32 shared_bytes = 0;  // all of a block's
+  u32 requested_shared_bytes = 0;  // static and dynamic
+  u32 reserved_shared_offset = 0;
+  u32 shared_bytes = 0;  // all that a block may touch
   u32 cpu_threads = 1;
   u64 blocks = 0;
   std::vector<u8> parameters;

@@ -1,7 +1,8 @@
 """`./run bench`: the same workloads natively and through gpupool, in one run, interleaved.
 
-Needs an NVIDIA GPU and a Python with PyTorch and torchvision (--python names it). Prints a table of medians with
-the ratio to native, and with --json FILE writes every sample. Nothing is compared with figures of another run.
+Needs an NVIDIA GPU and a Python with PyTorch and torchvision (--python names it). Prints a table
+of medians with the ratio to native, and with --json FILE writes every sample. Nothing is compared
+with figures of another run.
 """
 
 from __future__ import annotations
@@ -31,12 +32,16 @@ def command(mode: str, python: str, names: list[str], output: Path) -> list[str]
 
 
 def run_once(mode: str, python: str, names: list[str]) -> dict[str, float]:
-    """One process of the workloads; its figures. A failed run is told on stderr and keeps what it had."""
+    """One process of the workloads; its figures. A failed run is told and keeps what it had."""
     with tempfile.TemporaryDirectory(prefix="gpupool-bench-") as folder:
         output = Path(folder) / "figures.json"
         done = subprocess.run(  # noqa: S603 - our own command line
-            command(mode, python, names, output), stdout=subprocess.PIPE, text=True, check=False,
-            timeout=TIMEOUT_S, env=dict(os.environ),
+            command(mode, python, names, output),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+            env=dict(os.environ),
         )
         if done.returncode != 0:
             tell(f"{mode}: exit code {done.returncode}")
@@ -71,12 +76,18 @@ def tell(text: str) -> None:
 def main() -> int:
     """Runs every mode `--rounds` times, interleaved, and prints the table."""
     parser = argparse.ArgumentParser(
-        prog="./run bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="./run bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", help="only these workloads (see bench/workloads.py)")
     parser.add_argument("--modes", default=",".join(MODES), help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="processes a mode; default: %(default)s")
-    parser.add_argument("--python", default="python3", help="a Python with PyTorch; default: %(default)s")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="processes a mode; default: %(default)s"
+    )
+    parser.add_argument(
+        "--python", default="python3", help="a Python with PyTorch; default: %(default)s"
+    )
     parser.add_argument("--json", type=Path, help="write all samples here")
     arguments = parser.parse_args()
     modes = arguments.modes.split(",")

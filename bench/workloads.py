@@ -1,8 +1,9 @@
-"""PyTorch workloads, timed on whatever libcuda.so.1 the process finds: native and forwarded run the same file.
+"""PyTorch workloads, timed on whatever libcuda.so.1 the process finds.
 
-Prints one line a figure and, with --json FILE, writes them all. `X` is the time of one iteration with the final
-synchronisation, `X.issue` what the program's own thread spent; both in milliseconds. A workload that fails is
-named on stderr and makes the exit code 1; so does a wrong result of `check`.
+Native and forwarded run the same file. Prints one line a figure and, with --json FILE, writes them
+all. `X` is the time of one iteration with the final synchronisation, `X.issue` what the program's
+own thread spent; both in milliseconds. A workload that fails is named on stderr and makes the exit
+code 1; so does a wrong result of `check`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Recorder:
             issued = time.perf_counter() - begin
             torch.cuda.synchronize()
             total = time.perf_counter() - begin
-        except Exception as error:  # noqa: BLE001 - any failure is a result to report, the others still run
+        except Exception as error:
             self.fail(name, error)
             return
         self.record(name, total / iterations * 1e3)
@@ -76,8 +77,12 @@ def small(recorder: Recorder) -> None:
     recorder.bench("d2h_pageable_64M", lambda: lambda: host.copy_(device), 10)
     if recorder.wants("h2d_pinned_64M") or recorder.wants("d2h_pinned_64M"):
         pinned = host.pin_memory()
-        recorder.bench("h2d_pinned_64M", lambda: lambda: device.copy_(pinned, non_blocking=True), 20)
-        recorder.bench("d2h_pinned_64M", lambda: lambda: pinned.copy_(device, non_blocking=True), 20)
+        recorder.bench(
+            "h2d_pinned_64M", lambda: lambda: device.copy_(pinned, non_blocking=True), 20
+        )
+        recorder.bench(
+            "d2h_pinned_64M", lambda: lambda: pinned.copy_(device, non_blocking=True), 20
+        )
     host4, device4 = torch.empty(1024), torch.empty(1024, device="cuda")
     recorder.bench("h2d_pageable_4K", lambda: lambda: device4.copy_(host4), 2000)
     recorder.bench("d2h_pageable_4K", lambda: lambda: host4.copy_(device4), 2000)
@@ -86,7 +91,7 @@ def small(recorder: Recorder) -> None:
 
 
 def resnet_train() -> Step:
-    """ResNet-50, batch 32, bf16 autocast, input copied from the host each step, loss read each step."""
+    """ResNet-50, batch 32, bf16 autocast; each step copies its input in and reads the loss."""
     import torchvision
 
     net = torchvision.models.resnet50().cuda()
@@ -156,22 +161,33 @@ def check(recorder: Recorder) -> None:
     results: dict[str, tuple[Callable[[], float], float]] = {
         "matmul_err": (lambda: _off((a.cuda() @ b.cuda()).cpu(), a @ b), 1e-2),
         "fft_err": (lambda: _off(torch.fft.fft(a.cuda()).cpu(), torch.fft.fft(a)), 1e-3),
-        "svd_err": (lambda: _off(torch.linalg.svdvals(a.cuda()).cpu(), torch.linalg.svdvals(a)), 1e-2),
-        "sort_err": (lambda: _off(torch.sort(a.flatten().cuda())[0].cpu(), torch.sort(a.flatten())[0]), 0.0),
+        "svd_err": (
+            lambda: _off(torch.linalg.svdvals(a.cuda()).cpu(), torch.linalg.svdvals(a)),
+            1e-2,
+        ),
+        "sort_err": (
+            lambda: _off(torch.sort(a.flatten().cuda())[0].cpu(), torch.sort(a.flatten())[0]),
+            0.0,
+        ),
         "conv_err": (
             lambda: _off(
-                torch.nn.functional.conv2d(a[None, None].cuda(), b[None, None, :7, :7].cuda()).cpu(),
+                torch.nn.functional.conv2d(
+                    a[None, None].cuda(), b[None, None, :7, :7].cuda()
+                ).cpu(),
                 torch.nn.functional.conv2d(a[None, None], b[None, None, :7, :7]),
             ),
             0.1,
         ),
-        "spmm_err": (lambda: _off((sparse.to_sparse_csr().cuda() @ b.cuda()).cpu(), sparse @ b), 1e-2),
+        "spmm_err": (
+            lambda: _off((sparse.to_sparse_csr().cuda() @ b.cuda()).cpu(), sparse @ b),
+            1e-2,
+        ),
         "rand_off": (lambda: abs(torch.rand(1000000, device="cuda").mean().item() - 0.5), 0.01),
     }
     for name, (measure, limit) in results.items():
         try:
             value = measure()
-        except Exception as error:  # noqa: BLE001 - reported, the others still run
+        except Exception as error:
             recorder.fail(name, error)
             continue
         recorder.record(name, value)
@@ -185,7 +201,9 @@ def _off(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 def main() -> int:
     """Runs the workloads; see the module's text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="only these workloads; all when none is named")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()

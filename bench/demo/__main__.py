@@ -1,6 +1,7 @@
-"""`./run demo`: one CUDA program on a vGPU of whatever this machine has, its result checked, told in a few lines.
+"""`./run demo`: one CUDA program on a vGPU of whatever this machine has, told in a few lines.
 
-With an NVIDIA GPU and PyTorch also a training step of ResNet-50. Exits 0 when every result was right.
+With an NVIDIA GPU and PyTorch also training steps of ResNet-50. Exits 0 when every result was
+right.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ def run_forwarded(command: list[str], statistics: Path) -> tuple[int, str]:
     environment = dict(os.environ, GPUPOOL_STATISTICS_FILE=str(statistics))
     done = subprocess.run(  # noqa: S603 - our own command line
         [sys.executable, "-m", "gpupool.cli", "run", "--", *command],
-        stdout=subprocess.PIPE, text=True, check=False, timeout=600, env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=600,
+        env=environment,
     )
     return done.returncode, done.stdout
 
@@ -55,7 +60,9 @@ def tell_statistics(statistics: dict[str, Any]) -> None:
     """What went over the wire."""
     waits: dict[str, int] = statistics["waits"]
     total = sum(waits.values())
-    often = ", ".join(f"{name} {count}" for name, count in sorted(waits.items(), key=lambda w: -w[1])[:4])
+    often = ", ".join(
+        f"{name} {count}" for name, count in sorted(waits.items(), key=lambda w: -w[1])[:4]
+    )
     tell("transport", statistics["transport"])
     tell("messages", f"{statistics['messages']} sent, {total} of them waited for ({often})")
 
@@ -65,9 +72,11 @@ def plate(folder: Path) -> bool:
     compiler = compile_ptx(HERE / "kernels.cu", folder / "kernels.ptx")
     native = Path(os.environ["GPUPOOL_NATIVE_DIR"])
     compile_host(folder / "host", native / "lib" / "guest")
-    print("Heat on a plate: 100 steps of a CUDA kernel, a reduction, and the same on the CPU to compare")
+    print("Heat on a plate: 100 steps of a CUDA kernel, a reduction, and the same on the CPU")
     start = time.perf_counter()
-    code, output = run_forwarded([str(folder / "host"), str(folder / "kernels.ptx")], folder / "plate.json")
+    code, output = run_forwarded(
+        [str(folder / "host"), str(folder / "kernels.ptx")], folder / "plate.json"
+    )
     took = time.perf_counter() - start
     if code not in (0, 1) or not output:
         tell("failed", f"the program ended with exit code {code}")
@@ -75,10 +84,17 @@ def plate(folder: Path) -> bool:
     result = json.loads(output)
     tell("device", f"{result['device']}, a vGPU; kernels compiled by {compiler}")
     tell_statistics(json.loads((folder / "plate.json").read_text()))
-    tell("time", f"{took:.2f} s in all, {result['setup_s']:.2f} s to connect and load, "
-                 f"{result['compute_s'] * 1000:.1f} ms for {result['launches']} launches and the copies")
+    tell(
+        "time",
+        f"{took:.2f} s in all, {result['setup_s']:.2f} s to connect and load, "
+        f"{result['compute_s'] * 1000:.1f} ms for {result['launches']} launches and the copies",
+    )
     verdict = "right" if result["right"] else "WRONG"
-    tell("result", f"{verdict}: heat {result['heat']} (CPU {result['expected_heat']}), worst point off by {result['worst_error']}")
+    tell(
+        "result",
+        f"{verdict}: heat {result['heat']} (CPU {result['expected_heat']}), "
+        f"worst point off by {result['worst_error']}",
+    )
     return bool(result["right"])
 
 
@@ -91,7 +107,11 @@ def resnet(folder: Path) -> bool:
         return False
     result = json.loads(output.strip().splitlines()[-1])
     tell_statistics(json.loads((folder / "resnet.json").read_text()))
-    tell("step", f"{result['step_ms']:.1f} ms; loss {' -> '.join(f'{loss:.3f}' for loss in result['losses'])}")
+    losses = " -> ".join(f"{loss:.3f}" for loss in result["losses"])
+    tell(
+        "step",
+        f"{result['step_ms']:.1f} ms; loss {losses}",
+    )
     return code == 0
 
 

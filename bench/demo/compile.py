@@ -1,6 +1,7 @@
 """Turns the demo's CUDA C++ into PTX and its host part into a program.
 
-nvcc is used where it is installed; elsewhere NVRTC from PyPI (package nvidia-cuda-nvrtc), through its C interface.
+nvcc is used where it is installed; elsewhere NVRTC from PyPI (package nvidia-cuda-nvrtc), through
+its C interface.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class CompileError(Exception):
 
 
 def cuda_package_file(*relative: str) -> Path:
-    """The first file of these names in the installed nvidia-* packages from PyPI; CompileError when none is."""
+    """The first of these files in the installed nvidia-* packages; CompileError when none is."""
     spec = importlib.util.find_spec("nvidia")
     for root in spec.submodule_search_locations or [] if spec is not None else []:
         for name in relative:
@@ -77,9 +78,17 @@ def _checked(library: ctypes.CDLL, status: int) -> None:
 
 
 def compile_host(output: Path, library_folder: Path) -> None:
-    """Compiles the host program against cuda.h from PyPI, linked with a libcuda.so.1 in `library_folder`."""
+    """Compiles the host program with cuda.h from PyPI and a libcuda.so.1 in `library_folder`."""
     include = cuda_package_file("cu13/include/cuda.h").parent
-    command = ["g++", "-std=c++20", "-O2", f"-I{include}", "-o", str(output), str(HERE / "host.cpp")]
+    command = [
+        "g++",
+        "-std=c++20",
+        "-O2",
+        f"-I{include}",
+        "-o",
+        str(output),
+        str(HERE / "host.cpp"),
+    ]
     command += [f"-L{library_folder}", "-l:libcuda.so.1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)  # noqa: S603 - fixed command
     if done.returncode != 0:

@@ -146,6 +146,43 @@ d.call("cuMemcpyPeer", c_uint64(a), d.context, c_uint64(b), d.context, c_size_t(
 """)  # fmt: skip
 
 
+def test_batches(host: Host, transport: str) -> None:
+    """Several copies in one call, between all kinds of memory; a bad one is named."""
+    run(host, transport, """
+class Attributes(ctypes.Structure):
+    _fields_ = (("order", c_int), ("hints", c_int * 4), ("flags", c_uint))
+size = 70000
+s = d.stream()
+a, b, p = d.alloc(size), d.alloc(size), d.pinned(size)
+h, g = ctypes.create_string_buffer(pattern(size), size), ctypes.create_string_buffer(size)
+data = pattern(size, 5)
+write_host(p, data)
+to = (c_uint64 * 2)(a, b)
+frm = (c_uint64 * 2)(ctypes.addressof(h), p)
+sizes = (c_size_t * 2)(size, size)
+kinds, first = (Attributes * 2)(Attributes(1), Attributes(2)), (c_size_t * 2)(0, 1)
+failed = c_size_t(7)
+d.call("cuMemcpyBatchAsync", to, frm, sizes, 2, kinds, first, 2, byref(failed), s)
+write_host(p, bytes(size))        # read during the call, as the second set of attributes asks
+d.call("cuStreamSynchronize", s)
+equal(d.download(a, size), h.raw)
+equal(d.download(b, size), data)
+back = (c_uint64 * 1)(ctypes.addressof(g))
+d.call("cuMemcpyBatchAsync_v2", back, (c_uint64 * 1)(a), sizes, 1, kinds, first, 1, s)
+d.call("cuStreamSynchronize", s)
+equal(g.raw, h.raw)
+to[1] = 0x1000
+result = d.result("cuMemcpyBatchAsync", (c_uint64 * 2)(a, a), (c_uint64 * 2)(b, b),
+                  (c_size_t * 2)(8, 1 << 30), 2, kinds, first, 2, byref(failed), s)
+equal((result, failed.value), (INVALID_VALUE, 1))
+failed.value = 7
+first[1] = 0
+result = d.result("cuMemcpyBatchAsync", to, frm, sizes, 2, kinds, first, 2, byref(failed), s)
+equal((result, failed.value), (INVALID_VALUE, 2 ** 64 - 1))
+equal(d.result("cuMemcpyBatchAsync_v2", to, frm, sizes, 1, kinds, first, 1, None), INVALID_VALUE)
+""")  # fmt: skip
+
+
 def test_bad_addresses_are_refused_at_once(host: Host, transport: str) -> None:
     """As the driver does for what it can see; and the session goes on."""
     run(host, transport, """

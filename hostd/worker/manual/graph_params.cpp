@@ -143,9 +143,9 @@ CUresult copy_parameters(Worker& worker, const CUDA_KERNEL_NODE_PARAMS_v2& param
 
 CUresult KernelNode::read(Worker& worker, Request& request) {
   const auto header = request.in.get<wire::GraphKernel>();
-  const std::span<const u8> bytes = request.in.get_bytes(1u << 16);
-  buffer_.assign(bytes.begin(), bytes.end());
-  buffer_bytes_ = buffer_.size();
+  const std::span<const u8> bytes = request.in.get_bytes(wire::kMaxParameterBytes);
+  if (!bytes.empty()) std::memcpy(buffer_, bytes.data(), bytes.size());
+  buffer_bytes_ = bytes.size();
   const FunctionEntry* entry = worker.functions.find(header.function);
   // Without its size known, the driver could be made to read beyond what was sent.
   if (entry == nullptr || !entry->described || buffer_bytes_ != entry->parameter_bytes)
@@ -164,7 +164,7 @@ CUresult KernelNode::read(Worker& worker, Request& request) {
   params.blockDimZ = header.block[2];
   params.sharedMemBytes = header.shared_bytes;
   extra_[0] = CU_LAUNCH_PARAM_BUFFER_POINTER;
-  extra_[1] = buffer_.data();
+  extra_[1] = buffer_;
   extra_[2] = CU_LAUNCH_PARAM_BUFFER_SIZE;
   extra_[3] = &buffer_bytes_;
   extra_[4] = CU_LAUNCH_PARAM_END;

@@ -7,6 +7,7 @@
 #include "hostd/worker/worker.hpp"
 #include "wire/cpp/copy_message.hpp"
 #include "wire/cpp/graph_message.hpp"
+#include "wire/cpp/launch_message.hpp"
 
 namespace gpupool::worker {
 
@@ -19,7 +20,8 @@ struct KernelNode {
   CUresult read(Worker& worker, Request& request);
 
  private:
-  std::vector<u8> buffer_;
+  // As aligned as any parameter can ask for: tensor maps want 64 bytes.
+  alignas(128) u8 buffer_[wire::kMaxParameterBytes];
   size_t buffer_bytes_ = 0;
   void* extra_[5] = {};
 };

@@ -1,0 +1,377 @@
+// What a hostile or broken client can send to the handlers of streams, captures and graphs: nothing unchecked
+// reaches the driver, and handles never outlive what they name.
+#include <doctest/doctest.h>
+#include <sys/mman.h>
+
+#include <map>
+#include <set>
+#include <vector>
+
+#include "hostd/worker/dispatcher.hpp"
+#include "wire/cpp/copy_message.hpp"
+#include "wire/cpp/graph_message.hpp"
+#include "worker_manual.hpp"
+
+namespace gpupool::worker {
+
+namespace {
+
+using wire::Function;
+using wire::Handle;
+using wire::HandleKind;
+using wire::ProtocolError;
+
+// A driver with graphs of nodes, which remembers what it was called with.
+struct Fake {
+  std::map<CUgraph, std::set<CUgraphNode>> graphs;
+  std::map<CUgraphNode, CUgraph> children;  // of child graph nodes
+  u64 next = 0x1000;
+  CUDA_MEMCPY3D copy{};
+  CUDA_KERNEL_NODE_PARAMS_v2 kernel{};
+  std::vector<u8> parameters;
+  CUDA_HOST_NODE_PARAMS host{};
+  CUresult end_result = CUDA_SUCCESS;
+  CUgraph captured = nullptr;
+  bool capturing = false;
+  int marks = 0;
+  int destroyed_streams = 0;
+} g_fake;
+
+template <typename T>
+T fresh() {
+  return reinterpret_cast<T>(g_fake.next += 16);
+}
+
+CUgraph make_graph() {
+  const auto graph = fresh<CUgraph>();
+  g_fake.graphs[graph];
+  return graph;
+}
+
+CUresult add_node(CUgraphNode* out, CUgraph graph) {
+  *out = fresh<CUgraphNode>();
+  g_fake.graphs.at(graph).insert(*out);
+  return CUDA_SUCCESS;
+}
+
+// Fills in the functions that these tests reach.
+void connect(DriverApi& driver) {
+  driver.cuCtxSetCurrent = [](CUcontext) { return CUDA_SUCCESS; };
+  driver.cuGraphCreate = [](CUgraph* out, unsigned) {
+    *out = make_graph();
+    return CUDA_SUCCESS;
+  };
+  driver.cuGraphDestroy = [](CUgraph graph) {
+    return g_fake.graphs.erase(graph) == 1 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  };
+  driver.cuGraphGetNodes = [](CUgraph graph, CUgraphNode* nodes, size_t* count) {
+    const std::set<CUgraphNode>& all = g_fake.graphs.at(graph);
+    if (nodes != nullptr) std::copy(all.begin(), all.end(), nodes);
+    *count = all.size();
+    return CUDA_SUCCESS;
+  };
+  driver.cuGraphNodeGetType = [](CUgraphNode node, CUgraphNodeType* type) {
+    *type = g_fake.children.contains(node) ? CU_GRAPH_NODE_TYPE_GRAPH : CU_GRAPH_NODE_TYPE_EMPTY;
+    return CUDA_SUCCESS;
+  };
+  driver.cuGraphChildGraphNodeGetGraph = [](CUgraphNode node, CUgraph* out) {
+    *out = g_fake.children.at(node);
+    return CUDA_SUCCESS;
+  };
+  driver.cuGraphAddEmptyNode = [](CUgraphNode* out, CUgraph graph, const CUgraphNode*, size_t) {
+    return add_node(out, graph);
+  };
+  driver.cuGraphAddChildGraphNode = [](CUgraphNode* out, CUgraph graph, const CUgraphNode*, size_t, CUgraph) {
+    const CUresult result = add_node(out, graph);
+    g_fake.children[*out] = make_graph();
+    CUgraphNode inner = nullptr;
+    add_node(&inner, g_fake.children[*out]);
+    return result;
+  };
+  driver.cuGraphAddMemcpyNode = [](CUgraphNode* out, CUgraph graph, const CUgraphNode*, size_t,
+                                   const CUDA_MEMCPY3D* copy, CUcontext) {
+    g_fake.copy = *copy;
+    return add_node(out, graph);
+  };
+  driver.cuGraphAddKernelNode_v2 = [](CUgraphNode* out, CUgraph graph, const CUgraphNode*, size_t,
+                                      const CUDA_KERNEL_NODE_PARAMS_v2* kernel) {
+    g_fake.kernel = *kernel;
+    const auto* bytes = static_cast<const u8*>(kernel->extra[1]);
+    g_fake.parameters.assign(bytes, bytes + *static_cast<const size_t*>(kernel->extra[3]));
+    return add_node(out, graph);
+  };
+  driver.cuGraphAddHostNode = [](CUgraphNode* out, CUgraph graph, const CUgraphNode*, size_t,
+                                 const CUDA_HOST_NODE_PARAMS* host) {
+    g_fake.host = *host;
+    return add_node(out, graph);
+  };
+  driver.cuStreamWriteValue64_v2 = [](CUstream, CUdeviceptr address, cuuint64_t value, unsigned) {
+    ++g_fake.marks;
+    *reinterpret_cast<u64*>(address) = value;
+    return CUDA_SUCCESS;
+  };
+  driver.cuStreamDestroy_v2 = [](CUstream) {
+    ++g_fake.destroyed_streams;
+    return CUDA_SUCCESS;
+  };
+  driver.cuStreamCreateWithPriority = [](CUstream* out, unsigned, int) {
+    *out = fresh<CUstream>();
+    return CUDA_SUCCESS;
+  };
+  driver.cuStreamBeginCapture_v2 = [](CUstream, CUstreamCaptureMode mode) {
+    CHECK(mode == CU_STREAM_CAPTURE_MODE_RELAXED);
+    g_fake.capturing = true;
+    g_fake.captured = make_graph();
+    return CUDA_SUCCESS;
+  };
+  driver.cuStreamGetCaptureInfo_v2 = [](CUstream, CUstreamCaptureStatus* status, cuuint64_t* id,
+                                        CUgraph* graph, const CUgraphNode** nodes, size_t* count) {
+    *status = g_fake.capturing ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
+    if (id != nullptr) *id = 77;
+    if (graph != nullptr) *graph = g_fake.captured;
+    static CUgraphNode node;
+    if (nodes != nullptr) {
+      if (g_fake.graphs.at(g_fake.captured).empty()) add_node(&node, g_fake.captured);
+      *nodes = &node;
+    }
+    if (count != nullptr) *count = 1;
+    return CUDA_SUCCESS;
+  };
+  driver.cuStreamEndCapture = [](CUstream, CUgraph* out) {
+    g_fake.capturing = false;
+    *out = g_fake.end_result == CUDA_SUCCESS ? g_fake.captured : nullptr;
+    if (*out == nullptr) g_fake.graphs.erase(g_fake.captured);
+    return g_fake.end_result;
+  };
+}
+
+class Session {
+ public:
+  Session() {
+    g_fake = {};
+    worker.window = {static_cast<u8*>(mmap(nullptr, wire::kWindowMinBytes, PROT_READ | PROT_WRITE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)),
+                     wire::kWindowMinBytes};
+    connect(worker.driver);
+    worker.streams.put(stream, StreamEntry{.stream = reinterpret_cast<CUstream>(u64{0x5000})});
+  }
+  ~Session() { munmap(worker.window.base, worker.window.size); }
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  CUresult call(Function function, const wire::Writer& message, u16 flags = wire::kReply, Handle on = {}) {
+    wire::Slot slot{};
+    slot.function = static_cast<u16>(function);
+    slot.flags = flags;
+    slot.stream = on;
+    REQUIRE(message.bytes().size() <= wire::kInlineBytes);
+    slot.inline_size = static_cast<u32>(message.bytes().size());
+    if (slot.inline_size != 0) std::memcpy(slot.payload, message.bytes().data(), slot.inline_size);
+    dispatcher.execute(slot, ticket++);
+    return static_cast<CUresult>(worker.window.reply(0).status);
+  }
+  Handle answer() {
+    Handle handle;
+    std::memcpy(&handle, worker.window.reply(0).payload, sizeof handle);
+    return handle;
+  }
+  Handle graph() {
+    REQUIRE(call(Function::cuGraphCreate, {}) == CUDA_SUCCESS);
+    return answer();
+  }
+  // graph, dependencies, no edges: what every message that adds a node begins with.
+  static wire::Writer place(Handle graph, const std::vector<Handle>& dependencies = {}) {
+    wire::Writer message;
+    message.put(graph);
+    message.put_array(dependencies.data(), dependencies.size());
+    message.put<u64>(0);
+    return message;
+  }
+  u64 word() { return worker.window.word(stream.index()).value.load(); }
+
+  Worker worker;
+  Dispatcher dispatcher{worker};
+  const Handle stream = Handle::make(HandleKind::stream, 1, 9);
+  u64 ticket = 0;
+};
+
+wire::BoxCopy to_device(u64 offset, u64 bytes) {
+  wire::BoxCopy box{};
+  box.source.kind = wire::PlaceKind::piece;
+  box.source.address = offset;
+  box.source.pitch = bytes;
+  box.destination.kind = wire::PlaceKind::device;
+  box.destination.address = 0xd000;
+  box.width_bytes = bytes;
+  box.height = 1;
+  box.depth = 1;
+  return box;
+}
+
+}  // namespace
+
+TEST_CASE("a graph's handles end with it, those inside its child graphs too") {
+  Session session;
+  const Handle graph = session.graph();
+  REQUIRE(session.call(Function::cuGraphAddEmptyNode, Session::place(graph)) == CUDA_SUCCESS);
+  const Handle node = session.answer();
+  wire::Writer child = Session::place(graph, {node});
+  child.put(session.graph());
+  REQUIRE(session.call(Function::cuGraphAddChildGraphNode, child) == CUDA_SUCCESS);
+  const Handle child_node = session.answer();
+  const CUgraph embedded = g_fake.children.begin()->second;
+  const Handle inner_graph = session.worker.graphs.find_or_add(embedded);
+  const Handle inner_node = session.worker.graph_nodes.find_or_add(*g_fake.graphs[embedded].begin());
+  wire::Writer destroy;
+  destroy.put(graph);
+  CHECK(session.call(Function::cuGraphDestroy, destroy) == CUDA_SUCCESS);
+  for (const Handle gone : {node, child_node, inner_node})
+    CHECK(session.worker.graph_nodes.find(gone) == nullptr);
+  for (const Handle gone : {graph, inner_graph}) CHECK(session.worker.graphs.find(gone) == nullptr);
+  CHECK(session.call(Function::cuGraphDestroy, destroy) == CUDA_ERROR_INVALID_VALUE);
+  CHECK(session.call(Function::cuGraphAddEmptyNode, Session::place(graph)) == CUDA_ERROR_INVALID_VALUE);
+}
+
+TEST_CASE("dependencies must exist, and edges be as many") {
+  Session session;
+  const Handle graph = session.graph();
+  const Handle invented = Handle::make(HandleKind::graph_node, 1, Handle::kWorkerAssigned | 3);
+  CHECK(session.call(Function::cuGraphAddEmptyNode, Session::place(graph, {invented})) ==
+        CUDA_ERROR_INVALID_VALUE);
+  wire::Writer uneven;
+  uneven.put(graph);
+  uneven.put_array(&invented, 1);
+  const CUgraphEdgeData edges[2] = {};
+  uneven.put_array(edges, 2);
+  CHECK_THROWS_AS(session.call(Function::cuGraphAddEmptyNode, uneven), ProtocolError);
+  wire::Writer endless;
+  endless.put(graph);
+  endless.put<u64>(~0ull);
+  CHECK_THROWS_AS(session.call(Function::cuGraphAddEmptyNode, endless), ProtocolError);
+}
+
+TEST_CASE("a memcpy node reaches no host memory but the window's data area") {
+  Session session;
+  const Handle graph = session.graph();
+  const auto add = [&](const wire::BoxCopy& box) {
+    wire::Writer message = Session::place(graph);
+    message.put(box);
+    return session.call(Function::cuGraphAddMemcpyNode, message);
+  };
+  CHECK(add(to_device(wire::kHeapOffset, 4096)) == CUDA_SUCCESS);
+  CHECK(g_fake.copy.srcHost == session.worker.window.base + wire::kHeapOffset);
+  CHECK_THROWS_AS(add(to_device(0, 64)), ProtocolError);  // the control page
+  CHECK_THROWS_AS(add(to_device(wire::kWindowMinBytes - 64, 128)), ProtocolError);
+  CHECK_THROWS_AS(add(to_device(~0ull - 8, 64)), ProtocolError);
+  wire::BoxCopy rows = to_device(wire::kHeapOffset, 64);
+  rows.height = 1ull << 40;
+  CHECK_THROWS_AS(add(rows), ProtocolError);
+  rows.source.pitch = 1ull << 62;
+  CHECK_THROWS_AS(add(rows), ProtocolError);
+  wire::BoxCopy odd = to_device(wire::kHeapOffset, 64);
+  odd.source.kind = static_cast<wire::PlaceKind>(9);
+  CHECK_THROWS_AS(add(odd), ProtocolError);
+  CHECK(add(to_device(wire::kHeapOffset, 0)) == CUDA_ERROR_INVALID_VALUE);
+}
+
+TEST_CASE("a kernel node carries as many parameter bytes as its function takes") {
+  Session session;
+  const Handle graph = session.graph();
+  const Handle function = Handle::make(HandleKind::function, 1, 1);
+  FunctionEntry entry;
+  entry.function = reinterpret_cast<CUfunction>(u64{0xf000});
+  const auto add = [&](u64 bytes) {
+    wire::Writer message = Session::place(graph);
+    message.put(wire::GraphKernel{function, {1, 2, 3}, {4, 5, 6}, 7, 0});
+    const std::vector<u8> parameters(bytes, 0xab);
+    message.put_array(parameters.data(), parameters.size());
+    return session.call(Function::cuGraphAddKernelNode_v2, message);
+  };
+  CHECK(add(12) == CUDA_ERROR_INVALID_VALUE);  // no such function
+  session.worker.functions.put(function, entry);
+  CHECK(add(12) == CUDA_ERROR_INVALID_VALUE);  // not described: its size is unknown
+  session.worker.functions.find(function)->described = true;
+  session.worker.functions.find(function)->parameter_bytes = 12;
+  CHECK(add(8) == CUDA_ERROR_INVALID_VALUE);
+  CHECK(add(16) == CUDA_ERROR_INVALID_VALUE);
+  REQUIRE(add(12) == CUDA_SUCCESS);
+  CHECK(g_fake.parameters == std::vector<u8>(12, 0xab));
+  CHECK(g_fake.kernel.blockDimZ == 6);
+}
+
+TEST_CASE("a host node is given a function of ours, never an address from the client") {
+  Session session;
+  wire::Writer message = Session::place(session.graph());
+  message.put<u32>(0xdead'beef);
+  REQUIRE(session.call(Function::cuGraphAddHostNode, message) == CUDA_SUCCESS);
+  CHECK(reinterpret_cast<u64>(g_fake.host.userData) == 0xdead'beef);
+  CHECK(static_cast<bool>(g_fake.host.fn));
+}
+
+TEST_CASE("nothing of ours is issued into a capturing stream, and waiters are not left behind") {
+  Session session;
+  REQUIRE(session.call(Function::cuStreamBeginCapture_v2, {}, wire::kReply, session.stream) == CUDA_SUCCESS);
+  session.call(Function::stream_mark, {}, wire::kMark, session.stream);
+  CHECK(g_fake.marks == 0);
+  CHECK(session.word() == session.ticket);
+  wire::Writer keep;
+  keep.put<u32>(0);
+  REQUIRE(session.call(Function::cuStreamEndCapture, keep, wire::kReply, session.stream) == CUDA_SUCCESS);
+  session.call(Function::stream_mark, {}, wire::kMark, session.stream);
+  CHECK(g_fake.marks == 1);
+  CHECK(session.word() == session.ticket);
+}
+
+TEST_CASE("handles given out during a capture that fails do not outlive it") {
+  for (const bool discarded : {false, true}) {
+    Session session;
+    session.call(Function::cuStreamBeginCapture_v2, {}, wire::kReply, session.stream);
+    wire::Writer ask;
+    ask.put<u32>(0);
+    ask.put<u64>(16);
+    REQUIRE(session.call(Function::cuStreamGetCaptureInfo_v3, ask, wire::kReply, session.stream) ==
+            CUDA_SUCCESS);
+    const Handle graph = session.answer();
+    const Handle node = session.worker.graph_nodes.name_of(*g_fake.graphs[g_fake.captured].begin());
+    REQUIRE(session.worker.graph_nodes.find(node) != nullptr);
+    g_fake.end_result = discarded ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
+    wire::Writer end;
+    end.put<u32>(discarded);
+    CHECK(session.call(Function::cuStreamEndCapture, end, wire::kReply, session.stream) == g_fake.end_result);
+    CHECK(session.worker.graphs.find(graph) == nullptr);
+    CHECK(session.worker.graph_nodes.find(node) == nullptr);
+    CHECK(g_fake.graphs.empty());
+  }
+}
+
+TEST_CASE("a destroyed stream's last word comes, and its place can be taken again") {
+  Session session;
+  session.call(Function::cuStreamDestroy_v2, {}, wire::kMark, session.stream);
+  CHECK(g_fake.destroyed_streams == 1);
+  CHECK(session.word() == session.ticket);
+  session.call(Function::stream_mark, {}, wire::kMark, session.stream);
+  CHECK(g_fake.marks == 1);                 // not for a stream that is gone
+  CHECK(session.word() == session.ticket);  // but nobody waits for ever
+  wire::Writer again;
+  again.put(Handle::make(HandleKind::stream, 2, session.stream.index()));
+  again.put<u32>(0);
+  again.put<i32>(0);
+  CHECK(session.call(Function::cuStreamCreateWithPriority, again) == CUDA_SUCCESS);
+  CHECK_THROWS_AS(session.call(Function::cuStreamCreateWithPriority, again), ProtocolError);
+  wire::Writer beyond;
+  beyond.put(Handle::make(HandleKind::stream, 1, wire::kWords));
+  beyond.put<u32>(0);
+  beyond.put<i32>(0);
+  CHECK_THROWS_AS(session.call(Function::cuStreamCreateWithPriority, beyond), ProtocolError);
+}
+
+TEST_CASE("attributes that would carry handles are refused") {
+  Session session;
+  wire::Writer message;
+  message.put<u32>(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT);
+  message.put(CUstreamAttrValue{});
+  CHECK(session.call(Function::cuStreamSetAttribute, message, wire::kReply, session.stream) ==
+        CUDA_ERROR_INVALID_VALUE);
+}
+
+}  // namespace gpupool::worker

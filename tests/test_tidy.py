@@ -1,20 +1,20 @@
-"""What no linter checks: layers of the C++ includes, lengths, unused templates, versions that must agree."""
+"""What no linter checks: layers of C++ includes, lengths, unused templates, versions."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.tree import ROOT, files
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parent.parent
 # What each C++ layer may include; everything may include its own folder and generated headers.
 LAYERS = {
     "wire/cpp": {"wire/cpp"},
@@ -26,15 +26,6 @@ LAYERS = {
 LONGEST_FILE = 500
 
 
-def sources(*suffixes: str) -> list[Path]:
-    """Tracked files with these suffixes."""
-    done = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    names = [Path(name) for name in done.stdout.splitlines()]
-    return [name for name in names if name.suffix in suffixes and (ROOT / name).is_file()]
-
-
 def layer_of(name: Path) -> str | None:
     """The deepest layer that holds this file."""
     found = [layer for layer in LAYERS if name.is_relative_to(layer)]
@@ -43,7 +34,7 @@ def layer_of(name: Path) -> str | None:
 
 def test_cpp_includes_stay_in_their_layer() -> None:
     wrong = []
-    for name in sources(".cpp", ".hpp"):
+    for name in files(".cpp", ".hpp"):
         layer = layer_of(name)
         if layer is None:
             continue
@@ -55,7 +46,7 @@ def test_cpp_includes_stay_in_their_layer() -> None:
 
 def test_files_are_short_enough_to_hold_in_the_head() -> None:
     long = []
-    for name in sources(".py", ".cpp", ".hpp"):
+    for name in files(".py", ".cpp", ".hpp"):
         lines = (ROOT / name).read_text().count("\n")
         if lines > LONGEST_FILE and "golden" not in name.parts:
             long.append(f"{name}: {lines}")
@@ -63,10 +54,8 @@ def test_files_are_short_enough_to_hold_in_the_head() -> None:
 
 
 def test_every_template_is_used() -> None:
-    code = "\n".join((ROOT / name).read_text() for name in sources(".py", ".j2", ".cmake"))
-    unused = [
-        str(name) for name in sources(".j2") if name.name not in code and name.stem not in code
-    ]
+    code = "\n".join((ROOT / name).read_text() for name in files(".py", ".j2", ".cmake"))
+    unused = [str(name) for name in files(".j2") if name.name not in code and name.stem not in code]
     assert not unused
 
 
@@ -92,7 +81,7 @@ def test_nothing_is_left_lying_about(banned: str) -> None:
     here = Path(__file__).relative_to(ROOT)
     found = [
         str(name)
-        for name in sources(".py", ".cpp", ".hpp", ".j2", ".yaml")
+        for name in files(".py", ".cpp", ".hpp", ".j2", ".yaml")
         if name != here and name != Path("tests/lint.py") and banned in (ROOT / name).read_text()
     ]
     assert not found

@@ -1,0 +1,231 @@
+"""A real hostd with the software GPU, and a way to run programs on its vGPU over each transport.
+
+`host` is one hostd for the whole test run; `own_host` is one for a test that breaks things.
+`transport` makes a test run once over shared memory and once over TCP.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TRANSPORTS = ("shm", "tcp")
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Host:
+    """A running hostd and what clients need to reach it."""
+
+    folder: Path
+    native: Path
+    port: int
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[str] | None = None
+
+    @property
+    def log(self) -> str:
+        """Everything that hostd and its workers have logged."""
+        return (self.folder / "log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Starts hostd and waits until it takes clients."""
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "gpupool.cli",
+                    "hostd",
+                    "--config",
+                    str(self.folder / "hostd.toml"),
+                ],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                env=dict(os.environ, **self.environment),
+            )
+        self.wait_until(lambda: self._listens(), "hostd to listen")
+
+    def _listens(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"hostd ended with {self.process.returncode}:\n{self.log}")
+        return self.command("status", "--json", check=False).returncode == 0
+
+    def stop(self) -> None:
+        """Ends hostd; its workers go on, as they do when hostd is restarted."""
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait(timeout=20)
+
+    def wait_until(self, condition: Any, what: str, timeout_s: float = 30) -> None:
+        """Waits for a condition with a bound; the failure shows hostd's log."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {timeout_s} s for {what}:\n{self.log[-4000:]}")
+            time.sleep(0.05)
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """What `gpupool status --json` tells of the sessions."""
+        answer: dict[str, Any] = json.loads(self.command("status", "--json").stdout)
+        found: list[dict[str, Any]] = answer["sessions"]
+        return found
+
+    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Runs `gpupool ARGUMENTS` against this hostd's admin socket."""
+        return subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "gpupool.cli",
+                *arguments,
+                "--admin-socket",
+                str(self.folder / "admin.sock"),
+            ],
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=60,
+        )
+
+    def client_environment(self, transport: str) -> dict[str, str]:
+        """Variables under which a program finds our libcuda and this host."""
+        endpoint = (
+            f"unix:{self.folder}/hostd.sock"
+            if transport == "shm"
+            else f"tcp://127.0.0.1:{self.port}"
+        )
+        return dict(
+            os.environ,
+            LD_LIBRARY_PATH=str(self.native / "lib" / "guest"),
+            PYTHONPATH=str(ROOT),  # for what test programs share
+            GPUPOOL_ENDPOINT=endpoint,
+            GPUPOOL_TRANSPORT=transport,
+            GPUPOOL_TOKEN_FILE=str(self.folder / "token"),
+        )
+
+    def start_client(
+        self, transport: str, *command: str, **variables: str
+    ) -> subprocess.Popen[str]:
+        """Starts a program on a vGPU."""
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=dict(self.client_environment(transport), **variables),
+        )
+
+    def run(
+        self, transport: str, *command: str, timeout_s: float = 120, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a program on a vGPU to its end."""
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+            env=dict(self.client_environment(transport), **variables),
+        )
+
+    def run_python(self, transport: str, text: str, **variables: str) -> str:
+        """Runs Python text on a vGPU; its output. An exit code other than 0 fails the test."""
+        done = self.run(transport, sys.executable, "-c", text, **variables)
+        assert done.returncode == 0, (
+            f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.log[-3000:]}"
+        )
+        return done.stdout
+
+
+def native_dir() -> Path:
+    """The folder with libcuda.so.1, the worker and the software GPU."""
+    return Path(os.environ.get("GPUPOOL_NATIVE_DIR", ROOT / "build" / "native"))
+
+
+def make_host(folder: Path) -> Host:
+    """Writes a configuration and starts a hostd on it."""
+    native = native_dir()
+    if not (native / "lib" / "guest" / "libcuda.so.1").exists():
+        pytest.skip(f"{native} has no libcuda.so.1: run ./run build")
+    host = Host(folder, native, free_port(), {"GPUPOOL_NATIVE_DIR": str(native)})
+    (folder / "hostd.toml").write_text(
+        f"""
+gpu = "software"
+state_dir = "{folder}/state"
+admin_socket = "{folder}/admin.sock"
+[limits]
+window_mib = 1024
+[[endpoint]]
+listen = "unix:{folder}/hostd.sock"
+[[endpoint]]
+listen = "tcp://127.0.0.1:{host.port}"
+insecure = true
+token_file = "{folder}/token"
+"""
+    )
+    host.start()
+    return host
+
+
+def end_host(host: Host) -> None:
+    """Stops hostd and every worker it started."""
+    workers = [session["worker_pid"] for session in host.sessions()]
+    host.stop()
+    for pid in workers:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # ended with its client
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[Host]:
+    """One hostd for all tests that leave it as it was."""
+    # Not tmp_path: a unix socket's path is at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="gpupool-test-") as name:
+        one = make_host(Path(name))
+        yield one
+        end_host(one)
+
+
+@pytest.fixture
+def own_host() -> Iterator[Host]:
+    """A hostd of the test's own."""
+    with tempfile.TemporaryDirectory(prefix="gpupool-test-") as name:
+        one = make_host(Path(name))
+        yield one
+        if one.process is not None and one.process.poll() is None:
+            end_host(one)
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each transport in turn."""
+    name: str = request.param
+    return name

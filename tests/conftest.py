@@ -156,7 +156,7 @@ class Host:
 
     def run_python(self, transport: str, text: str, **variables: str) -> str:
         """Runs Python text on a vGPU; its output. An exit code other than 0 fails the test."""
-        done = self.run(transport, sys.executable, "-c", text, **variables)
+        done = self.run(transport, sys.executable, "-c", text, timeout_s=120, **variables)
         assert done.returncode == 0, (
             f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.log[-3000:]}"
         )
@@ -168,7 +168,7 @@ def native_dir() -> Path:
     return Path(os.environ.get("GPUPOOL_NATIVE_DIR", ROOT / "build" / "native"))
 
 
-def make_host(folder: Path) -> Host:
+def make_host(folder: Path, gpu: str = "software") -> Host:
     """Writes a configuration and starts a hostd on it."""
     native = native_dir()
     if not (native / "lib" / "guest" / "libcuda.so.1").exists():
@@ -176,7 +176,7 @@ def make_host(folder: Path) -> Host:
     host = Host(folder, native, free_port(), {"GPUPOOL_NATIVE_DIR": str(native)})
     (folder / "hostd.toml").write_text(
         f"""
-gpu = "software"
+gpu = "{gpu}"
 state_dir = "{folder}/state"
 admin_socket = "{folder}/admin.sock"
 [limits]

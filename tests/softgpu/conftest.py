@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from ctypes import c_uint, c_void_p
+from ctypes import byref, c_size_t, c_uint, c_void_p
 from pathlib import Path
 
 import pytest
@@ -36,5 +36,17 @@ def process_driver(library: Path) -> Driver:
 def driver(process_driver: Driver) -> Iterator[Driver]:
     """The driver with a fresh context current."""
     context = process_driver.handle("cuCtxCreate_v2", c_uint(0), 0)
+    before = free_memory(process_driver)
     yield process_driver
     process_driver.cuCtxDestroy_v2(c_void_p(context))
+    context = process_driver.handle("cuCtxCreate_v2", c_uint(0), 0)
+    after = free_memory(process_driver)
+    process_driver.cuCtxDestroy_v2(c_void_p(context))
+    assert after == before, "a destroyed context has left memory behind"
+
+
+def free_memory(driver: Driver) -> int:
+    """Free bytes of the current context's device."""
+    available, total = c_size_t(), c_size_t()
+    driver.cuMemGetInfo_v2(byref(available), byref(total))
+    return available.value

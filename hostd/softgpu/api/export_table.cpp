@@ -1,5 +1,6 @@
-// Tables of functions without names, which NVIDIA's own libraries ask for. There are none here, and saying so is what
-// keeps those libraries whole: NVRTC 13 does without its table when it is refused, but crashes when nobody can be asked.
+// Tables of functions without names, which NVIDIA's own libraries ask for. There are none here, and saying so
+// is what keeps those libraries whole: NVRTC 13 does without its table when it is refused, but crashes when
+// nobody can be asked.
 #include "hostd/softgpu/api/api.hpp"
 
 namespace gpupool::softgpu {

@@ -107,6 +107,9 @@ bool differs_by_lane(Initial what) {
 
 void fill_initial_rows(const Launch& launch, const Block& block, Warp& warp) {
   for (const InitialRow& row : launch.kernel->initial) {
+    // No instruction writes these rows, and a warp's registers serve one launch only.
+    const bool differs_by_block = row.what >= Initial::ctaid_x && row.what <= Initial::ctaid_z;
+    if (warp.rows_filled && !differs_by_block) continue;
     if (row.bytes == 0) {
       *reinterpret_cast<u32*>(warp.regs + row.place) = uniform_value(launch, block, warp, row) != 0 ? ~0u : 0;
     } else if (differs_by_lane(row.what)) {
@@ -119,6 +122,7 @@ void fill_initial_rows(const Launch& launch, const Block& block, Warp& warp) {
         fill<u64>(warp, row.place, [value](u32) { return value; });
     }
   }
+  warp.rows_filled = true;
 }
 
 }  // namespace gpupool::softgpu::engine

@@ -34,11 +34,17 @@ u32 stored_bytes(u32 bytes) {
 
 }  // namespace
 
+void require_opcode(const Statement& statement) {
+  if (opcodes().contains(statement.opcode)) return;
+  std::string name(statement.opcode);
+  for (const std::string_view modifier : statement.modifiers) name += "." + std::string(modifier);
+  throw LoadError(statement.line, "instruction " + name + " is not supported by the software GPU");
+}
+
 void lower(Parser& parser, const Statement& statement) {
+  require_opcode(statement);
   Lowering lowering(parser, statement);
-  const auto found = opcodes().find(statement.opcode);
-  if (found == opcodes().end()) lowering.unsupported();
-  found->second(lowering);
+  opcodes().at(statement.opcode)(lowering);
 }
 
 Lowering::Lowering(Parser& parser, const Statement& statement)
@@ -143,7 +149,8 @@ Place Lowering::destination(const Operand& operand, Type type) {
   const u32 bytes = type_bytes(type);
   if (operand.kind == OperandKind::sink) return parser_.new_register(bytes);
   if (type == Type::pred) return predicate_destination(operand);
-  if (operand.kind != OperandKind::reg || operand.negated) fail("destination is no register");
+  if (operand.kind != OperandKind::reg || operand.negated || operand.reg.fixed)
+    fail("destination is no register");
   return source(operand, type);
 }
 
@@ -155,7 +162,7 @@ Place Lowering::predicate(const Operand& operand) {
 
 Place Lowering::predicate_destination(const Operand& operand) {
   if (operand.kind == OperandKind::sink) return parser_.new_register(0);
-  if (operand.kind != OperandKind::reg || operand.reg.bytes != 0 || operand.negated)
+  if (operand.kind != OperandKind::reg || operand.reg.bytes != 0 || operand.negated || operand.reg.fixed)
     fail("destination is no predicate");
   return operand.reg.place;
 }
@@ -172,7 +179,7 @@ Place Lowering::loose_source(const Operand& operand, Type type, u32& bytes) {
 Place Lowering::loose_destination(const Operand& operand, Type type, u32& bytes) {
   bytes = stored_bytes(type_bytes(type));
   if (operand.kind == OperandKind::sink) return parser_.new_register(bytes);
-  if (operand.kind != OperandKind::reg) fail("destination is no register");
+  if (operand.kind != OperandKind::reg || operand.reg.fixed) fail("destination is no register");
   return loose_source(operand, type, bytes);
 }
 

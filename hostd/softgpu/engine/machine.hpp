@@ -57,6 +57,7 @@ struct Warp {
   std::vector<std::vector<u8>> saved_frames;  // per lane, made by the first recursive call
 
   u32 serials = 0;
+  bool rows_filled = false;  // all initial rows but the block's number are in place
 
   void add_group(u32 mask, u32 pc, GroupState state = GroupState::ready) {
     groups[group_count++] = Group{mask, pc, state, false, 0, kPatience, serials++};

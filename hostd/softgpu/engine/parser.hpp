@@ -144,6 +144,10 @@ class Parser {
   u32 predicates_left_ = 0;
 };
 
+// Throws LoadError when no instruction has this opcode. Asked before operands are read, whose form may be
+// unknown too.
+void require_opcode(const Statement& statement);
+
 // Checks one instruction and appends its code to the parser's current function. Throws LoadError.
 void lower(Parser& parser, const Statement& statement);
 

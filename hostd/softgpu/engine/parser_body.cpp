@@ -169,6 +169,7 @@ void Parser::instruction() {
     fail("expected an instruction, found '" + std::string(peek().text) + "'");
   statement.opcode = next().text;
   while (peek().kind == TokenKind::dot) statement.modifiers.push_back(next().text);
+  require_opcode(statement);
   if (!peek().is(';')) operand_list(statement);
   expect(';');
   lower(*this, statement);

@@ -77,13 +77,13 @@ Operand Parser::special_register(std::string_view word, u32 line) {
   for (const SpecialRow& row : kSpecials) {
     if (row.name != name) continue;
     result.kind = OperandKind::reg;
-    result.reg = Register{initial_register(row.what, row.bytes), row.bytes};
+    result.reg = Register{initial_register(row.what, row.bytes), row.bytes, true};
     return result;
   }
   // Environment registers are driver-defined; a driver that defines none reads as zero.
   if (name.starts_with("%envreg") && name.size() > 7 && name.size() < 10) {
     result.kind = OperandKind::reg;
-    result.reg = Register{initial_register(Initial::zero, 4), 4};
+    result.reg = Register{initial_register(Initial::zero, 4), 4, true};
     return result;
   }
   throw LoadError(line,

@@ -10,7 +10,8 @@ namespace gpupool::softgpu::engine {
 
 struct Register {
   Place place = kNoPlace;
-  u32 bytes = 0;  // 0: a predicate
+  u32 bytes = 0;       // 0: a predicate
+  bool fixed = false;  // a special register: never a destination
 };
 
 enum class OperandKind : u8 {

@@ -111,6 +111,29 @@ same(driver.cuStreamWaitEvent(s, e, 2), INVALID_VALUE)
     )
 
 
+def test_a_fault_shows_to_those_who_poll(host: Host, transport: str) -> None:
+    """A faulted context completes nothing: polls must find that out by themselves."""
+    for poll in ("driver.cuEventQuery(e)", "driver.cuStreamQuery(s)"):
+        host.run_python(
+            transport,
+            PRELUDE
+            + f"""
+s, e = stream(), event(2)
+ok(launch(s, c_uint64(64), 1))  # no such address
+ok(driver.cuEventRecord(e, s))
+results = []
+def poll():
+    results.append({poll})
+    return results[-1] not in (0, NOT_READY)
+until(poll, "the fault")
+same(results[-1], 700)
+assert 0 not in results, "complete, though its stream faulted"
+same(driver.cuStreamSynchronize(s), 700); same(driver.cuEventSynchronize(e), 700)
+same(driver.cuMemAlloc_v2(byref(c_uint64()), c_size_t(64)), 700)
+""",
+        )
+
+
 def test_stale_events(host: Host, transport: str) -> None:
     """Undefined in CUDA; here a stale handle is recognised."""
     host.run_python(

@@ -80,11 +80,11 @@ CUresult poll_for_fault(Session& session) {
   constexpr u64 kEveryNs = 5'000'000;
   const u64 now = wire::monotonic_ns();
   u64 before = last_ns.load(std::memory_order_relaxed);
-  if (now - before >= kEveryNs && last_ns.compare_exchange_strong(before, now, std::memory_order_relaxed)) {
-    Call call(wire::Function::fault_check);
-    if (const CUresult result = call.send(); result != CUDA_SUCCESS) return result;
-  }
-  return session.check_alive();
+  if (now - before < kEveryNs || !last_ns.compare_exchange_strong(before, now, std::memory_order_relaxed))
+    return session.failed();
+  Call call(wire::Function::fault_check);
+  const CUresult result = call.send();
+  return result == CUDA_SUCCESS ? session.check_alive() : result;
 }
 
 namespace api {

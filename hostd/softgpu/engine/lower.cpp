@@ -12,6 +12,7 @@ const OpcodeTable& opcodes() {
     add_integer_opcodes(t);
     add_wide_opcodes(t);
     add_bit_opcodes(t);
+    add_byte_opcodes(t);
     add_arithmetic_opcodes(t);
     add_math_opcodes(t);
     add_compare_opcodes(t);

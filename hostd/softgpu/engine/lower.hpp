@@ -79,6 +79,7 @@ using OpcodeTable = std::unordered_map<std::string_view, LowerFunction>;
 void add_integer_opcodes(OpcodeTable& table);
 void add_wide_opcodes(OpcodeTable& table);
 void add_bit_opcodes(OpcodeTable& table);
+void add_byte_opcodes(OpcodeTable& table);
 void add_arithmetic_opcodes(OpcodeTable& table);
 void add_math_opcodes(OpcodeTable& table);
 void add_compare_opcodes(OpcodeTable& table);

@@ -1,5 +1,4 @@
-// Bits: and, or, xor, not, cnot, lop3, shl, shr, shf, bfe, bfi, bfind, brev, clz, popc, prmt, bmsk, fns,
-// szext, dp4a, dp2a.
+// Bits: and, or, xor, not, cnot, lop3, shl, shr, shf, bfe, bfi, bfind, brev, clz, popc.
 #include <algorithm>
 #include <bit>
 

@@ -62,9 +62,14 @@ CUresult cuMemFreeHost(void* pointer) {
       address_space().take(address_of(pointer), {MemoryKind::pinned});
   if (!allocation) return CUDA_ERROR_INVALID_VALUE;
   Session* session = Session::current();
-  // Copies may still be under way: the next owner of this memory must not see them. The driver waits as well.
-  const CUresult result =
-      allocation->context->alive ? session->synchronize(*allocation->context) : session->take_async_error();
+  // Copies may still be under way, in any context: the next owner of this memory must not see them. The
+  // driver waits as well.
+  CUresult result = session->take_async_error();
+  g_contexts.each([&](Context& context) {
+    if (!context.alive.load(std::memory_order_acquire)) return;
+    const CUresult waited = session->synchronize(context);
+    if (result == CUDA_SUCCESS) result = waited;
+  });
   session->heap_free(Bulk{allocation->block, allocation->reserved, static_cast<u8*>(pointer)});
   return result;
 }

@@ -78,12 +78,21 @@ CUresult handle_ping(Worker&, Request& request) {
   return CUDA_SUCCESS;
 }
 
-// A faulted context answers every call with its error; this is the cheapest call that looks.
+// Whether the context has faulted, for a client that polls. Any stream of it tells, but asking one that is
+// being captured, or the legacy stream meanwhile, would end the capture.
 CUresult handle_fault_check(Worker& worker, Request& request) {
   request.in.finish();
   if (request.context == nullptr) return CUDA_SUCCESS;
-  CUdevice device = 0;
-  return worker.driver.cuCtxGetDevice(&device);
+  CUstream asked = nullptr;
+  bool capturing = false;
+  worker.streams.each([&](wire::Handle, const StreamEntry& entry) {
+    if (entry.context != request.context_index) return;
+    capturing = capturing || entry.capturing;
+    if (!entry.capturing && (asked == nullptr || asked == CU_STREAM_LEGACY)) asked = entry.stream;
+  });
+  if (asked == nullptr || (asked == CU_STREAM_LEGACY && capturing)) return CUDA_SUCCESS;
+  const CUresult result = worker.driver.cuStreamQuery(asked);
+  return result == CUDA_ERROR_NOT_READY ? CUDA_SUCCESS : result;
 }
 
 }  // namespace gpupool::worker

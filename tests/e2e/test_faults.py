@@ -221,8 +221,8 @@ CU_INIT = 'import ctypes; print(ctypes.CDLL("libcuda.so.1").cuInit(0))'
 
 @pytest.mark.parametrize("endpoint", ["unix:/nonexistent/hostd.sock", "tcp://127.0.0.1:1"])
 def test_no_hostd_is_no_device_and_one_line(host: Host, endpoint: str) -> None:
-    variables = {"GPUPOOL_ENDPOINT": endpoint, "GPUPOOL_TRANSPORT": ""}
-    done = host.run("shm", sys.executable, "-c", CU_INIT, **variables)
+    python = sys.executable
+    done = host.run("shm", python, "-c", CU_INIT, GPUPOOL_ENDPOINT=endpoint, GPUPOOL_TRANSPORT="")
     assert done.stdout == "100\n"
     assert done.stderr.count("\n") == 1, done.stderr
     assert endpoint in done.stderr

@@ -144,16 +144,16 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
   request.out = &answer_;
   request.in = wire::Reader(payload_of(slot, request));
   CUresult result = CUDA_SUCCESS;
-  bool ready = make_current(slot.context, result);
-  if (ready && slot.stream) {
-    const StreamEntry* stream = worker_.streams.find(slot.stream);
-    if (stream != nullptr) {
-      request.stream = stream->stream;
-      request.stream_context = stream->context;
-    } else {
-      ready = false;
-      result = CUDA_ERROR_INVALID_HANDLE;
-    }
+  const StreamEntry* stream = slot.stream ? worker_.streams.find(slot.stream) : nullptr;
+  // A stream works in its own context, whichever is current in the client's thread, also with none. What we
+  // issue for it, the marks too, must find that context.
+  bool ready = make_current(stream != nullptr ? stream->context : slot.context, result);
+  if (stream != nullptr) {
+    request.stream = stream->stream;
+    request.stream_context = stream->context;
+  } else if (ready && slot.stream) {
+    ready = false;
+    result = CUDA_ERROR_INVALID_HANDLE;
   }
   if (ready) {
     request.context = current_;

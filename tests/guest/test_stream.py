@@ -150,6 +150,34 @@ until(lambda: read(number) == 303, "work of destroyed streams")
     )
 
 
+def test_whichever_context_is_current(host: Host, transport: str) -> None:
+    """A stream works in its own context, also in a thread that has none or another."""
+    host.run_python(
+        transport,
+        PRELUDE
+        + """
+s, e, number = stream(), event(), alloc(4)
+ok(driver.cuStreamBeginCapture_v2(s, GLOBAL)); ok(launch(s, number, 1))
+result, graph = end(s); ok(result)
+executable = instantiate(c_void_p(graph))
+other = c_void_p()
+ok(driver.cuCtxCreate_v2(byref(other), 0, 0))
+for current in (None, other):
+    ok(driver.cuCtxSetCurrent(current))
+    ok(driver.cuMemsetD8Async(number, 1, c_size_t(4), s))
+    ok(driver.cuEventRecord(e, s))
+    ok(driver.cuStreamWaitEvent(s, e, 0))
+    ok(driver.cuGraphLaunch(executable, s))
+    until(lambda: driver.cuStreamQuery(s) == 0, "the stream")
+    ok(driver.cuEventSynchronize(e)); ok(driver.cuStreamSynchronize(s))
+    ok(driver.cuCtxSetCurrent(context))
+    same(read(number), 0x01010102)
+ok(driver.cuCtxSetCurrent(None))
+ok(driver.cuStreamDestroy_v2(s))
+""",
+    )
+
+
 def test_stale_streams(host: Host, transport: str) -> None:
     """Undefined in CUDA; here a stale handle is recognised."""
     host.run_python(

@@ -1,5 +1,5 @@
-// The demo's program: an ordinary CUDA driver-API program that knows nothing of gpupool. Usage: host KERNELS.ptx
-// Prints one line of JSON; exits 1 when a result is wrong and 2 when a CUDA call fails.
+// The demo's program: an ordinary CUDA driver-API program that knows nothing of gpupool. Usage: host
+// KERNELS.ptx Prints one line of JSON; exits 1 when a result is wrong and 2 when a CUDA call fails.
 #include <cuda.h>
 
 #include <chrono>
@@ -89,7 +89,8 @@ int main(int argc, char** argv) {
   float rate = kRate;
   for (int i = 0; i < kSteps; ++i) {
     void* arguments[] = {&now, &next, &side, &rate};
-    check(cuLaunchKernel(step, kSide / 16, kSide / 16, 1, 16, 16, 1, 0, nullptr, arguments, nullptr), "launch step");
+    check(cuLaunchKernel(step, kSide / 16, kSide / 16, 1, 16, 16, 1, 0, nullptr, arguments, nullptr),
+          "launch step");
     std::swap(now, next);
   }
   void* arguments[] = {&now, &count, &sum};
@@ -107,8 +108,9 @@ int main(int argc, char** argv) {
     expected_heat += expected[i];
   }
   const bool right = worst < 1e-3 && std::fabs(heat - expected_heat) < 1e-4 * expected_heat;
-  std::printf("{\"device\": \"%s\", \"setup_s\": %.4f, \"compute_s\": %.4f, \"launches\": %d, \"worst_error\": %.2e, "
-              "\"heat\": %.3f, \"expected_heat\": %.3f, \"right\": %s}\n",
-              name, setup, computed, kSteps + 1, worst, heat, expected_heat, right ? "true" : "false");
+  std::printf(
+      "{\"device\": \"%s\", \"setup_s\": %.4f, \"compute_s\": %.4f, \"launches\": %d, \"worst_error\": %.2e, "
+      "\"heat\": %.3f, \"expected_heat\": %.3f, \"right\": %s}\n",
+      name, setup, computed, kSteps + 1, worst, heat, expected_heat, right ? "true" : "false");
   return right ? 0 : 1;
 }

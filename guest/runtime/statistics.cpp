@@ -22,9 +22,10 @@ void write_statistics() {
     log_line("cannot write GPUPOOL_STATISTICS_FILE %s", path);
     return;
   }
-  std::fprintf(file, "{\"transport\": \"%s\", \"device\": \"%.256s\", \"messages\": %llu, \"waits\": {",
-               session->transport_name(), session->devices().front().name,
-               static_cast<unsigned long long>(session->window().control().tail.load(std::memory_order_relaxed)));
+  std::fprintf(
+      file, "{\"transport\": \"%s\", \"device\": \"%.256s\", \"messages\": %llu, \"waits\": {",
+      session->transport_name(), session->devices().front().name,
+      static_cast<unsigned long long>(session->window().control().tail.load(std::memory_order_relaxed)));
   const char* separator = "";
   for (size_t i = 0; i < g_waits.size(); ++i) {
     const u64 count = g_waits[i].load(std::memory_order_relaxed);

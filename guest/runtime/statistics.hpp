@@ -1,5 +1,5 @@
-// Counts, for whoever asks with GPUPOOL_STATISTICS_FILE: how many messages the program sent and which of its calls
-// had to wait for the worker or the GPU. Written as one JSON object when the program exits.
+// Counts, for whoever asks with GPUPOOL_STATISTICS_FILE: how many messages the program sent and which of its
+// calls had to wait for the worker or the GPU. Written as one JSON object when the program exits.
 #pragma once
 
 #include "wire/cpp/types.hpp"

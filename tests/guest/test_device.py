@@ -186,7 +186,9 @@ print(len(known), len(set(known)), known[-1])
 
 
 def test_threads_may_outlive_a_dlclose(host: Host) -> None:
-    host.run_python("shm", """
+    host.run_python(
+        "shm",
+        """
 import ctypes, threading
 dlclose = ctypes.CDLL(None).dlclose
 dlclose.argtypes = [ctypes.c_void_p]
@@ -205,4 +207,5 @@ while dlclose(driver._handle) != 0:
     pass
 closed.set()
 thread.join()
-""")
+""",
+    )

@@ -46,8 +46,9 @@ inline bool read_all(int fd, void* data, size_t size) {
   return true;
 }
 
-// The same for the first bytes of a message, which may be long in coming: looks without sleeping for `spin_us`
-// first, because being woken costs more than a message takes on a fast network. No spinning on one or two cores.
+// The same for the first bytes of a message, which may be long in coming: looks without sleeping for
+// `spin_us` first, because being woken costs more than a message takes on a fast network. No spinning on one
+// or two cores.
 inline bool read_next(int fd, void* data, size_t size, u32 spin_us) {
   if (Backoff::spare_cores()) {
     const u64 start = monotonic_ns();

@@ -128,9 +128,9 @@ CUresult blas_query(CUcontext, u32* out) {
   return CUDA_SUCCESS;
 }
 
-// cuBLAS keeps work space by stream and asks these two which stream it is on (cuBLAS 13, from its getrs and trsm):
-// first (context, stream, &resolved, 1 if the stream is the per-thread one), then (context, resolved, &id). It only
-// compares ids, so the resolved stream may be any value that names it.
+// cuBLAS keeps work space by stream and asks these two which stream it is on (cuBLAS 13, from its getrs and
+// trsm): first (context, stream, &resolved, 1 if the stream is the per-thread one), then (context, resolved,
+// &id). It only compares ids, so the resolved stream may be any value that names it.
 CUresult blas_stream(CUcontext, CUstream stream, Stream** resolved, int) {
   if (resolved == nullptr) return CUDA_ERROR_INVALID_VALUE;
   CUresult error = CUDA_SUCCESS;
@@ -145,8 +145,8 @@ CUresult blas_stream_id(CUcontext, Stream* resolved, u64* id) {
   return CUDA_SUCCESS;
 }
 
-// (context, module, callback(user, function), user): calls back with the module's functions. cuFFT's callback only
-// stores the function in *user; the driver answers 1 (driver 580, cuFFT 12).
+// (context, module, callback(user, function), user): calls back with the module's functions. cuFFT's callback
+// only stores the function in *user; the driver answers 1 (driver 580, cuFFT 12).
 int fft_enumerate(CUcontext, CUmodule module, void (*callback)(void*, CUfunction), void* user) {
   unsigned int count = 0;
   if (api::cuModuleGetFunctionCount(&count, module) != CUDA_SUCCESS || count == 0) return 0;

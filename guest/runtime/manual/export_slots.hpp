@@ -4,7 +4,6 @@
 #include <cuda.h>
 
 #include "guest/runtime/objects.hpp"
-
 #include "wire/cpp/types.hpp"
 
 namespace gpupool::guest::export_slots {

@@ -103,8 +103,8 @@ struct Tables {
     blas.set(4, slot(&export_slots::blas_query))
         .set(39, slot(&export_slots::blas_stream_id))
         .set(51, slot(&export_slots::blas_stream));
-    // cuBLASLt's bf16 heuristics use this table without looking whether they got it (driver 580, cuBLASLt 13: a
-    // null table ends the program), and carry on without it when its calls fail.
+    // cuBLASLt's bf16 heuristics use this table without looking whether they got it (driver 580, cuBLASLt 13:
+    // a null table ends the program), and carry on without it when its calls fail.
     blas_heuristics.set(4, slot(&export_slots::refuse)).set(13, slot(&export_slots::refuse));
     fft.set(7, slot(&export_slots::fft_enumerate));
     bypass.set(1, slot(&export_slots::create_context));

@@ -1,5 +1,5 @@
-// What the software GPU's API side asks of its execution engine: turn an image into a program, run kernels of it.
-// api/ knows nothing of PTX; engine/ knows nothing of the driver API.
+// What the software GPU's API side asks of its execution engine: turn an image into a program, run kernels of
+// it. api/ knows nothing of PTX; engine/ knows nothing of the driver API.
 #pragma once
 
 #include <memory>
@@ -22,11 +22,11 @@ struct KernelInfo {
   std::vector<ParameterInfo> parameters;
   u32 parameter_bytes = 0;
   u32 static_shared_bytes = 0;
-  u32 local_bytes = 0;       // per thread
-  u32 registers = 0;         // an estimate, for cuFuncGetAttribute
-  u32 max_threads = 1024;    // .maxntid, else 1024
-  u32 ptx_version = 0;       // 80 for .version 8.0
-  u32 target = 0;            // 70 for sm_70
+  u32 local_bytes = 0;     // per thread
+  u32 registers = 0;       // an estimate, for cuFuncGetAttribute
+  u32 max_threads = 1024;  // .maxntid, else 1024
+  u32 ptx_version = 0;     // 80 for .version 8.0
+  u32 target = 0;          // 70 for sm_70
 };
 
 struct GlobalInfo {
@@ -43,8 +43,8 @@ class Program {
   virtual ~Program() = default;
   virtual std::span<const KernelInfo> kernels() const = 0;
   virtual std::span<const GlobalInfo> globals() const = 0;
-  // Gives global `index` its device address. Initial values that hold addresses of other globals are patched by
-  // finish_binding(), which writes every initial value to memory.
+  // Gives global `index` its device address. Initial values that hold addresses of other globals are patched
+  // by finish_binding(), which writes every initial value to memory.
   virtual void bind(u64 index, u64 address) = 0;
   virtual void finish_binding() = 0;
 };
@@ -54,16 +54,25 @@ struct Dim3 {
 };
 
 // Why a launch failed while running.
-enum class Fault { none, illegal_address, misaligned_address, illegal_instruction, assertion, trap, out_of_shared };
+enum class Fault {
+  none,
+  illegal_address,
+  misaligned_address,
+  illegal_instruction,
+  assertion,
+  trap,
+  out_of_shared
+};
 
 struct LaunchResult {
   Fault fault = Fault::none;
   std::string detail;  // kernel, instruction, thread: for the log
 };
 
-// Answers whether the device may touch [address, +bytes): global memory accesses are checked with it, so that an
-// illegal access is a fault of the launch, not a crash. Must be fast: it is asked for every access that leaves the
-// range last asked about; it returns the whole valid range around `address` in begin/end, or false.
+// Answers whether the device may touch [address, +bytes): global memory accesses are checked with it, so that
+// an illegal access is a fault of the launch, not a crash. Must be fast: it is asked for every access that
+// leaves the range last asked about; it returns the whole valid range around `address` in begin/end, or
+// false.
 class MemoryMap {
  public:
   virtual ~MemoryMap() = default;
@@ -71,8 +80,8 @@ class MemoryMap {
 };
 
 // Finds PTX in an image: PTX text, a fatbin (compressed with LZ4 or zstd, or not), a fatbin wrapper
-// (__fatBinC_Wrapper_t), preferring the highest target at most `architecture` (90 for sm_90). False with `error`
-// set when there is none ("image holds only machine code for sm_90a").
+// (__fatBinC_Wrapper_t), preferring the highest target at most `architecture` (90 for sm_90). False with
+// `error` set when there is none ("image holds only machine code for sm_90a").
 bool find_ptx(const void* image, u64 architecture, std::string& ptx, std::string& error);
 
 // Parses and checks a whole PTX module. Null with `error` set ("line 12: instruction wgmma.mma_async is not

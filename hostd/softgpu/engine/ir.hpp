@@ -170,8 +170,8 @@ struct Function {
   KernelInfo info;
 };
 
-// Shared memory that belongs to the system: cooperative groups keep the state of large tiles there. It lies behind the
-// program's own; PTX names two parts of it.
+// Shared memory that belongs to the system: cooperative groups keep the state of large tiles there. It lies
+// behind the program's own; PTX names two parts of it.
 inline constexpr u32 kReservedSharedBytes = 2048;
 
 // What one kernel needs to run: made by link() from the functions that it can reach.
@@ -182,8 +182,8 @@ struct KernelLayout {
   u32 static_shared_bytes = 0;
   u32 dynamic_shared_offset = 0;
   bool reserved_shared = false;  // it uses the system's part of shared memory
-  u32 register_bytes = 0;  // per warp
-  u32 local_bytes = 0;     // per thread
+  u32 register_bytes = 0;        // per warp
+  u32 local_bytes = 0;           // per thread
 };
 
 inline constexpr u64 kCodeWindow = 0x0001'0003'0000'0000;  // addresses of functions: kCodeWindow + 16 * index

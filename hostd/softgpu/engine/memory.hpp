@@ -20,8 +20,8 @@ using Pointers = u8* [kWarpLanes];
 template <Space kSpace>
 void locate(Lanes& x, const Inst& i, u32 bytes, Pointers& pointers);
 
-// The usual access to shared memory: all lanes, 32-bit addresses, all within it and aligned. False when it is not so;
-// locate() then says what is wrong.
+// The usual access to shared memory: all lanes, 32-bit addresses, all within it and aligned. False when it is
+// not so; locate() then says what is wrong.
 bool shared_offsets(Lanes& x, const Inst& i, u32 bytes, u32 (&offsets)[kWarpLanes]);
 
 // One address in any space, for what goes through memory byte by byte (strings of printf).

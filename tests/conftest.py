@@ -193,6 +193,14 @@ token_file = "{folder}/token"
     return host
 
 
+def check_log(host: Host) -> None:
+    """No worker may have died of a signal, and a sanitizer's build must not have complained."""
+    crashes = tuple(f'killed by signal {each}"' for each in (4, 6, 7, 8, 11))
+    bad = ("runtime error:", "Sanitizer", *crashes)
+    wrong = [line for line in host.log.splitlines() if any(each in line for each in bad)]
+    assert not wrong, "\n".join(wrong[:20])
+
+
 def end_host(host: Host) -> None:
     """Stops hostd and every worker it started."""
     workers = [session["worker_pid"] for session in host.sessions()]
@@ -202,6 +210,7 @@ def end_host(host: Host) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue  # ended with its client
+    check_log(host)
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,8 @@ def compile_ptx(source: Path, output: Path) -> str:
 
 def nvrtc_ptx(text: str, name: str, architecture: str = VIRTUAL_ARCHITECTURE) -> str:
     """Compiles CUDA C++ text to PTX with NVRTC; CompileError carries the compiler's log."""
+    # NVRTC opens its built-in functions by their bare name: they must be there already.
+    ctypes.CDLL(str(cuda_package_file("cu13/lib/libnvrtc-builtins.so.13.0")))
     library = ctypes.CDLL(str(cuda_package_file("cu13/lib/libnvrtc.so.13")))
     program = ctypes.c_void_p()
     _checked(

@@ -24,6 +24,13 @@ ROOT = Path(__file__).parent.parent
 TRANSPORTS = ("shm", "tcp")
 
 
+def pytest_configure() -> None:
+    """Signals as a terminal gives them: a run started by nohup ignores SIGHUP, and every program
+    that a test starts would inherit that.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that was free a moment ago."""
     import socket

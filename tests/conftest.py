@@ -25,10 +25,12 @@ TRANSPORTS = ("shm", "tcp")
 
 
 def pytest_configure() -> None:
-    """Signals as a terminal gives them: a run started by nohup ignores SIGHUP, and every program
-    that a test starts would inherit that.
+    """Signals as a terminal gives them: a run started by nohup ignores SIGHUP, one started with `&`
+    in a script SIGINT and SIGQUIT, and every program that a test starts would inherit that.
     """
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_port() -> int:

@@ -3,8 +3,10 @@
 #include <doctest/doctest.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "hostd/worker/dispatcher.hpp"
@@ -158,8 +160,9 @@ CUresult load_image(Session& session, const std::vector<u64>& sizes, const std::
   message.put<u32>(0);
   message.put<u32>(0);
   message.put<u32>(static_cast<u32>(sizes.size()));
-  std::memcpy(session.bulk(), sizes.data(), sizes.size() * sizeof(u64));
-  std::memcpy(session.bulk() + 64, bytes.data(), bytes.size());
+  const std::span raw = std::as_bytes(std::span(sizes));
+  std::copy(raw.begin(), raw.end(), reinterpret_cast<std::byte*>(session.bulk()));
+  std::copy(bytes.begin(), bytes.end(), session.bulk() + 64);
   const u64 total = 64 + (bytes.size() + 63) / 64 * 64 + static_cast<u64>(more);
   return session.call(wire::Function::cuModuleLoadDataEx, message, wire::kBulkIn, total);
 }

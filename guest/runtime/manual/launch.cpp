@@ -289,10 +289,10 @@ CUresult translate_attributes(const CUlaunchAttribute* attributes, unsigned int 
     const CUlaunchAttribute& attribute = attributes[i];
     if (out.count == wire::kMaxLaunchAttributes) return CUDA_ERROR_INVALID_VALUE;
     wire::LaunchAttribute& each = out.values[out.count];
-    each.id = static_cast<u32>(attribute.id);
+    std::memcpy(&each.id, &attribute.id, sizeof each.id);  // a program may pass any number
     std::memcpy(each.value, &attribute.value, sizeof each.value);
     CUresult result = CUDA_SUCCESS;
-    switch (attribute.id) {
+    switch (each.id) {
       case CU_LAUNCH_ATTRIBUTE_IGNORE:
         continue;
       case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:

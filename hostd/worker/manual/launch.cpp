@@ -21,10 +21,10 @@ CUresult put_event(Worker& worker, const wire::LaunchAttribute& attribute, CUeve
 }
 
 CUresult read_attribute(Worker& worker, const wire::LaunchAttribute& in, CUlaunchAttribute& out) {
-  out.id = static_cast<CUlaunchAttributeID>(in.id);
+  std::memcpy(&out.id, &in.id, sizeof out.id);  // any number may stand there, also none of the enum's
   std::memset(&out.value, 0, sizeof out.value);
   std::memcpy(&out.value, in.value, sizeof in.value);
-  switch (out.id) {
+  switch (in.id) {
     case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW:
     case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
     case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,18 @@ async def end_of(workers: SubprocessWorkers, process: WorkerProcess) -> WorkerEn
     return await asyncio.wait_for(future, 20)
 
 
+async def found(workers: SubprocessWorkers, session_id: int) -> WorkerProcess | None:
+    """What find() says once the process has its command line.
+
+    exec closes the starter's pipe before the kernel sets the new arguments (begin_new_exec of
+    fs/exec.c comes before create_elf_tables), so for a moment /proc shows none.
+    """
+    deadline_s = time.monotonic() + 20
+    while (process := workers.find(session_id)) is None and time.monotonic() < deadline_s:
+        await asyncio.sleep(0.01)
+    return process
+
+
 def test_exit_code(tmp_path: Path) -> None:
     async def run() -> WorkerEnd:
         workers = script(tmp_path, "exit 7")
@@ -58,7 +71,7 @@ def test_a_worker_of_another_hostd(tmp_path: Path) -> None:
     async def run() -> WorkerEnd:
         process = script(tmp_path, "read x < /dev/zero").start(ORDER)
         successor = script(tmp_path, "exit 0")
-        assert successor.find(5) == process
+        assert await found(successor, 5) == process
         assert successor.find(6) is None
         watching = asyncio.get_running_loop().create_task(end_of(successor, process))
         await asyncio.sleep(0)

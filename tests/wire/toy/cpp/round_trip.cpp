@@ -26,6 +26,7 @@ bool g_connected = false;
 CUresult g_failed = CUDA_SUCCESS;
 std::string g_seen;
 const char* g_unsupported = "";
+std::string g_failure;
 wire::Handle g_stream;
 int g_per_thread = 0;
 
@@ -87,6 +88,9 @@ Session* Session::current() {
 }
 CUresult Session::failed() const {
   return g_failed;
+}
+void log_failure(const char* name, int result) {
+  g_failure = std::string(name) + " " + std::to_string(result);
 }
 void log_unsupported(const char* name) {
   g_unsupported = name;
@@ -162,6 +166,7 @@ void check_values() {
   size_t value = 0;
   CHECK(cuToyDeviceLimit(&value, CU_TOY_LIMIT_HEAP, 0) == CUDA_SUCCESS && value == 1026);
   CHECK(cuToyDeviceLimit(&value, CU_TOY_LIMIT_HEAP, 1) == CUDA_ERROR_INVALID_DEVICE);
+  CHECK(g_failure == "cuToyDeviceLimit 101");
   CHECK(cuToyDeviceLimit(&value, static_cast<CUtoyLimit>(3), 0) == CUDA_ERROR_INVALID_VALUE);
   CHECK(cuToyDeviceLimit(nullptr, CU_TOY_LIMIT_HEAP, 0) == CUDA_ERROR_INVALID_VALUE);
   CHECK(cuToyFill(9, 8, 7) == CUDA_SUCCESS && g_seen == "9 8 7" && g_stream.index() == 3 &&

@@ -3,6 +3,7 @@
 
 namespace gpupool::guest {
 
+void log_failure(const char* name, int result);
 void log_unsupported(const char* name);
 
 }  // namespace gpupool::guest

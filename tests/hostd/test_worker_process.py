@@ -70,7 +70,8 @@ def test_stop(tmp_path: Path, kill: bool, number: int) -> None:
 def test_a_worker_of_another_hostd(tmp_path: Path) -> None:
     async def run() -> WorkerEnd:
         process = script(tmp_path, "read x < /dev/zero").start(ORDER)
-        successor = script(tmp_path, "exit 0")
+        # Not written again: the shell may not have read it yet.
+        successor = SubprocessWorkers(tmp_path / "worker", "0.1.0", "1.0", "info")
         assert await found(successor, 5) == process
         assert successor.find(6) is None
         watching = asyncio.get_running_loop().create_task(end_of(successor, process))

@@ -6,8 +6,8 @@
 namespace gpupool::wire {
 
 inline constexpr u32 kMaxDevices = 16;
-inline constexpr u32 kDeviceAttributes = 192;          // CUdevice_attribute values 0..191
-inline constexpr i32 kAttributeUnknown = 0x8000'0000;  // the host's driver answered INVALID_VALUE
+inline constexpr u32 kDeviceAttributes = 192;        // CUdevice_attribute values 0..191
+inline constexpr i32 kAttributeUnknown = INT32_MIN;  // the host's driver answered INVALID_VALUE
 
 struct DeviceInfo {
   char name[256];

@@ -126,8 +126,8 @@ CUresult cuCtxPopCurrent(CUcontext* out) {
 
 // Replaces the top of the stack; null takes it off.
 CUresult cuCtxSetCurrent(CUcontext handle) {
-  Context* context = nullptr;
-  if (handle != nullptr && (context = find(handle)) == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  Context* const context = handle != nullptr ? find(handle) : nullptr;
+  if (handle != nullptr && context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
   Context* before = current_context();
   if (before == context) return CUDA_SUCCESS;
   if (before != nullptr) pop_context();

@@ -36,7 +36,7 @@ void free_modules_and_memory(Context& context) {
     free_allocation(*session, allocation);
 }
 
-[[maybe_unused]] const bool registered = at_context_end(&free_modules_and_memory);
+[[maybe_unused]] const bool kRegistered = at_context_end(&free_modules_and_memory);
 
 }  // namespace
 }  // namespace gpupool::guest

@@ -241,7 +241,9 @@ CUresult cuDeviceGetByPCIBusId(CUdevice* dev, const char* text) {
   if (dev == nullptr || text == nullptr || !parse_pci_bus_id(text, domain, bus, device))
     return CUDA_ERROR_INVALID_VALUE;
   for (CUdevice i = 0; i < static_cast<int>(device_count()); ++i) {
-    const i32* all = device_info(i)->attributes;
+    const wire::DeviceInfo* info = device_info(i);
+    if (info == nullptr) continue;
+    const i32* all = info->attributes;
     if (static_cast<u32>(all[CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID]) != domain ||
         static_cast<u32>(all[CU_DEVICE_ATTRIBUTE_PCI_BUS_ID]) != bus ||
         static_cast<u32>(all[CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID]) != device)

@@ -37,7 +37,7 @@ void free_events(Context& context) {
   for (Event* event : made) api::cuEventDestroy_v2(reinterpret_cast<CUevent>(event));
 }
 
-[[maybe_unused]] const bool registered = at_context_end(&free_events);
+[[maybe_unused]] const bool kRegistered = at_context_end(&free_events);
 
 }  // namespace
 

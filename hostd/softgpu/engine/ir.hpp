@@ -202,7 +202,7 @@ class ProgramImpl final : public Program {
   std::vector<Function> functions;
   std::vector<CallSite> call_sites;
   std::vector<KernelInfo> kernel_infos;
-  std::vector<KernelLayout> kernels_;
+  std::vector<KernelLayout> kernel_layouts;
   std::vector<GlobalInfo> global_infos;
   std::vector<u32> global_variables;  // variable of each global
   std::vector<u64> global_addresses;

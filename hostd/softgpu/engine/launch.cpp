@@ -213,7 +213,7 @@ LaunchResult run_kernel(const Program& program, u64 kernel, Dim3 grid, Dim3 bloc
   const auto& implementation = static_cast<const engine::ProgramImpl&>(program);
   engine::Launch launch;
   launch.program = &implementation;
-  launch.kernel = &implementation.kernels_.at(kernel);
+  launch.kernel = &implementation.kernel_layouts.at(kernel);
   launch.function = &implementation.functions[launch.kernel->function];
   launch.grid = grid;
   launch.block = block;

@@ -218,7 +218,7 @@ class Linker {
     KernelInfo info = function.info;
     info.static_shared_bytes = shared;
     info.local_bytes = function.local_bytes;
-    program_.kernels_.push_back(std::move(layout));
+    program_.kernel_layouts.push_back(std::move(layout));
     program_.kernel_infos.push_back(std::move(info));
   }
 

@@ -1,7 +1,8 @@
 """A real hostd with the software GPU, and a way to run programs on its vGPU over each transport.
 
 `host` is one hostd for the whole test run; `own_host` is one for a test that breaks things.
-`transport` makes a test run once over shared memory and once over TCP.
+`transport` makes a test run once over shared memory and once over TCP. GPUPOOL_TEST_GPU=nvidia runs
+the same tests on the machine's NVIDIA GPUs; what only the software GPU has is marked `softgpu`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TRANSPORTS = ("shm", "tcp")
+TEST_GPU = os.environ.get("GPUPOOL_TEST_GPU", "software")
 
 
 def pytest_configure() -> None:
@@ -31,6 +33,15 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out, on an NVIDIA GPU, what only the software GPU has."""
+    if TEST_GPU == "software":
+        return
+    for item in items:
+        if item.get_closest_marker("softgpu"):
+            item.add_marker(pytest.mark.skip(reason=f"not on gpu = {TEST_GPU}"))
 
 
 def free_port() -> int:
@@ -177,7 +188,7 @@ def native_dir() -> Path:
     return Path(os.environ.get("GPUPOOL_NATIVE_DIR", ROOT / "build" / "native"))
 
 
-def make_host(folder: Path, gpu: str = "software") -> Host:
+def make_host(folder: Path, gpu: str = TEST_GPU) -> Host:
     """Writes a configuration and starts a hostd on it."""
     native = native_dir()
     if not (native / "lib" / "guest" / "libcuda.so.1").exists():

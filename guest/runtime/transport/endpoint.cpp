@@ -1,0 +1,194 @@
+#include "guest/runtime/transport/endpoint.hpp"
+
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+namespace gpupool::guest {
+namespace {
+
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+bool parse_endpoint(const std::string& text, Endpoint& endpoint, std::string& why) {
+  endpoint.text = text;
+  if (text.rfind("unix:", 0) == 0) {
+    endpoint.kind = wire::TransportKind::shm;
+    endpoint.path = text.substr(5);
+    if (!endpoint.path.empty() && endpoint.path.size() < sizeof(sockaddr_un::sun_path)) return true;
+  } else if (text.rfind("tcp://", 0) == 0) {
+    endpoint.kind = wire::TransportKind::tcp;
+    const std::string rest = text.substr(6);
+    const size_t colon = rest.rfind(':');
+    if (colon != std::string::npos && colon > 0 && colon + 1 < rest.size()) {
+      endpoint.host = rest.substr(0, colon);
+      if (endpoint.host.size() > 2 && endpoint.host.front() == '[')
+        endpoint.host = endpoint.host.substr(1, endpoint.host.size() - 2);
+      endpoint.port = rest.substr(colon + 1);
+      return true;
+    }
+  }
+  why = "GPUPOOL_ENDPOINT is '" + text + "'; it must be unix:/path/to/socket or tcp://host:port";
+  return false;
+}
+
+// connect() to its end. On Linux the call may simply be made again after a signal: over a unix socket nothing
+// has happened yet, over TCP it goes on waiting for the connection that is under way.
+bool connect_all(int fd, const sockaddr* address, socklen_t size) {
+  int result = 0;
+  do result = connect(fd, address, size);
+  while (result < 0 && errno == EINTR);
+  return result == 0;
+}
+
+int dial_unix(const Endpoint& endpoint, int timeout_s, std::string& why) {
+  Descriptor fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, endpoint.path.c_str(), endpoint.path.size() + 1);
+  set_timeout(fd.get(), SO_SNDTIMEO, timeout_s);
+  if (fd.get() >= 0 && connect_all(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address))
+    return fd.release();
+  why = "cannot reach " + endpoint.text + ": " + std::strerror(errno) + "; is hostd running?";
+  return -1;
+}
+
+int dial_tcp(const Endpoint& endpoint, int timeout_s, std::string& why) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  const int status = getaddrinfo(endpoint.host.c_str(), endpoint.port.c_str(), &hints, &found);
+  if (status != 0) {
+    why = "cannot resolve " + endpoint.text + ": " + gai_strerror(status);
+    return -1;
+  }
+  int error = 0;
+  int connected = -1;
+  for (const addrinfo* one = found; one != nullptr && connected < 0; one = one->ai_next) {
+    Descriptor fd(socket(one->ai_family, SOCK_STREAM | SOCK_CLOEXEC, one->ai_protocol));
+    if (fd.get() < 0) continue;
+    set_timeout(fd.get(), SO_SNDTIMEO, timeout_s);  // bounds connect() too
+    const int yes = 1;
+    setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    // The buffers are left to the kernel: a size set here would end its own tuning and be cut to rmem_max.
+    if (connect_all(fd.get(), one->ai_addr, one->ai_addrlen))
+      connected = fd.release();
+    else
+      error = errno;
+  }
+  freeaddrinfo(found);
+  if (connected < 0)
+    why = "cannot reach " + endpoint.text + ": " + std::strerror(error) + "; is hostd running there?";
+  return connected;
+}
+
+}  // namespace
+
+bool candidates(std::vector<Endpoint>& endpoints, std::string& why) {
+  const std::string named = environment("GPUPOOL_ENDPOINT");
+  if (!named.empty()) {
+    endpoints.emplace_back();
+    return parse_endpoint(named, endpoints.back(), why);
+  }
+  const std::string runtime = environment("XDG_RUNTIME_DIR");
+  const std::string own = runtime.empty() ? "/tmp/gpupool-" + std::to_string(getuid()) : runtime + "/gpupool";
+  for (const std::string& path : {std::string("/run/gpupool/hostd.sock"), own + "/hostd.sock"}) {
+    struct stat facts {};
+    if (stat(path.c_str(), &facts) != 0) continue;
+    // Whoever serves the socket sees all our data: only root's or our own.
+    if (facts.st_uid != 0 && facts.st_uid != getuid()) continue;
+    endpoints.emplace_back();
+    if (!parse_endpoint("unix:" + path, endpoints.back(), why)) return false;
+  }
+  if (!endpoints.empty()) return true;
+  why =
+      "no hostd is running on this machine; start one (`gpupool hostd`), use `gpupool run -- PROGRAM`, or "
+      "set "
+      "GPUPOOL_ENDPOINT";
+  return false;
+}
+
+bool check_transport(const Endpoint& endpoint, std::string& why) {
+  const std::string wanted = environment("GPUPOOL_TRANSPORT");
+  if (wanted.empty()) return true;
+  const char* offered = endpoint.kind == wire::TransportKind::shm ? "shm" : "tcp";
+  if (wanted == offered) return true;
+  if (wanted == "shm" || wanted == "tcp")
+    why = "GPUPOOL_TRANSPORT=" + wanted + " was asked for, but " + endpoint.text + " offers " + offered +
+          "; choose an endpoint of that kind or unset GPUPOOL_TRANSPORT";
+  else
+    why = "GPUPOOL_TRANSPORT=" + wanted + " is not available in this version; shm and tcp are";
+  return false;
+}
+
+void set_timeout(int fd, int option, int seconds) {
+  const timeval timeout{seconds, 0};
+  setsockopt(fd, SOL_SOCKET, option, &timeout, sizeof timeout);
+}
+
+int dial_socket(const Endpoint& endpoint, int timeout_s, std::string& why) {
+  return endpoint.kind == wire::TransportKind::shm ? dial_unix(endpoint, timeout_s, why)
+                                                   : dial_tcp(endpoint, timeout_s, why);
+}
+
+bool read_token(u8 (&token)[64], std::string& why) {
+  const std::string path = environment("GPUPOOL_TOKEN_FILE");
+  if (path.empty()) return true;
+  Descriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  char text[sizeof token + 1] = {};
+  const ssize_t got = fd.get() < 0 ? -1 : read(fd.get(), text, sizeof text);
+  if (got < 0 || got > static_cast<ssize_t>(sizeof token)) {
+    why = "GPUPOOL_TOKEN_FILE " + path +
+          (got < 0 ? std::string(": ") + std::strerror(errno) : ": longer than 64 bytes");
+    return false;
+  }
+  size_t used = static_cast<size_t>(got);
+  while (used > 0 && (text[used - 1] == '\n' || text[used - 1] == ' ')) --used;
+  std::memcpy(token, text, used);
+  return true;
+}
+
+bool read_number(const char* name, u32 highest, u32& value, std::string& why) {
+  const std::string text = environment(name);
+  if (text.empty()) return true;
+  char* end = nullptr;
+  const unsigned long number = std::strtoul(text.c_str(), &end, 10);
+  if (*end == 0 && number >= 1 && number <= highest) {
+    value = static_cast<u32>(number);
+    return true;
+  }
+  why = std::string(name) + " is '" + text + "'; it must be a whole number from 1 to " +
+        std::to_string(highest);
+  return false;
+}
+
+void read_program_name(char (&program)[64]) {
+  Descriptor comm(open("/proc/self/comm", O_RDONLY | O_CLOEXEC));
+  if (comm.get() < 0) return;
+  const ssize_t got = read(comm.get(), program, sizeof program - 1);
+  if (got > 0 && program[got - 1] == '\n') program[got - 1] = 0;
+}
+
+bool send_all(int fd, const void* data, size_t size) {
+  const u8* next = static_cast<const u8*>(data);
+  while (size > 0) {
+    const ssize_t sent = send(fd, next, size, MSG_NOSIGNAL);
+    if (sent < 0 && errno == EINTR) continue;
+    if (sent <= 0) return false;
+    next += sent;
+    size -= static_cast<size_t>(sent);
+  }
+  return true;
+}
+
+}  // namespace gpupool::guest

@@ -1,0 +1,63 @@
+// Where the host is and how a socket to it is opened: what libcuda and libnvidia-ml share.
+#pragma once
+
+#include <unistd.h>
+
+#include <string>
+#include <vector>
+
+#include "wire/cpp/hello.hpp"
+
+namespace gpupool::guest {
+
+struct Endpoint {
+  wire::TransportKind kind = wire::TransportKind::shm;
+  std::string path;  // unix
+  std::string host, port;
+  std::string text;  // as the user wrote it
+};
+
+// Owns a descriptor.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd = -1) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return fd_; }
+  void reset(int fd) {
+    if (fd_ >= 0) close(fd_);
+    fd_ = fd;
+  }
+  int release() {
+    const int fd = fd_;
+    fd_ = -1;
+    return fd;
+  }
+
+ private:
+  int fd_;
+};
+
+// The endpoints to try, in order: what the user named, or the system's hostd and then this user's own. False
+// with `why` when there is none.
+bool candidates(std::vector<Endpoint>& endpoints, std::string& why);
+// Whether GPUPOOL_TRANSPORT allows this endpoint.
+bool check_transport(const Endpoint& endpoint, std::string& why);
+
+// A connected socket, close-on-exec, or -1. Sends on it are bounded by `timeout_s` too.
+int dial_socket(const Endpoint& endpoint, int timeout_s, std::string& why);
+// SO_SNDTIMEO or SO_RCVTIMEO; 0 for none.
+void set_timeout(int fd, int option, int seconds);
+bool send_all(int fd, const void* data, size_t size);
+
+// The token from GPUPOOL_TOKEN_FILE. Never from an environment value: those are visible to others.
+bool read_token(u8 (&token)[64], std::string& why);
+// A whole number from 1 to `highest` from the environment; `value` stays as it is when it is not set.
+bool read_number(const char* name, u32 highest, u32& value, std::string& why);
+// comm of this process.
+void read_program_name(char (&program)[64]);
+
+}  // namespace gpupool::guest

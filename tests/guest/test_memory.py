@@ -263,16 +263,6 @@ equal(lib.cuPointerGetAttribute(byref(value), 2, c_uint64(p)), INVALID_VALUE)
 """)  # fmt: skip
 
 
-def test_managed_memory_says_no(host: Host, transport: str) -> None:
-    """Refused with a code that programs can cope with, and the attribute says so before."""
-    run(host, transport, """
-address, value = c_uint64(), c_int()
-equal(lib.cuMemAllocManaged(byref(address), c_size_t(4096), c_uint(1)), NOT_SUPPORTED)
-d.call("cuDeviceGetAttribute", byref(value), 83, 0)
-equal(value.value, 0)
-""")  # fmt: skip
-
-
 def test_pools(host: Host, transport: str) -> None:
     """Stream-ordered memory from the default pool and from one of the program's own."""
     run(host, transport, """

@@ -30,7 +30,8 @@ enum class MemoryKind : u8 {
   global,          // a module's variable
   imported,        // opened from another process's handle
   pinned,          // cuMemHostAlloc, cuMemAllocHost: window memory, one address on both sides
-  registered,      // cuMemHostRegister: the program's own memory; the GPU never sees it, copies are staged
+  registered,      // cuMemHostRegister: the program's own memory; copies are staged
+  managed,         // cuMemAllocManaged: window memory as well, which the program counts as a device's
 };
 
 struct Allocation {
@@ -42,9 +43,9 @@ struct Allocation {
   int device = 0;
   u64 id = 0;            // CU_POINTER_ATTRIBUTE_BUFFER_ID; filled in by insert()
   u64 pool = 0;          // wire handle of its memory pool, for stream_ordered
-  u64 block = 0;         // mapped: wire handle of the physical memory; pinned: offset in the window
-  u64 reserved = 0;      // pinned: size of the piece of the window, at least `size`
-  u32 flags = 0;         // pinned: CU_MEMHOSTALLOC_*, registered: CU_MEMHOSTREGISTER_*
+  u64 block = 0;         // mapped: wire handle of the physical memory; pinned, managed: offset in the window
+  u64 reserved = 0;      // pinned, managed: size of the piece of the window, at least `size`
+  u32 flags = 0;         // CU_MEMHOSTALLOC_*, CU_MEMHOSTREGISTER_* or CU_MEM_ATTACH_*, by kind
   u64 handle_types = 0;  // CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES
   bool sync_memops = false;
 

@@ -2,6 +2,7 @@
 // worker too; a primary context lives on there, and the next retain must find it empty.
 #include "guest/runtime/manual/address_space.hpp"
 #include "guest/runtime/manual/context.hpp"
+#include "guest/runtime/manual/memory.hpp"
 #include "guest/runtime/manual/module.hpp"
 #include "guest/runtime/message.hpp"
 
@@ -17,6 +18,9 @@ void free_allocation(Session& session, const Allocation& allocation) {
       static_cast<void>(call.send());  // a session that has failed has nothing to free
       return;
     }
+    case MemoryKind::managed:
+      forget_advice(allocation);
+      [[fallthrough]];
     case MemoryKind::pinned:
       session.heap_free(
           Bulk{allocation.block, allocation.reserved, reinterpret_cast<u8*>(allocation.address)});

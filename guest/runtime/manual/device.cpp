@@ -26,8 +26,6 @@ VisibleDevices g_visible;
 // worker's memory or descriptors, not the program's own.
 bool reads_zero(int attribute) {
   switch (attribute) {
-    case CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY:
-    case CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS:
     case CU_DEVICE_ATTRIBUTE_DIRECT_MANAGED_MEM_ACCESS_FROM_HOST:
     case CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS:
     case CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES:
@@ -123,6 +121,11 @@ bool device_attribute(CUdevice device, int attribute, int& value) {
     return false;
   if (info->attributes[attribute] == wire::kAttributeUnknown) return false;
   value = reads_zero(attribute) ? 0 : info->attributes[attribute];
+  // Managed memory is window memory whatever the GPU could do by itself: there on shared memory only, and
+  // then for program and kernels at the same time.
+  if (attribute == CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY ||
+      attribute == CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS)
+    value = g_visible.host_memory_mapped ? 1 : 0;
   return true;
 }
 

@@ -6,6 +6,7 @@
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/manual/address_space.hpp"
 #include "guest/runtime/manual/capture.hpp"
+#include "guest/runtime/manual/memory.hpp"
 #include "guest/runtime/session.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"  // generated
@@ -24,6 +25,34 @@ u64 address_of(const void* pointer) {
 
 }  // namespace
 
+CUresult allocate_from_window(Allocation& allocation, Context& context, u64 bytes) {
+  Session* session = Session::current();
+  CUresult error = CUDA_SUCCESS;
+  const Bulk bulk = session->heap_allocate(bytes, true, error);
+  if (!bulk) return error != CUDA_SUCCESS ? error : CUDA_ERROR_OUT_OF_MEMORY;
+  allocation.address = address_of(bulk.address);
+  allocation.size = bytes;
+  allocation.context = &context;
+  allocation.device = context.device;
+  allocation.block = bulk.offset;
+  allocation.reserved = bulk.size;
+  if (address_space().insert(allocation)) return CUDA_SUCCESS;
+  session->heap_free(bulk);
+  return CUDA_ERROR_UNKNOWN;
+}
+
+CUresult free_to_window(const Allocation& allocation) {
+  Session* session = Session::current();
+  CUresult result = session->take_async_error();
+  g_contexts.each([&](Context& context) {
+    if (!context.alive.load(std::memory_order_acquire)) return;
+    const CUresult waited = session->synchronize(context);
+    if (result == CUDA_SUCCESS) result = waited;
+  });
+  session->heap_free(Bulk{allocation.block, allocation.reserved, reinterpret_cast<u8*>(allocation.address)});
+  return result;
+}
+
 namespace api {
 
 CUresult cuMemHostAlloc(void** pointer, size_t bytes, unsigned int flags) {
@@ -31,25 +60,12 @@ CUresult cuMemHostAlloc(void** pointer, size_t bytes, unsigned int flags) {
   if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
   if (pointer == nullptr || bytes == 0 || (flags & ~kAllocFlags) != 0) return CUDA_ERROR_INVALID_VALUE;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
-  Session* session = Session::current();
-  CUresult error = CUDA_SUCCESS;
-  const Bulk bulk = session->heap_allocate(bytes, true, error);
-  if (!bulk) return error != CUDA_SUCCESS ? error : CUDA_ERROR_OUT_OF_MEMORY;
   Allocation allocation;
-  allocation.address = address_of(bulk.address);
-  allocation.size = bytes;
   allocation.kind = MemoryKind::pinned;
-  allocation.context = context;
-  allocation.device = context->device;
-  allocation.block = bulk.offset;
-  allocation.reserved = bulk.size;
   allocation.flags = flags;
-  if (!address_space().insert(allocation)) {
-    session->heap_free(bulk);
-    return CUDA_ERROR_UNKNOWN;
-  }
-  *pointer = bulk.address;
-  return CUDA_SUCCESS;
+  const CUresult result = allocate_from_window(allocation, *context, bytes);
+  if (result == CUDA_SUCCESS) *pointer = reinterpret_cast<void*>(allocation.address);
+  return result;
 }
 
 CUresult cuMemAllocHost_v2(void** pointer, size_t bytes) {
@@ -60,18 +76,7 @@ CUresult cuMemFreeHost(void* pointer) {
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   const std::optional<Allocation> allocation =
       address_space().take(address_of(pointer), {MemoryKind::pinned});
-  if (!allocation) return CUDA_ERROR_INVALID_VALUE;
-  Session* session = Session::current();
-  // Copies may still be under way, in any context: the next owner of this memory must not see them. The
-  // driver waits as well.
-  CUresult result = session->take_async_error();
-  g_contexts.each([&](Context& context) {
-    if (!context.alive.load(std::memory_order_acquire)) return;
-    const CUresult waited = session->synchronize(context);
-    if (result == CUDA_SUCCESS) result = waited;
-  });
-  session->heap_free(Bulk{allocation->block, allocation->reserved, static_cast<u8*>(pointer)});
-  return result;
+  return allocation ? free_to_window(*allocation) : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* device, void* pointer, unsigned int flags) {

@@ -105,8 +105,12 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
     return CUDA_ERROR_CONTEXT_IS_DESTROYED;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   const std::optional<Allocation> allocation =
-      address_space().take(address, {MemoryKind::device, MemoryKind::stream_ordered});
+      address_space().take(address, {MemoryKind::device, MemoryKind::stream_ordered, MemoryKind::managed});
   if (!allocation) return CUDA_ERROR_INVALID_VALUE;
+  if (allocation->kind == MemoryKind::managed) {
+    forget_advice(*allocation);
+    return free_to_window(*allocation);
+  }
   Call call(wire::Function::cuMemFree_v2);
   call.put<u64>(address);
   return call.send();

@@ -17,4 +17,13 @@ CUresult allocate_at_free_address(Allocation& allocation,
                                   const std::function<CUresult(Allocation&, u64 least_bytes)>& allocate,
                                   const std::function<void(const Allocation&)>& give_back);
 
+// Registered window memory for `allocation`, whose kind and flags are set, entered into the table.
+CUresult allocate_from_window(Allocation& allocation, Context& context, u64 bytes);
+// Gives it back once every context's work is done, as the driver waits too: the next owner of this memory
+// must not see copies that are still under way.
+CUresult free_to_window(const Allocation& allocation);
+
+// Forgets what the program advised about managed memory that it frees.
+void forget_advice(const Allocation& allocation);
+
 }  // namespace gpupool::guest

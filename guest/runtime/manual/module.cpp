@@ -193,7 +193,12 @@ CUresult ask_global(wire::Function message, wire::Handle owner, const char* name
   Call call(message);
   call.put(owner);
   call.put_string(name);
-  if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+  const CUresult result = call.wait();
+  if (result == CUDA_ERROR_NOT_SUPPORTED)
+    log_line(
+        "variable %s is __managed__: it cannot be shared with a vGPU; allocate it with cudaMallocManaged",
+        name);
+  if (result != CUDA_SUCCESS) return result;
   global.address = call.get<u64>();
   global.bytes = call.get<u64>();
   Allocation allocation;

@@ -61,7 +61,7 @@ CUresult range_attribute(const Facts& facts, CUpointer_attribute attribute, void
     case CU_POINTER_ATTRIBUTE_MAPPED:
       return write<u32>(data, facts.allocation.has_value());
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
-      return write<u32>(data, 0);
+      return write<u32>(data, facts.allocation && facts.allocation->kind == MemoryKind::managed);
     default:
       return CUDA_ERROR_INVALID_VALUE;
   }
@@ -76,7 +76,8 @@ CUresult memory_attribute(const Allocation& memory, u64 pointer, CUpointer_attri
     case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
       return memory.kind == MemoryKind::registered ? CUDA_ERROR_INVALID_VALUE : write<u64>(data, pointer);
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
-      return memory.on_host() ? write<u64>(data, pointer) : CUDA_ERROR_INVALID_VALUE;
+      return memory.on_host() || memory.kind == MemoryKind::managed ? write<u64>(data, pointer)
+                                                                    : CUDA_ERROR_INVALID_VALUE;
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
       return write<u32>(data, memory.sync_memops);
     case CU_POINTER_ATTRIBUTE_BUFFER_ID:

@@ -1,4 +1,5 @@
 #include "hostd/worker/manual/function.hpp"
+#include "hostd/worker/manual/memory.hpp"
 #include "hostd/worker/manual/module.hpp"
 #include "hostd/worker/manual/module_image.hpp"
 #include "worker_manual.hpp"
@@ -119,6 +120,7 @@ CUresult handle_cuLibraryGetGlobal(Worker& worker, Request& request) {
   size_t bytes = 0;
   const CUresult result = worker.driver.cuLibraryGetGlobal(&address, &bytes, library->library, name.c_str());
   if (result != CUDA_SUCCESS) return result;
+  if (is_managed(worker, address)) return CUDA_ERROR_NOT_SUPPORTED;
   request.out->put<u64>(address);
   request.out->put<u64>(bytes);
   return CUDA_SUCCESS;

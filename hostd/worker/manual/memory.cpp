@@ -44,6 +44,13 @@ i32 index_of_device(const Worker& worker, CUdevice device) {
   return -1;
 }
 
+bool is_managed(const Worker& worker, CUdeviceptr address) {
+  unsigned int managed = 0;
+  const CUresult result =
+      worker.driver.cuPointerGetAttribute(&managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, address);
+  return result == CUDA_SUCCESS && managed != 0;
+}
+
 CUresult localize(const Worker& worker, CUmemLocation& location) {
   if (location.type != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_NOT_SUPPORTED;
   CUdevice device = 0;

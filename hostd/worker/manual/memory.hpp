@@ -17,4 +17,8 @@ i32 index_of_device(const Worker& worker, CUdevice device);
 // memory of the worker's host would be out of the client's reach.
 CUresult localize(const Worker& worker, CUmemLocation& location);
 
+// Whether the address is a __managed__ variable's: the driver keeps those in the worker's own memory, where
+// the program would look for them in vain.
+bool is_managed(const Worker& worker, CUdeviceptr address);
+
 }  // namespace gpupool::worker

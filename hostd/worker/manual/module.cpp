@@ -1,6 +1,7 @@
 #include "hostd/worker/manual/module.hpp"
 
 #include "hostd/worker/manual/function.hpp"
+#include "hostd/worker/manual/memory.hpp"
 #include "hostd/worker/manual/module_image.hpp"
 #include "worker_manual.hpp"
 
@@ -114,6 +115,7 @@ CUresult handle_cuModuleGetGlobal_v2(Worker& worker, Request& request) {
   size_t bytes = 0;
   const CUresult result = worker.driver.cuModuleGetGlobal_v2(&address, &bytes, module->module, name.c_str());
   if (result != CUDA_SUCCESS) return result;
+  if (is_managed(worker, address)) return CUDA_ERROR_NOT_SUPPORTED;
   request.out->put<u64>(address);
   request.out->put<u64>(bytes);
   return CUDA_SUCCESS;

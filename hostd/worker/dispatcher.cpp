@@ -72,6 +72,7 @@ void Dispatcher::wait_for(u64 head) {
       }
     }
   }
+  u64 open_since = 0;  // since when a ticket has been seen taken and not published; 0 while none is
   while (!ready()) {
     const u32 bell = control.doorbell.load(std::memory_order_acquire);
     control.worker_sleeping.store(1, std::memory_order_seq_cst);
@@ -79,15 +80,22 @@ void Dispatcher::wait_for(u64 head) {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (!ready()) wire::futex_wait(control.doorbell, bell, kSleepMs);
     control.worker_sleeping.store(0, std::memory_order_relaxed);
-    check_stalled(head, wire::monotonic_ns() - start);
+    check_stalled(head, open_since);
   }
 }
 
-void Dispatcher::check_stalled(u64 head, u64 waited_ns) {
-  if (waited_ns < kStalledNs || worker_.client_stopped == nullptr) return;
+// The time counts from when the ticket was first seen, not from the last slot: a client may be idle for hours
+// and be between ticket and slot just when we look.
+void Dispatcher::check_stalled(u64 head, u64& open_since) {
+  if (worker_.client_stopped == nullptr) return;
+  const u64 now = wire::monotonic_ns();
   if (worker_.window.control().tail.load(std::memory_order_relaxed) <= head || worker_.client_stopped())
-    return;
-  throw wire::ProtocolError("a client thread took a ticket and never published it");
+    open_since = 0;
+  else if (open_since == 0)
+    open_since = now;
+  else if (now - open_since >= kStalledNs &&
+           worker_.window.slot(head).sequence.load(std::memory_order_acquire) != head + 1)
+    throw wire::ProtocolError("a client thread took a ticket and never published it");
 }
 
 void Dispatcher::read_header(const wire::Slot& slot, Request& request) {

@@ -21,7 +21,7 @@ class Dispatcher {
  private:
   // Waits for the slot `head`: spins while work is likely, then sleeps until the client rings.
   void wait_for(u64 head);
-  void check_stalled(u64 head, u64 waited_ns);
+  void check_stalled(u64 head, u64& open_since);
   void read_header(const wire::Slot& slot, Request& request);
   std::span<const u8> payload_of(const wire::Slot& slot, const Request& request);
   bool make_current(u32 context_index, CUresult& error);

@@ -374,6 +374,20 @@ sys.stdin.readline()
     assert max(spent) <= 0.02, spent
 
 
+def test_session_is_there_after_a_long_rest(host: Host, transport: str) -> None:
+    """A rest longer than the worker's patience with a ticket that nobody publishes (10 s)."""
+    text = """
+import time
+from tests.e2e.client import Counter
+counter = Counter()
+for _ in range(2):
+    time.sleep(11.5)
+    counter.add()
+print(counter.value())
+"""
+    assert host.run_python(transport, text) == "2\n"
+
+
 def test_closed_standard_streams_do_no_harm(host: Host, transport: str) -> None:
     """The connection must not end up as descriptor 0, 1 or 2 that a program later reopens."""
     text = """

@@ -13,7 +13,8 @@ FATBIN_MAGIC = 0xBA55ED50
 WRAPPER_MAGIC = 0x466243B1
 KIND_PTX = 1
 PTX_VERSION = (0, 7)  # minor, major: 7.0
-ENTRY_HEADER_BYTES = 64
+ENTRY_HEADER_BYTES = 80
+OPTIONS_AT = 64  # where the header says where ptxas's options are: right behind, an empty string
 FLAG_64_BIT_LINUX = 0x11
 
 
@@ -33,9 +34,9 @@ def fatbin(ptx: str, target: int) -> bytes:
     body = ptx.encode() + b"\0"
     body += b"\0" * (-len(body) % 8)
     entry = struct.pack(
-        "<HHIQIIHHIIIQQQ",
-        KIND_PTX, 0x101, ENTRY_HEADER_BYTES, len(body), 0, 0, *PTX_VERSION, target, 0, 0,
-        FLAG_64_BIT_LINUX, 0, 0,
+        "<HHIQIIHHIIIQQQQQ",
+        KIND_PTX, 0x101, ENTRY_HEADER_BYTES, len(body), 0, OPTIONS_AT, *PTX_VERSION, target, 0, 0,
+        FLAG_64_BIT_LINUX, 0, 0, OPTIONS_AT + 8, 0,
     )  # fmt: skip
     assert len(entry) == ENTRY_HEADER_BYTES
     return struct.pack("<IHHQ", FATBIN_MAGIC, 1, 16, len(entry) + len(body)) + entry + body

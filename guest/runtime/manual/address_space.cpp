@@ -116,6 +116,21 @@ void AddressSpace::set_sync_memops(u64 address, bool value) {
   if (value) any_sync_memops_.store(true, std::memory_order_release);
 }
 
+bool AddressSpace::empty(u64 address, u64 size) const {
+  const std::shared_lock lock(mutex_);
+  if (locate(address) != nullptr) return false;
+  const auto next = allocations_.lower_bound(address);
+  return next == allocations_.end() || next->first - address >= size;
+}
+
+void AddressSpace::set_access(u64 address, u64 size, int device, u32 access) {
+  const std::unique_lock lock(mutex_);
+  for (auto next = allocations_.lower_bound(address);
+       next != allocations_.end() && next->first - address < size; ++next)
+    if (next->second.kind == MemoryKind::mapped && next->second.device == device)
+      next->second.access = access;
+}
+
 bool AddressSpace::synchronizes(u64 address) const {
   if (!any_sync_memops_.load(std::memory_order_acquire)) return false;
   const std::shared_lock lock(mutex_);

@@ -47,6 +47,8 @@ struct Allocation {
   u64 reserved = 0;      // pinned, managed: size of the piece of the window, at least `size`
   u32 flags = 0;         // CU_MEMHOSTALLOC_*, CU_MEMHOSTREGISTER_* or CU_MEM_ATTACH_*, by kind
   u64 handle_types = 0;  // CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES
+  u32 access =
+      CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE;  // from its device; mapped: none before cuMemSetAccess
   bool sync_memops = false;
 
   [[nodiscard]] bool on_host() const { return kind == MemoryKind::pinned || kind == MemoryKind::registered; }
@@ -76,6 +78,10 @@ class AddressSpace {
   // Whether the address is device memory, or at least lies where we keep room for it.
   bool is_device(u64 address) const;
   void set_sync_memops(u64 address, bool value);
+  // Whether nothing is known inside [address, +size).
+  bool empty(u64 address, u64 size) const;
+  // What the device of mapped memory may do with it, for every mapping that begins in [address, +size).
+  void set_access(u64 address, u64 size, int device, u32 access);
   // Whether synchronous operations on this address must wait although they need not
   // (CU_POINTER_ATTRIBUTE_SYNC_MEMOPS).
   bool synchronizes(u64 address) const;

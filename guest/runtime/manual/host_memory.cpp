@@ -58,8 +58,12 @@ namespace api {
 CUresult cuMemHostAlloc(void** pointer, size_t bytes, unsigned int flags) {
   Context* context = current_context();
   if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
-  if (pointer == nullptr || bytes == 0 || (flags & ~kAllocFlags) != 0) return CUDA_ERROR_INVALID_VALUE;
+  if (pointer == nullptr || (flags & ~kAllocFlags) != 0) return CUDA_ERROR_INVALID_VALUE;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  if (bytes == 0) {  // as driver 580 answers
+    *pointer = nullptr;
+    return CUDA_SUCCESS;
+  }
   Allocation allocation;
   allocation.kind = MemoryKind::pinned;
   allocation.flags = flags;
@@ -74,6 +78,7 @@ CUresult cuMemAllocHost_v2(void** pointer, size_t bytes) {
 
 CUresult cuMemFreeHost(void* pointer) {
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  if (pointer == nullptr) return CUDA_SUCCESS;  // as driver 580 answers
   const std::optional<Allocation> allocation =
       address_space().take(address_of(pointer), {MemoryKind::pinned});
   return allocation ? free_to_window(*allocation) : CUDA_ERROR_INVALID_VALUE;
@@ -111,7 +116,8 @@ CUresult cuMemHostGetFlags(unsigned int* flags, void* pointer) {
   if (flags == nullptr) return CUDA_ERROR_INVALID_VALUE;
   const std::optional<Allocation> allocation = address_space().find(address_of(pointer));
   if (!allocation || allocation->kind != MemoryKind::pinned) return CUDA_ERROR_INVALID_VALUE;
-  *flags = allocation->flags;
+  // Driver 580 calls all of it mapped and none of it portable, whatever was asked for.
+  *flags = (allocation->flags & CU_MEMHOSTALLOC_WRITECOMBINED) | CU_MEMHOSTALLOC_DEVICEMAP;
   return CUDA_SUCCESS;
 }
 
@@ -135,9 +141,10 @@ CUresult cuMemHostUnregister(void* pointer) {
   if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   // Copies from and to registered memory are staged and done when their calls return: nothing is under way.
-  return address_space().take(address_of(pointer), {MemoryKind::registered})
-             ? CUDA_SUCCESS
-             : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+  if (address_space().take(address_of(pointer), {MemoryKind::registered})) return CUDA_SUCCESS;
+  const std::optional<Allocation> around = address_space().find(address_of(pointer));
+  const bool inside = around && around->kind == MemoryKind::registered;
+  return inside ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
 }
 
 }  // namespace api

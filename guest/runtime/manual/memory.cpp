@@ -117,6 +117,8 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
 }
 
 CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* size, CUdeviceptr address) {
+  if (base == nullptr && size == nullptr)
+    return CUDA_SUCCESS;  // nothing asked: not even the address is looked at
   const std::optional<Allocation> allocation = address_space().find(address);
   u64 start = 0;
   u64 bytes = 0;

@@ -50,34 +50,46 @@ u64 pool_of(const Allocation& memory) {
   return api::cuDeviceGetMemPool(&pool, memory.device) == CUDA_SUCCESS ? reinterpret_cast<u64>(pool) : 0;
 }
 
-// Attributes of the range rather than of the memory in it.
+// How the driver maps memory: in blocks of 2 MiB, of pools in blocks of 32 MiB (measured on driver 580). Host
+// memory begins a mapping of its own.
+struct Mapping {
+  u64 address;
+  u64 size;
+};
+
+Mapping mapping_of(const Allocation& memory) {
+  constexpr u64 kPoolUnit = 32u << 20;
+  const u64 unit = memory.kind == MemoryKind::stream_ordered ? kPoolUnit : kAddressUnit;
+  const u64 start = memory.on_host() ? memory.address : memory.address / unit * unit;
+  return {start, (memory.end() - start + unit - 1) / unit * unit};
+}
+
+// An attribute that the memory has no value for: the driver writes zero and still reports an error.
+CUresult write_none(void* data) {
+  write<u64>(data, 0);
+  return CUDA_ERROR_INVALID_VALUE;
+}
+
 CUresult range_attribute(const Facts& facts, CUpointer_attribute attribute, void* data) {
   const bool reserved = facts.reservation.has_value();
-  switch (attribute) {
-    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
-      return write<u64>(data, reserved ? facts.reservation->address : facts.allocation->address);
-    case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
-      return write<u64>(data, reserved ? facts.reservation->size : facts.allocation->size);
-    case CU_POINTER_ATTRIBUTE_MAPPED:
-      return write<u32>(data, facts.allocation.has_value());
-    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
-      return write<u32>(data, facts.allocation && facts.allocation->kind == MemoryKind::managed);
-    default:
-      return CUDA_ERROR_INVALID_VALUE;
-  }
+  const bool start = attribute == CU_POINTER_ATTRIBUTE_RANGE_START_ADDR;
+  if (reserved) return write<u64>(data, start ? facts.reservation->address : facts.reservation->size);
+  return write<u64>(data, start ? facts.allocation->address : facts.allocation->size);
 }
 
 CUresult memory_attribute(const Allocation& memory, u64 pointer, CUpointer_attribute attribute, void* data) {
   switch (attribute) {
-    case CU_POINTER_ATTRIBUTE_CONTEXT:
-      return write(data, reinterpret_cast<CUcontext>(memory.context));
+    case CU_POINTER_ATTRIBUTE_CONTEXT:  // memory of a pool belongs to the device
+      return write(data, reinterpret_cast<CUcontext>(
+                             memory.kind == MemoryKind::stream_ordered ? nullptr : memory.context));
     case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
       return write<u32>(data, memory.on_host() ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE);
     case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
-      return memory.kind == MemoryKind::registered ? CUDA_ERROR_INVALID_VALUE : write<u64>(data, pointer);
+      if (memory.kind == MemoryKind::registered) return CUDA_ERROR_INVALID_VALUE;
+      return memory.access == 0 ? write_none(data) : write<u64>(data, pointer);
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
       return memory.on_host() || memory.kind == MemoryKind::managed ? write<u64>(data, pointer)
-                                                                    : CUDA_ERROR_INVALID_VALUE;
+                                                                    : write_none(data);
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
       return write<u32>(data, memory.sync_memops);
     case CU_POINTER_ATTRIBUTE_BUFFER_ID:
@@ -88,13 +100,17 @@ CUresult memory_attribute(const Allocation& memory, u64 pointer, CUpointer_attri
     case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES:
       return write<u64>(data, memory.handle_types);
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
-      return write<u32>(data, CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE);
+      return write<u32>(data, memory.access);
     case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
       return write<u64>(data, pool_of(memory));
     case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:
-      return write<u64>(data, memory.size);
+      return write<u64>(data, mapping_of(memory).size);
     case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:
-      return write<u64>(data, memory.address);
+      return write<u64>(data, mapping_of(memory).address);
+    case CU_POINTER_ATTRIBUTE_MAPPED:
+      return write<u32>(data, 1);
+    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+      return write<u32>(data, memory.kind == MemoryKind::managed);
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:  // no adapter in the guest reaches the host's GPU
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
@@ -105,24 +121,30 @@ CUresult memory_attribute(const Allocation& memory, u64 pointer, CUpointer_attri
 }
 
 CUresult attribute_of(const Facts& facts, CUpointer_attribute attribute, void* data) {
-  const CUresult result = range_attribute(facts, attribute, data);
-  if (result != CUDA_ERROR_INVALID_VALUE || !facts.allocation) return result;
+  if (!facts.allocation) return CUDA_ERROR_INVALID_VALUE;
+  if (attribute == CU_POINTER_ATTRIBUTE_RANGE_START_ADDR || attribute == CU_POINTER_ATTRIBUTE_RANGE_SIZE)
+    return range_attribute(facts, attribute, data);
   return memory_attribute(*facts.allocation, facts.pointer, attribute, data);
 }
 
 // What cuPointerGetAttributes leaves where an attribute has no value (its description in cuda.h: "default
-// NULL values").
-void write_nothing(CUpointer_attribute attribute, void* data) {
+// NULL values"). For an address without memory the driver gives it back as the host pointer, and knows a
+// range only if it is reserved (measured on driver 580).
+void write_nothing(const Facts& facts, CUpointer_attribute attribute, void* data) {
   switch (attribute) {
+    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+    case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+      if (facts.reservation) range_attribute(facts, attribute, data);
+      return;
+    case CU_POINTER_ATTRIBUTE_HOST_POINTER:
+      write<u64>(data, facts.allocation ? 0 : facts.pointer);
+      return;
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
       write<i32>(data, CU_DEVICE_INVALID);
       return;
     case CU_POINTER_ATTRIBUTE_CONTEXT:
     case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
-    case CU_POINTER_ATTRIBUTE_HOST_POINTER:
     case CU_POINTER_ATTRIBUTE_BUFFER_ID:
-    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
-    case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
     case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES:
     case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
     case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:
@@ -144,7 +166,7 @@ CUresult cuPointerGetAttribute(void* data, CUpointer_attribute attribute, CUdevi
   if (data == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (attribute == CU_POINTER_ATTRIBUTE_P2P_TOKENS) return CUDA_ERROR_NOT_SUPPORTED;
   const Facts facts = facts_of(pointer);
-  return facts.known() ? attribute_of(facts, attribute, data) : CUDA_ERROR_INVALID_VALUE;
+  return attribute_of(facts, attribute, data);
 }
 
 CUresult cuPointerGetAttributes(unsigned int count, CUpointer_attribute* attributes, void** data,
@@ -159,8 +181,8 @@ CUresult cuPointerGetAttributes(unsigned int count, CUpointer_attribute* attribu
   }
   const Facts facts = facts_of(pointer);
   for (unsigned i = 0; i < count; ++i)
-    if (!facts.known() || attribute_of(facts, attributes[i], data[i]) != CUDA_SUCCESS)
-      write_nothing(attributes[i], data[i]);
+    if (attribute_of(facts, attributes[i], data[i]) != CUDA_SUCCESS)
+      write_nothing(facts, attributes[i], data[i]);
   return CUDA_SUCCESS;
 }
 

@@ -20,8 +20,12 @@ CUresult allocate(CUdeviceptr* address, u64 bytes, CUmemoryPool pool, CUstream h
   CUresult error = CUDA_SUCCESS;
   Stream* stream = resolve_stream(handle, error);
   if (stream == nullptr) return error;
-  if (address == nullptr || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+  if (address == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (error = check_legacy(*stream); error != CUDA_SUCCESS) return error;
+  if (bytes == 0) {  // as driver 580 answers
+    *address = 0;
+    return CUDA_SUCCESS;
+  }
   if (!stream->capturing.load(std::memory_order_acquire))
     if (error = check_unsafe_call(); error != CUDA_SUCCESS) return error;
   Allocation allocation;
@@ -82,7 +86,7 @@ CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
   Stream* stream = resolve_stream(handle, error);
   if (stream == nullptr) return error;
   if (error = check_legacy(*stream); error != CUDA_SUCCESS) return error;
-  if (address == 0) return CUDA_ERROR_INVALID_VALUE;
+  if (address == 0) return CUDA_SUCCESS;
   const bool known =
       address_space().take(address, {MemoryKind::stream_ordered, MemoryKind::device}).has_value();
   Call call(wire::Function::cuMemFreeAsync);

@@ -141,6 +141,7 @@ CUresult cuMemMap(CUdeviceptr address, size_t size, size_t offset, CUmemGenericA
   mapping.address = address;
   mapping.size = size;
   mapping.block = handle;
+  mapping.access = CU_POINTER_ATTRIBUTE_ACCESS_FLAG_NONE;
   // Physical memory belongs to a device and to no context; the device is the one it was created for, which
   // programs that map memory on one device only cannot tell from the current one.
   const Context* context = current_context();
@@ -149,7 +150,12 @@ CUresult cuMemMap(CUdeviceptr address, size_t size, size_t offset, CUmemGenericA
 }
 
 CUresult cuMemUnmap(CUdeviceptr address, size_t size) {
-  if (!address_space().take_mapped(address, size)) return CUDA_ERROR_INVALID_VALUE;
+  if (!address_space().take_mapped(address, size)) {
+    // Driver 580 takes it for done where a reserved range has nothing mapped.
+    const std::optional<Reservation> range = address_space().find_reservation(address);
+    const bool inside = range && size != 0 && size <= range->size - (address - range->address);
+    return inside && address_space().empty(address, size) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  }
   Call call(wire::Function::cuMemUnmap);
   call.put<u64>(address);
   call.put<u64>(size);
@@ -165,7 +171,10 @@ CUresult cuMemSetAccess(CUdeviceptr address, size_t size, const CUmemAccessDesc*
   call.put<u64>(address);
   call.put<u64>(size);
   call.put_array(sent.data(), sent.size());
-  return call.wait();
+  if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+  for (size_t i = 0; i < count; ++i)  // CUmemAccess_flags and the flags of the attribute have the same values
+    address_space().set_access(address, size, access[i].location.id, static_cast<u32>(access[i].flags));
+  return CUDA_SUCCESS;
 }
 
 CUresult cuMemGetAccess(unsigned long long* flags, const CUmemLocation* location, CUdeviceptr address) {

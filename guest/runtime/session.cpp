@@ -188,6 +188,11 @@ void Session::after_fork_in_child() {
   if (session != nullptr) session->transport_->abandon();
 }
 
+u64 Session::send_descriptor(int fd) {
+  const u64 id = next_parcel_.fetch_add(1, std::memory_order_relaxed);
+  return transport_->send_descriptor(fd, id) ? id : 0;
+}
+
 Bulk Session::heap_allocate(u64 bytes, bool registered, CUresult& error) {
   return heap_->allocate(bytes, registered, error);
 }

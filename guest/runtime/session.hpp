@@ -106,6 +106,8 @@ class Session {
   int driver_version() const { return driver_version_; }
   const wire::Window& window() const { return window_; }
   const char* transport_name() const;
+  // Hands a descriptor to the worker; the number that the message which needs it must name, or 0.
+  u64 send_descriptor(int fd);
   bool shared_memory() const { return shared_memory_; }  // false over TCP: host memory cannot be mapped
 
  private:
@@ -133,6 +135,7 @@ class Session {
   u32 device_count_ = 0;
   int driver_version_ = 0;
   bool shared_memory_ = true;
+  std::atomic<u64> next_parcel_{1};
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<Heap> heap_;
 };

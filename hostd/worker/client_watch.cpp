@@ -12,7 +12,7 @@
 namespace gpupool::worker {
 namespace {
 
-void watch(int socket_fd, int pidfd) {
+void watch(int socket_fd, int pidfd, Parcels& parcels) {
   // poll() skips negative descriptors.
   pollfd ends[2] = {{socket_fd, POLLIN | POLLRDHUP, 0}, {pidfd, POLLIN, 0}};
   while (true) {
@@ -20,7 +20,8 @@ void watch(int socket_fd, int pidfd) {
     if (ends[1].revents != 0) end_session(kExitClientGone, "client exited");
     if ((ends[0].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0)
       end_session(kExitClientGone, "client closed the connection");
-    if ((ends[0].revents & POLLIN) != 0) end_session(kExitProtocol, "client sent data on the control socket");
+    if ((ends[0].revents & POLLIN) != 0 && !parcels.receive(socket_fd))
+      end_session(kExitProtocol, "client sent what is no descriptor on the control socket");
   }
 }
 
@@ -34,9 +35,9 @@ long pid_behind(int pidfd) {
 
 }  // namespace
 
-void watch_client(int socket_fd, int pidfd) {
+void watch_client(int socket_fd, int pidfd, Parcels& parcels) {
   if (socket_fd < 0 && pidfd < 0) return;
-  std::thread(watch, socket_fd, pidfd).detach();
+  std::thread(watch, socket_fd, pidfd, std::ref(parcels)).detach();
 }
 
 std::function<bool()> stopped_probe(int pidfd) {

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <string>
 
@@ -141,6 +142,15 @@ int initialise_driver(const Options& options, Worker& worker) {
   return version;
 }
 
+// A client has cut short a file that it shares with us (manual/host_map.cpp). Only what a signal handler may
+// do: one write and the end.
+void bus_error(int) {
+  static constexpr char kLine[] =
+      "level=error part=worker msg=\"memory that the client shared is gone; its session ends\"\n";
+  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kLine, sizeof kLine - 1);
+  _exit(kExitProtocol);
+}
+
 int serve(const Options& options) {
   // The worker outlives this function's locals by _exit(); nothing here is ever unwound.
   auto* worker = new Worker();
@@ -156,7 +166,7 @@ int serve(const Options& options) {
   worker->client_stopped = stopped_probe(options.client_pidfd);
   welcome(options, message, shared ? options.window_fd : -1);
   if (shared)
-    watch_client(options.socket_fd, options.client_pidfd);
+    watch_client(options.socket_fd, options.client_pidfd, worker->parcels);
   else
     start_stream_mirror(options.socket_fd, worker->window);
   log(LogLevel::info, "session started", shared ? "transport=shm" : "transport=tcp");
@@ -184,6 +194,7 @@ int main(int argc, char** argv) {
   configure_log(options.log_level, options.session_id);
   for (const int fd : {options.socket_fd, options.window_fd, options.client_pidfd})
     if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
+  std::signal(SIGBUS, bus_error);
   prctl(PR_SET_NAME, "gpupool-worker");
   return serve(options);
 }

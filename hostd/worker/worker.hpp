@@ -18,6 +18,7 @@
 #include "driver_api.hpp"  // generated: struct worker::DriverApi, one typed pointer an export
 #include "hostd/worker/code_entries.hpp"
 #include "hostd/worker/handle_table.hpp"
+#include "hostd/worker/parcels.hpp"
 #include "wire/cpp/layout.hpp"
 #include "wire/cpp/reader.hpp"
 #include "wire_functions.hpp"  // generated: enum class wire::Function
@@ -75,6 +76,8 @@ class Worker {
   HandleTable<CUmipmappedArray> mipmapped_arrays{wire::HandleKind::mipmapped_array};
   HandleTable<std::shared_ptr<LinkEntry>> link_states{wire::HandleKind::link_state};
   HandleTable<CUmemGenericAllocationHandle> mem_allocations{wire::HandleKind::mem_allocation};
+  // Descriptors that the client has sent; shared memory only.
+  Parcels parcels;
   // By client thread: what the compiler answered, when it is longer than a reply (manual/module_image.cpp).
   std::unordered_map<u32, std::vector<u8>> jit_results;
 

@@ -223,7 +223,7 @@ d.call("cuMemHostGetDevicePointer_v2", byref(device), c_void_p(p + 16), c_uint(0
 equal(device.value, p + 16)
 d.call("cuMemHostGetFlags", byref(flags), c_void_p(p + 1))
 equal(flags.value, 2)
-d.call("cuMemHostGetFlags", byref(flags), c_void_p(d.pinned(4096, 5)))   # as the driver: mapped, never portable
+d.call("cuMemHostGetFlags", byref(flags), c_void_p(d.pinned(4096, 5)))  # mapped, never portable
 equal(flags.value, 6)
 equal(lib.cuMemHostGetDevicePointer_v2(byref(device), c_void_p(0x5000), 0), INVALID_VALUE)
 pointer = c_void_p()

@@ -50,6 +50,12 @@ bool AddressSpace::insert(Allocation allocation) {
   return true;
 }
 
+bool AddressSpace::overlaps(u64 address, u64 size) const {
+  const std::shared_lock lock(mutex_);
+  const auto next = allocations_.lower_bound(address);
+  return (next != allocations_.end() && next->first - address < size) || locate(address) != nullptr;
+}
+
 std::optional<Allocation> AddressSpace::find(u64 address) const {
   const std::shared_lock lock(mutex_);
   const Allocation* found = locate(address);

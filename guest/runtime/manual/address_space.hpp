@@ -44,6 +44,7 @@ struct Allocation {
   u64 id = 0;            // CU_POINTER_ATTRIBUTE_BUFFER_ID; filled in by insert()
   u64 pool = 0;          // wire handle of its memory pool, for stream_ordered
   u64 block = 0;         // mapped: wire handle of the physical memory; pinned, managed: offset in the window
+  u64 host_map = 0;      // registered: where the worker has mapped it too, page by page; 0: nowhere
   u64 reserved = 0;      // pinned, managed: size of the piece of the window, at least `size`
   u32 flags = 0;         // CU_MEMHOSTALLOC_*, CU_MEMHOSTREGISTER_* or CU_MEM_ATTACH_*, by kind
   u64 handle_types = 0;  // CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES
@@ -65,6 +66,8 @@ class AddressSpace {
  public:
   // Adds an allocation. False when it overlaps one that is known: then the worker has answered nonsense.
   bool insert(Allocation allocation);
+  // Whether any known allocation has a byte in [address, +size).
+  bool overlaps(u64 address, u64 size) const;
   // The allocation that contains this address.
   std::optional<Allocation> find(u64 address) const;
   // Removes the allocation that begins at this address, if it is of one of the kinds, and returns it.

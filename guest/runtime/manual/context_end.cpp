@@ -28,8 +28,10 @@ void free_allocation(Session& session, const Allocation& allocation) {
     case MemoryKind::mapped:
     case MemoryKind::global:
     case MemoryKind::imported:
+      return;  // not the context's, or gone with its module
     case MemoryKind::registered:
-      return;  // not the context's, gone with its module, or the program's own
+      static_cast<void>(unmap_registered(allocation));
+      return;
   }
 }
 

@@ -1,12 +1,18 @@
 // Pinned host memory. What the program allocates comes from the window, so that the GPU reaches it at the
 // same address and copies need no staging. What the program registers stays where it is: replacing private
 // pages behind its back would break fork, so registered memory is bookkeeping and its copies are staged.
+// Memory that it shares with others already (a file of /dev/shm, a memfd) is mapped in the worker as well, at
+// the same address, so that kernels reach it.
+#include <unistd.h>
+
 #include <mutex>
 
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/manual/address_space.hpp"
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/memory.hpp"
+#include "guest/runtime/manual/shared_mapping.hpp"
+#include "guest/runtime/message.hpp"
 #include "guest/runtime/session.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"  // generated
@@ -21,6 +27,40 @@ constexpr unsigned kRegisterFlags = CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGI
 
 u64 address_of(const void* pointer) {
   return reinterpret_cast<u64>(pointer);
+}
+
+CUresult wait_for_everything(Session& session) {
+  CUresult result = session.take_async_error();
+  g_contexts.each([&](Context& context) {
+    if (!context.alive.load(std::memory_order_acquire)) return;
+    const CUresult waited = session.synchronize(context);
+    if (result == CUDA_SUCCESS) result = waited;
+  });
+  return result;
+}
+
+// Has the worker map what the program registers, if it is shared memory. Without that it is registered all
+// the same: copies need no mapping.
+void map_in_worker(Session& session, Allocation& allocation) {
+  constexpr u64 kPage = 4096;
+  const u64 begin = allocation.address / kPage * kPage;
+  const u64 end = (allocation.end() + kPage - 1) / kPage * kPage;
+  const std::optional<SharedMapping> mapping = find_shared_mapping(begin, end);
+  if (!mapping) return;
+  const u64 parcel = session.send_descriptor(mapping->fd);
+  close(mapping->fd);
+  if (parcel == 0) return;
+  Call call(wire::Function::host_map);
+  call.put<u64>(begin);
+  call.put<u64>(end - begin);
+  call.put<u64>(mapping->offset);
+  call.put<u64>(parcel);
+  const CUresult result = call.wait();
+  if (result == CUDA_SUCCESS)
+    allocation.host_map = begin;
+  else
+    log_debug("registered memory at %p is not mapped for the GPU: error %d",
+              reinterpret_cast<void*>(allocation.address), static_cast<int>(result));
 }
 
 }  // namespace
@@ -43,14 +83,18 @@ CUresult allocate_from_window(Allocation& allocation, Context& context, u64 byte
 
 CUresult free_to_window(const Allocation& allocation) {
   Session* session = Session::current();
-  CUresult result = session->take_async_error();
-  g_contexts.each([&](Context& context) {
-    if (!context.alive.load(std::memory_order_acquire)) return;
-    const CUresult waited = session->synchronize(context);
-    if (result == CUDA_SUCCESS) result = waited;
-  });
+  const CUresult result = wait_for_everything(*session);
   session->heap_free(Bulk{allocation.block, allocation.reserved, reinterpret_cast<u8*>(allocation.address)});
   return result;
+}
+
+CUresult unmap_registered(const Allocation& allocation) {
+  if (allocation.host_map == 0) return CUDA_SUCCESS;
+  const CUresult result = wait_for_everything(*Session::current());
+  Call call(wire::Function::host_unmap);
+  call.put<u64>(allocation.host_map);
+  const CUresult unmapped = call.wait();
+  return result != CUDA_SUCCESS ? result : unmapped;
 }
 
 namespace api {
@@ -90,10 +134,14 @@ CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* device, void* pointer, unsign
   const std::optional<Allocation> allocation = address_space().find(address_of(pointer));
   if (!allocation || !allocation->on_host()) return CUDA_ERROR_INVALID_VALUE;
   if (allocation->kind == MemoryKind::registered) {
+    if (allocation->host_map != 0) {
+      *device = address_of(pointer);
+      return CUDA_SUCCESS;
+    }
     static std::once_flag once;
     std::call_once(once, [] {
       log_line(
-          "memory registered with cuMemHostRegister cannot be mapped into the vGPU: allocate it with "
+          "private memory registered with cuMemHostRegister cannot be mapped into the vGPU: allocate it with "
           "cuMemHostAlloc");
     });
     return CUDA_ERROR_NOT_SUPPORTED;
@@ -134,14 +182,22 @@ CUresult cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned int flags) {
   allocation.context = context;
   allocation.device = context->device;
   allocation.flags = flags;
-  return address_space().insert(allocation) ? CUDA_SUCCESS : CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+  if (address_space().overlaps(allocation.address, allocation.size))
+    return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+  map_in_worker(*Session::current(), allocation);
+  if (address_space().insert(allocation)) return CUDA_SUCCESS;
+  static_cast<void>(unmap_registered(allocation));  // another thread was quicker
+  return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
 }
 
 CUresult cuMemHostUnregister(void* pointer) {
   if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
-  // Copies from and to registered memory are staged and done when their calls return: nothing is under way.
-  if (address_space().take(address_of(pointer), {MemoryKind::registered})) return CUDA_SUCCESS;
+  const std::optional<Allocation> allocation =
+      address_space().take(address_of(pointer), {MemoryKind::registered});
+  // Copies from and to registered memory are staged and done when their calls return; kernels that reach it
+  // may be under way.
+  if (allocation) return unmap_registered(*allocation);
   const std::optional<Allocation> around = address_space().find(address_of(pointer));
   const bool inside = around && around->kind == MemoryKind::registered;
   return inside ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;

@@ -23,6 +23,9 @@ CUresult allocate_from_window(Allocation& allocation, Context& context, u64 byte
 // must not see copies that are still under way.
 CUresult free_to_window(const Allocation& allocation);
 
+// Undoes the worker's mapping of registered memory, if there is one, once the work that may use it is done.
+CUresult unmap_registered(const Allocation& allocation);
+
 // Forgets what the program advised about managed memory that it frees.
 void forget_advice(const Allocation& allocation);
 

@@ -85,7 +85,7 @@ CUresult memory_attribute(const Allocation& memory, u64 pointer, CUpointer_attri
     case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
       return write<u32>(data, memory.on_host() ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE);
     case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
-      if (memory.kind == MemoryKind::registered) return CUDA_ERROR_INVALID_VALUE;
+      if (memory.kind == MemoryKind::registered && memory.host_map == 0) return CUDA_ERROR_INVALID_VALUE;
       return memory.access == 0 ? write_none(data) : write<u64>(data, pointer);
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
       return memory.on_host() || memory.kind == MemoryKind::managed ? write<u64>(data, pointer)

@@ -2,12 +2,15 @@
 // per message; the socket stays open only to tell each side that the other is gone.
 #include <poll.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 
 #include "guest/runtime/transport/transport.hpp"
+#include "wire/cpp/parcel.hpp"
 
 namespace gpupool::guest {
 namespace {
@@ -26,6 +29,27 @@ class SharedMemory final : public Transport {
   }
   const char* name() const override { return "shm"; }
   bool shared_memory() const override { return true; }
+  bool send_descriptor(int fd, u64 id) override {
+    wire::Parcel parcel;
+    parcel.id = id;
+    iovec piece{&parcel, sizeof parcel};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+    msghdr message{};
+    message.msg_iov = &piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* rights = CMSG_FIRSTHDR(&message);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+    // The worker empties this socket at once; one that is stopped must not stop us.
+    ssize_t sent = 0;
+    do sent = sendmsg(socket_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (sent < 0 && errno == EINTR);
+    return sent == static_cast<ssize_t>(sizeof parcel);
+  }
   void abandon() override {
     close(socket_);
     socket_ = -1;

@@ -51,6 +51,7 @@ class Stream final : public Transport {
   bool peer_alive() override { return !gone_.load(std::memory_order_acquire); }
   const char* name() const override { return "tcp"; }
   bool shared_memory() const override { return false; }
+  bool send_descriptor(int, u64) override { return false; }  // the worker is on another machine
   void abandon() override {
     // The threads do not exist in a forked child; their handles must not be joined there.
     close(socket_);

@@ -20,6 +20,9 @@ class Transport {
   virtual const char* name() const = 0;
   // True when both sides see the same pages.
   virtual bool shared_memory() const = 0;
+  // Hands a descriptor to the worker under a number that a later message names (wire/cpp/parcel.hpp); false
+  // where that cannot be done. The caller keeps its own.
+  virtual bool send_descriptor(int fd, u64 id) = 0;
   // Forgets the connection in a forked child without touching what the parent uses.
   virtual void abandon() = 0;
 };

@@ -20,6 +20,7 @@ from pathlib import Path
 from gpupool import __version__
 from gpupool.hostd.adapters import native_files
 from gpupool.hostd.adapters.clock import SystemClock
+from gpupool.hostd.adapters.exchange import TenantExchange
 from gpupool.hostd.adapters.gpus import ChosenGpus
 from gpupool.hostd.adapters.listener import Lock, listen, read_token
 from gpupool.hostd.adapters.notify import notify
@@ -107,7 +108,7 @@ class Hostd:
         doors = self._open_doors()
         admin_listener = self._listen(Endpoint(path=str(config.admin_socket)), 0o600)
         inventory = await asyncio.to_thread(self._machine.gpus.discover)
-        ports = Ports(self._machine.workers, store, MemfdWindows(), SystemClock())
+        ports = Ports(self._machine.workers, store, MemfdWindows(), SystemClock(), TenantExchange())
         host = Host(ports, config.limits, inventory)
         _log_inventory(inventory)
         host.adopt()

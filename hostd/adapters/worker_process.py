@@ -74,7 +74,9 @@ class SubprocessWorkers:
             )
         command = [str(self._program), *arguments(order), *self._tail]
         fds = tuple(
-            fd for fd in (order.socket_fd, order.window_fd, order.client_pidfd) if fd is not None
+            fd
+            for fd in (order.socket_fd, order.window_fd, order.client_pidfd, order.exchange_fd)
+            if fd is not None
         )
         try:
             child = subprocess.Popen(  # noqa: S603 (our own worker)
@@ -159,6 +161,8 @@ def arguments(order: WorkerOrder) -> list[str]:
         words += ["--window-fd", str(order.window_fd)]
     if order.client_pidfd is not None:
         words += ["--client-pidfd", str(order.client_pidfd)]
+    if order.exchange_fd is not None:
+        words += ["--exchange-fd", str(order.exchange_fd)]
     words += ["--transport", order.transport]
     words += ["--window-base", f"{order.window_base:#x}", "--window-bytes", str(order.window_bytes)]
     words += ["--library", order.library, "--devices", ",".join(order.devices)]

@@ -15,6 +15,7 @@ from gpupool.hostd.core.admission import Door, Grant, Limits, Refusal, admit
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.ports import (
     Clock,
+    Exchange,
     PortError,
     SessionStore,
     Windows,
@@ -48,6 +49,15 @@ class Ports:
     store: SessionStore
     windows: Windows
     clock: Clock
+    exchange: Exchange
+
+
+def tenant_of(session: Session) -> str:
+    """Who may share memory with whom: the user behind an endpoint.
+
+    Over TCP nobody is told apart but by the endpoint's token.
+    """
+    return f"{session.uid} {session.endpoint}"
 
 
 class Host:
@@ -141,6 +151,7 @@ class Host:
         try:
             process = self._spawn(session, peer, grant, socket_fd)
         except PortError:
+            self._ports.exchange.leave(session.id)
             self._ports.store.remove(session.id)
             raise
         session = session.with_worker(process.pid, process.start_ticks)
@@ -175,7 +186,9 @@ class Host:
     def _spawn(self, session: Session, peer: Peer, grant: Grant, socket_fd: int) -> WorkerProcess:
         shared = grant.transport is TransportKind.SHM
         window_fd = self._ports.windows.create(grant.window_bytes) if shared else None
+        exchange_fd = None
         try:
+            exchange_fd = self._ports.exchange.join(session.id, tenant_of(session))
             return self._ports.workers.start(
                 WorkerOrder(
                     session_id=session.id,
@@ -189,9 +202,12 @@ class Host:
                     devices=grant.devices,
                     compute_percent=grant.compute_percent,
                     memory_mib=grant.memory_mib,
+                    exchange_fd=exchange_fd,
                 )
             )
         finally:
+            if exchange_fd is not None:
+                self._ports.exchange.close(exchange_fd)
             if window_fd is not None:
                 self._ports.windows.close(window_fd)
 
@@ -213,6 +229,7 @@ class Host:
 
     def _ended(self, session_id: int, end: WorkerEnd) -> None:
         session = self._sessions.pop(session_id, None)
+        self._ports.exchange.leave(session_id)
         self._ports.store.remove(session_id)
         if session is None:
             return

@@ -7,6 +7,7 @@ each.
 | WorkerProcesses | adapters/worker_process.py | tests/fakes/workers.py |
 | SessionStore | adapters/session_files.py | tests/fakes/sessions.py |
 | Windows | adapters/window.py | tests/fakes/windows.py |
+| Exchange | adapters/exchange.py | tests/fakes/exchanges.py |
 | Clock | adapters/clock.py | tests/fakes/clock.py |
 """
 
@@ -56,6 +57,7 @@ class WorkerOrder:
     devices: tuple[str, ...]
     compute_percent: int
     memory_mib: int
+    exchange_fd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,22 @@ class Windows(Protocol):
 
     def close(self, fd: int) -> None:
         """Closes hostd's copy."""
+        ...
+
+
+class Exchange(Protocol):
+    """Where workers of one tenant leave memory and events for each other."""
+
+    def join(self, session_id: int, tenant: str) -> int:
+        """The descriptor that the worker gets. Raises PortError."""
+        ...
+
+    def close(self, fd: int) -> None:
+        """Closes hostd's copy of what join() gave."""
+        ...
+
+    def leave(self, session_id: int) -> None:
+        """Forgets what the session has left there. One that never joined is no error."""
         ...
 
 

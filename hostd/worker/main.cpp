@@ -192,7 +192,7 @@ int main(int argc, char** argv) {
     return kExitUsage;
   }
   configure_log(options.log_level, options.session_id);
-  for (const int fd : {options.socket_fd, options.window_fd, options.client_pidfd})
+  for (const int fd : {options.socket_fd, options.window_fd, options.client_pidfd, options.exchange_fd})
     if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
   std::signal(SIGBUS, bus_error);
   prctl(PR_SET_NAME, "gpupool-worker");

@@ -64,6 +64,7 @@ enum Option {
   kSocket = 1,
   kWindowFd,
   kPidfd,
+  kExchange,
   kTransport,
   kBase,
   kBytes,
@@ -85,6 +86,8 @@ bool take(int option, const char* text, Options& options) {
       return parse_fd(text, options.window_fd);
     case kPidfd:
       return parse_fd(text, options.client_pidfd);
+    case kExchange:
+      return parse_fd(text, options.exchange_fd);
     case kTransport:
       return parse_transport(text, options.transport);
     case kBase:
@@ -121,6 +124,7 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
   static constexpr option kOptions[] = {{"socket-fd", required_argument, nullptr, kSocket},
                                         {"window-fd", required_argument, nullptr, kWindowFd},
                                         {"client-pidfd", required_argument, nullptr, kPidfd},
+                                        {"exchange-fd", required_argument, nullptr, kExchange},
                                         {"transport", required_argument, nullptr, kTransport},
                                         {"window-base", required_argument, nullptr, kBase},
                                         {"window-bytes", required_argument, nullptr, kBytes},

@@ -13,6 +13,7 @@ struct Options {
   int socket_fd = -1;
   int window_fd = -1;     // shm only
   int client_pidfd = -1;  // where hostd could get one
+  int exchange_fd = -1;   // to hostd, for what sessions of one tenant share (exchange.hpp)
   wire::TransportKind transport = wire::TransportKind::shm;
   u64 window_base = 0;
   u64 window_bytes = 0;

@@ -19,7 +19,14 @@ _LIFE_S = 120  # no fake outlives its test run
 def main() -> int:
     """The fake worker's exit code."""
     parser = argparse.ArgumentParser()
-    for name in ("socket-fd", "window-fd", "client-pidfd", "window-bytes", "session-id"):
+    for name in (
+        "socket-fd",
+        "window-fd",
+        "client-pidfd",
+        "exchange-fd",
+        "window-bytes",
+        "session-id",
+    ):
         parser.add_argument(f"--{name}", type=int)
     for name in ("compute-percent", "memory-mib"):
         parser.add_argument(f"--{name}", type=int, required=True)

@@ -80,7 +80,7 @@ finally:
 
 
 def test_private_memory_is_bookkeeping(host: Host, transport: str) -> None:
-    """Its pages are the program's alone: copies work, kernels cannot have it. Over TCP so is all."""
+    """Its pages are the program's alone: copies work, kernels cannot have it. Over TCP all is."""
     run(host, transport, """
 size = 1 << 20
 fd = memfd(size)

@@ -11,6 +11,7 @@ from gpupool.hostd.core.host import Host, Peer, Ports
 from gpupool.hostd.core.session import Session, SessionState
 from gpupool.wire.hello import Hello, TransportKind, WelcomeStatus
 from tests.fakes.clock import FakeClock
+from tests.fakes.exchanges import FakeExchange
 from tests.fakes.gpus import FakeGpus
 from tests.fakes.sessions import FakeSessions
 from tests.fakes.windows import FakeWindows
@@ -30,10 +31,11 @@ class Machine:
     store: FakeSessions = field(default_factory=FakeSessions)
     windows: FakeWindows = field(default_factory=FakeWindows)
     clock: FakeClock = field(default_factory=FakeClock)
+    exchange: FakeExchange = field(default_factory=FakeExchange)
 
     def host(self) -> Host:
         """A hostd, as after a start."""
-        ports = Ports(self.workers, self.store, self.windows, self.clock)
+        ports = Ports(self.workers, self.store, self.windows, self.clock, self.exchange)
         return Host(ports, LIMITS, FakeGpus.from_file("h100x8.json").inventory)
 
 
@@ -197,3 +199,31 @@ def test_changes_are_told(machine: Machine) -> None:
     session = opened(host)
     machine.workers.end(session.id)
     assert changes == [1, 0]
+
+
+def test_sessions_of_one_user_at_one_endpoint_are_one_tenant(machine: Machine) -> None:
+    """They may share memory; another user, or the same one at another endpoint, may not."""
+    host = machine.host()
+    tenants = []
+    for peer, door in (
+        (PEER, DOOR),
+        (PEER, DOOR),
+        (Peer(pid=42, uid=1001), DOOR),
+        (PEER, Door("unix:/y", DOOR.transports, b"")),
+    ):
+        session = host.open(HELLO, peer, door, 7)
+        assert isinstance(session, Session)
+        tenants.append(machine.exchange.tenants[session.id])
+        machine.workers.end(session.id)
+    assert tenants[0] == tenants[1]
+    assert len(set(tenants)) == 3
+    assert machine.exchange.tenants == {}
+    assert machine.exchange.open == set()
+    assert [order.exchange_fd is not None for order in machine.workers.orders] == [True] * 4
+
+
+def test_a_worker_that_does_not_start_leaves_the_exchange(machine: Machine) -> None:
+    machine.workers.fail_start = "no"
+    assert isinstance(machine.host().open(HELLO, PEER, DOOR, 7), Refusal)
+    assert machine.exchange.tenants == {}
+    assert machine.exchange.open == set()

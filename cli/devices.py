@@ -44,10 +44,10 @@ def main(arguments: argparse.Namespace) -> int:
 def _look() -> dict[str, Any]:
     """The same discovery that hostd does, in this process."""
     from gpupool.hostd import config, private
-    from gpupool.hostd.main import real_machine
+    from gpupool.hostd.main import real_gpus
 
     chosen = config.private(config.parse({}), private.directory(), private.gpu_choice(), 0)
-    inventory = real_machine(chosen).gpus.discover()
+    inventory = real_gpus(chosen).discover()
     return {
         "gpus": [asdict(gpu) for gpu in inventory.gpus],
         "library": inventory.library,

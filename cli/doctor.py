@@ -67,6 +67,7 @@ def examine() -> list[Finding]:
         _kernel,
         _shared_memory,
         _native,
+        _sandbox,
         _gpus,
         _device_files,
         _hostd,
@@ -117,6 +118,43 @@ def _native() -> list[Finding]:
     advice = "install gpupool again (docs/install.md), or set GPUPOOL_NATIVE_DIR to a build folder"
     found = f"missing in {native.root}: {', '.join(native.missing)}"
     return [Finding("gpupool's own programs", "fail", found, advice)]
+
+
+def _sandbox() -> list[Finding]:
+    """What a worker could give up here; asked of the worker itself."""
+    from gpupool.hostd.adapters import cgroups, sandbox_facts
+    from gpupool.hostd.core.ports import PortError
+
+    try:
+        seccomp, landlock = sandbox_facts.probe(native_files.locate().worker)
+    except PortError as error:
+        return [Finding("sandbox", "warn", str(error))]
+    findings = []
+    calls = "system call filter (seccomp)"
+    if seccomp:
+        findings.append(Finding(calls, "ok", "works"))
+    else:
+        advice = "allow seccomp() in this container, or workers run without"
+        findings.append(Finding(calls, "warn", "the kernel or this container has none", advice))
+    files = "file access (Landlock)"
+    if landlock:
+        findings.append(Finding(files, "ok", f"version {landlock}"))
+    else:
+        advice = "Linux 5.13 or later with landlock in lsm=; else a worker's user is the limit"
+        findings.append(Finding(files, "warn", "the kernel has none", advice))
+    groups = cgroups.SessionGroups(Path("/run/gpupool/doctor"), 1024, 1024)
+    found = "limits memory and threads of each session" if not groups.note else groups.note
+    findings.append(Finding("cgroups for sessions", "info" if groups.note else "ok", found))
+    root = os.geteuid() == 0
+    found = "a hostd run by root gives each worker a user of its own"
+    if not root:
+        found = f"a hostd run by you starts workers as you (user {os.geteuid()})"
+    closed = sandbox_facts.device_access()[1] if root else ()
+    if closed:
+        advice = "chgrp them to a group and chmod 0660 (docs/security.md)"
+        found = f"workers would run as root: only root may open {', '.join(closed)}"
+        return [*findings, Finding("user of workers", "warn", found, advice)]
+    return [*findings, Finding("user of workers", "ok" if root else "info", found)]
 
 
 def _gpus() -> list[Finding]:
@@ -193,6 +231,7 @@ def _hostd() -> list[Finding]:
             private.prepare(folder)
         private.gpu_choice()
         private.idle_timeout_s()
+        private.sandbox_mode()
     except private.PrivateDirError as error:
         findings.append(Finding("this user's folder", "fail", str(error)))
     hosts, problems = admin.ask_all(None, "status")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from gpupool import __version__
@@ -63,7 +64,13 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.private:
             folder = private.directory()
             private.prepare(folder)
-            chosen = config.private(chosen, folder, private.gpu_choice(), private.idle_timeout_s())
+            chosen = config.private(
+                chosen,
+                folder,
+                private.gpu_choice(),
+                private.idle_timeout_s(),
+                private.sandbox_mode(),
+            )
             settings = private.settings(__version__)
     except (config.ConfigError, private.PrivateDirError) as error:
         _tell(arguments.ready_fd, str(error))
@@ -82,11 +89,12 @@ def _serve(
     from gpupool.hostd import main as daemon
     from gpupool.hostd.core.ports import PortError
 
-    log.set_up(
-        arguments.log_level or chosen.log_level,
-        arguments.log_format or chosen.log_format,
-        chosen.log_priorities,
+    chosen = replace(  # the workers' lines, too
+        chosen,
+        log_level=arguments.log_level or chosen.log_level,
+        log_format=arguments.log_format or chosen.log_format,
     )
+    log.set_up(chosen.log_level, chosen.log_format, chosen.log_priorities)
     try:
         daemon.serve(chosen, settings, lambda: _tell(arguments.ready_fd, "ready"))
     except (PortError, OSError) as error:
@@ -110,5 +118,6 @@ def _show(chosen: config.Config) -> None:
     for one in chosen.endpoints:
         transports = ",".join(sorted(kind.word for kind in one.transports))
         print(f"endpoint       {one.endpoint} ({transports}{', token' if one.token_file else ''})")
+    print(f"sandbox        {chosen.sandbox.mode}")
     print(f"max_sessions   {chosen.limits.max_sessions}")
     print(f"window         {chosen.limits.window_mib} MiB a session")

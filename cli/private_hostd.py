@@ -57,6 +57,7 @@ def join() -> Joined:
         private.prepare(folder)
         private.gpu_choice()
         private.idle_timeout_s()
+        private.sandbox_mode()
         lock = Lock(folder / "start.lock")
     except (private.PrivateDirError, OSError) as error:
         raise StartError(str(error)) from error

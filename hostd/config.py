@@ -7,6 +7,7 @@ names the key, what was given and what is allowed. Nothing is ignored.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpupool.hostd.core.admission import Limits
+from gpupool.hostd.core.sandbox import SandboxSettings
 from gpupool.hostd.endpoint import Endpoint
 from gpupool.hostd.log import LEVELS
 from gpupool.wire.hello import WINDOW_BASE_STEP_BYTES, WINDOW_MIN_BYTES, TransportKind
@@ -151,6 +153,63 @@ KEYS: tuple[Key, ...] = (
         low=0,
         high=1 << 24,
     ),
+    Key(
+        "limits.end_grace_s",
+        int,
+        10,
+        "how long a worker may outlive its client before hostd kills it",
+        low=1,
+        high=3600,
+    ),
+    Key(
+        "sandbox.mode",
+        str,
+        "auto",
+        "how workers are locked in; auto: with what this machine has, required: hostd does not "
+        "start where something is missing",
+        choices=("auto", "required", "off"),
+    ),
+    Key(
+        "sandbox.seccomp",
+        str,
+        "on",
+        "filter of system calls; on: a refused one ends its session, report: it fails and is "
+        "logged",
+        choices=("on", "report", "off"),
+    ),
+    Key("sandbox.landlock", bool, True, "let workers open only what a driver opens"),
+    Key("sandbox.cgroup", bool, True, "give each session a cgroup (version 2) with limits"),
+    Key(
+        "sandbox.worker_user",
+        str,
+        "",
+        "user that workers run as when hostd is root; empty: gpupool-worker if there is such a "
+        "user, else a user number of its own for each session",
+    ),
+    Key(
+        "sandbox.worker_uid_base",
+        int,
+        1_900_000_000,
+        "first of 16777216 user numbers for sessions; 0: workers stay root",
+        low=0,
+        high=(1 << 31) - (1 << 24),
+    ),
+    Key(
+        "sandbox.compile_cache",
+        str,
+        "auto",
+        "keep what the driver compiles on disk; auto: only where hostd serves just its own user",
+        choices=("auto", "yes", "no"),
+    ),
+    Key("sandbox.threads", int, 1024, "threads of one worker", low=64, high=1 << 20),
+    Key(
+        "sandbox.memory_mib",
+        int,
+        0,
+        "host memory of one session's cgroup; 0: limits.window_mib and 8192 more",
+        low=0,
+        high=1 << 24,
+    ),
     Key("endpoint.listen", str, f"unix:{SYSTEM_SOCKET}", "unix:/path or tcp://host:port"),
     Key("endpoint.mode", str, "0666", "permissions of a unix socket, in octal"),
     Key(
@@ -195,6 +254,7 @@ class Config:
     log_priorities: str
     hello_timeout_s: int
     limits: Limits
+    sandbox: SandboxSettings
     endpoints: tuple[EndpointConfig, ...]
 
 
@@ -259,12 +319,21 @@ def parse(document: Mapping[str, Any]) -> Config:
             window_mib=top["limits.window_mib"],
             default_compute_percent=top["limits.default_compute_percent"],
             default_memory_mib=top["limits.default_memory_mib"],
+            end_grace_s=top["limits.end_grace_s"],
+        ),
+        sandbox=SandboxSettings(
+            **{
+                field.name: top[f"sandbox.{field.name}"]
+                for field in dataclasses.fields(SandboxSettings)
+            }
         ),
         endpoints=endpoints,
     )
 
 
-def private(base: Config, private_dir: Path, gpu: str, idle_timeout_s: int) -> Config:
+def private(
+    base: Config, private_dir: Path, gpu: str, idle_timeout_s: int, sandbox: str = "auto"
+) -> Config:
     """The configuration of a hostd that one user's `gpupool run` starts: everything under one
     folder of that user.
     """
@@ -275,6 +344,7 @@ def private(base: Config, private_dir: Path, gpu: str, idle_timeout_s: int) -> C
         state_dir=private_dir,
         admin_socket=private_dir / "admin.sock",
         idle_timeout_s=idle_timeout_s,
+        sandbox=replace(base.sandbox, mode=sandbox),
         endpoints=(
             EndpointConfig(Endpoint(path=str(private_dir / "hostd.sock")), mode=0o600),
             EndpointConfig(

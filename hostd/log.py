@@ -81,11 +81,17 @@ def stderr_is_journal(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get("JOURNAL_STREAM", "") == f"{facts.st_dev}:{facts.st_ino}"
 
 
+def wants_priorities(priorities: str) -> bool:
+    """What `auto`, `yes` or `no` means here."""
+    return priorities == "yes" or (priorities == "auto" and stderr_is_journal())
+
+
 def set_up(level: str, line_format: str, priorities: str) -> None:
     """Sends everything of this logger to stderr. `priorities` is auto, yes or no."""
     handler = logging.StreamHandler()
-    wanted = priorities == "yes" or (priorities == "auto" and stderr_is_journal())
-    handler.setFormatter(LineFormatter(as_json=line_format == "json", priorities=wanted))
+    handler.setFormatter(
+        LineFormatter(as_json=line_format == "json", priorities=wants_priorities(priorities))
+    )
     logger = logging.getLogger(LOGGER)
     logger.handlers[:] = [handler]
     logger.setLevel(LEVELS[level])

@@ -18,7 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpupool import __version__
-from gpupool.hostd.adapters import native_files
+from gpupool.hostd.adapters import native_files, sandbox_facts
+from gpupool.hostd.adapters.cgroups import SessionGroups
+from gpupool.hostd.adapters.client_process import ClientProcesses
 from gpupool.hostd.adapters.clock import SystemClock
 from gpupool.hostd.adapters.exchange import TenantExchange
 from gpupool.hostd.adapters.gpus import ChosenGpus
@@ -29,7 +31,7 @@ from gpupool.hostd.adapters.peer import identify
 from gpupool.hostd.adapters.session_files import SessionFiles
 from gpupool.hostd.adapters.software_gpu import SoftwareGpus
 from gpupool.hostd.adapters.window import MemfdWindows
-from gpupool.hostd.adapters.worker_process import SubprocessWorkers
+from gpupool.hostd.adapters.worker_process import SubprocessWorkers, common_arguments
 from gpupool.hostd.api.admin import Admin
 from gpupool.hostd.api.greeter import Greeter
 from gpupool.hostd.config import Config
@@ -38,8 +40,9 @@ from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.host import Host, Ports
 from gpupool.hostd.core.idle import IdleRule
 from gpupool.hostd.core.ports import GpuSource, PortError, WorkerProcesses
+from gpupool.hostd.core.sandbox import SandboxFacts, plan
 from gpupool.hostd.endpoint import Endpoint
-from gpupool.hostd.log import fields
+from gpupool.hostd.log import fields, wants_priorities
 from gpupool.wire.hello import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 log = logging.getLogger("gpupool.hostd")
@@ -66,12 +69,48 @@ class Machine:
 
 def real_machine(config: Config) -> Machine:
     """The adapters for this machine."""
-    native = native_files.locate()
-    gpus = ChosenGpus(
-        config.gpu, NvmlGpus(config.libcuda), SoftwareGpus(native.software_gpu), config.devices
+    return Machine(real_gpus(config), real_workers(config, native_files.locate().worker))
+
+
+def real_gpus(config: Config) -> GpuSource:
+    """The GPUs that this configuration gives out."""
+    software = SoftwareGpus(native_files.locate().software_gpu)
+    return ChosenGpus(config.gpu, NvmlGpus(config.libcuda), software, config.devices)
+
+
+def real_workers(config: Config, program: Path | None) -> SubprocessWorkers:
+    """Workers in what sandbox this machine has; what is missing is logged, once.
+
+    Raises PortError where it is required.
+    """
+    settings = config.sandbox
+    groups = None
+    if settings.mode != "off" and settings.cgroup:
+        memory_mib = settings.memory_mib or config.limits.window_mib + 8192
+        groups = SessionGroups(config.state_dir, settings.threads, memory_mib)
+    facts = SandboxFacts()
+    if settings.mode != "off":
+        facts = sandbox_facts.gather(
+            settings,
+            program,
+            groups.note if groups else "",
+            cgroup=groups is not None and groups.usable,
+        )
+    sandbox = plan(settings, facts)
+    if sandbox.missing and settings.mode == "required":
+        raise PortError(f'sandbox.mode is "required", but {"; ".join(sandbox.missing)}')
+    for text in sandbox.missing:
+        log.warning("sandbox incomplete", extra=fields({"missing": text}))
+    if sandbox.cache_folder:
+        Path(sandbox.cache_folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    tail = common_arguments(
+        __version__,
+        f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}",
+        config.log_level,
+        json=config.log_format == "json",
+        priorities=wants_priorities(config.log_priorities),
     )
-    protocol = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
-    return Machine(gpus, SubprocessWorkers(native.worker, __version__, protocol, config.log_level))
+    return SubprocessWorkers(program, tail, sandbox, groups)
 
 
 class Hostd:
@@ -108,7 +147,14 @@ class Hostd:
         doors = self._open_doors()
         admin_listener = self._listen(Endpoint(path=str(config.admin_socket)), 0o600)
         inventory = await asyncio.to_thread(self._machine.gpus.discover)
-        ports = Ports(self._machine.workers, store, MemfdWindows(), SystemClock(), TenantExchange())
+        ports = Ports(
+            self._machine.workers,
+            store,
+            MemfdWindows(),
+            SystemClock(),
+            TenantExchange(),
+            ClientProcesses(),
+        )
         host = Host(ports, config.limits, inventory)
         _log_inventory(inventory)
         host.adopt()

@@ -16,6 +16,7 @@ from pathlib import Path
 from gpupool.hostd.config import SYSTEM_DIR
 
 GPU_CHOICES = ("auto", "nvidia", "software")
+SANDBOX_MODES = ("auto", "required", "off")
 _IDLE_TIMEOUT_S = 60
 
 
@@ -90,7 +91,7 @@ def settings(version: str, environment: Mapping[str, str] = os.environ) -> dict[
     names = sorted(name for name in environment if name.startswith("GPUPOOL_SOFTGPU_"))
     chosen = {
         name: environment[name]
-        for name in ("GPUPOOL_NATIVE_DIR", "GPUPOOL_GPU", *names)
+        for name in ("GPUPOOL_NATIVE_DIR", "GPUPOOL_GPU", "GPUPOOL_SANDBOX", *names)
         if environment.get(name)
     }
     return {"version": version, **chosen}
@@ -104,6 +105,16 @@ def gpu_choice(environment: Mapping[str, str] = os.environ) -> str:
             f"GPUPOOL_GPU is {choice!r}; it must be one of {', '.join(GPU_CHOICES)}"
         )
     return choice
+
+
+def sandbox_mode(environment: Mapping[str, str] = os.environ) -> str:
+    """GPUPOOL_SANDBOX, or `auto`. Raises PrivateDirError for another word."""
+    mode = environment.get("GPUPOOL_SANDBOX", "") or "auto"
+    if mode not in SANDBOX_MODES:
+        raise PrivateDirError(
+            f"GPUPOOL_SANDBOX is {mode!r}; it must be one of {', '.join(SANDBOX_MODES)}"
+        )
+    return mode
 
 
 def idle_timeout_s(environment: Mapping[str, str] = os.environ) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -15,7 +16,12 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from gpupool.hostd.adapters.cgroups import SessionGroups, join
 from gpupool.hostd.core.ports import PortError, WorkerEnd, WorkerOrder, WorkerProcess
+from gpupool.hostd.core.sandbox import Sandbox
+from gpupool.hostd.log import fields
+
+log = logging.getLogger("gpupool.hostd")
 
 _PASSED_ON = ("PATH", "HOME", "LANG")
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -36,14 +42,30 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def cleaned_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a worker inherits: nothing that changes which libraries it loads."""
+def real_uid(pid: int) -> int | None:
+    """Whom a process runs as.
+
+    Not from the owner of /proc/PID: that is root's where the process hides its memory (proc(5)).
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return next((int(x.split()[1]) for x in status.splitlines() if x.startswith("Uid:")), None)
+
+
+def cleaned_environment(environment: Mapping[str, str], cache_folder: str = "") -> dict[str, str]:
+    """What a worker inherits: nothing that changes which libraries it loads.
+
+    Without a folder for it the driver keeps no compiled code.
+    """
     kept = {
         key: value
         for key, value in environment.items()
         if key in _PASSED_ON or key.startswith("GPUPOOL_SOFTGPU_")
     }
-    return {"PATH": _DEFAULT_PATH, **kept}
+    cache = {"CUDA_CACHE_PATH": cache_folder} if cache_folder else {"CUDA_CACHE_DISABLE": "1"}
+    return {"PATH": _DEFAULT_PATH, **kept, **cache}
 
 
 class SubprocessWorkers:
@@ -53,18 +75,22 @@ class SubprocessWorkers:
     """
 
     def __init__(
-        self, program: Path | None, host_version: str, protocol: str, log_level: str
+        self,
+        program: Path | None,
+        tail: list[str],
+        sandbox: Sandbox = Sandbox(),  # noqa: B008 (frozen)
+        groups: SessionGroups | None = None,
     ) -> None:
+        """`tail`: arguments that every worker gets (see `common_arguments`)."""
         self._program = program
-        self._tail = [
-            "--log-level",
-            log_level,
-            "--protocol",
-            protocol,
-            "--host-version",
-            host_version,
-        ]
+        self._tail = tail
+        self._sandbox = sandbox
+        self._groups = groups if sandbox.cgroup else None
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def isolation(self, session_id: int) -> tuple[str, ...]:
+        """What the worker of that session will have given up."""
+        return self._sandbox.words(session_id)
 
     def start(self, order: WorkerOrder) -> WorkerProcess:
         """Starts a worker. Raises PortError."""
@@ -72,7 +98,9 @@ class SubprocessWorkers:
             raise PortError(
                 "gpupool-worker is not built or not installed; run `gpupool doctor` on the host"
             )
-        command = [str(self._program), *arguments(order), *self._tail]
+        sandbox = self._sandbox
+        command = [str(self._program), *arguments(order), *sandbox.arguments(order.session_id)]
+        command += self._tail
         fds = tuple(
             fd
             for fd in (order.socket_fd, order.window_fd, order.client_pidfd, order.exchange_fd)
@@ -84,15 +112,29 @@ class SubprocessWorkers:
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # stray output of a library belongs in the log
                 pass_fds=fds,
-                env=cleaned_environment(os.environ),
+                env=cleaned_environment(os.environ, sandbox.cache_folder),
                 cwd="/",
                 start_new_session=True,
             )
         except OSError as error:
             raise PortError(f"{self._program}: {error.strerror}") from error
+        self._enter_group(order.session_id, child.pid)
         ticks = start_ticks(child.pid)
         self._children[child.pid] = child
         return WorkerProcess(child.pid, ticks or 0)
+
+    def _enter_group(self, session_id: int, pid: int) -> None:
+        """Before the worker can have read anything of its client's: it has yet to load a driver."""
+        group = self._groups.create(session_id) if self._groups is not None else None
+        if group is None:
+            return
+        try:
+            join(group, pid)
+        except OSError as error:
+            log.error(
+                "worker not in its cgroup",
+                extra=fields({"session": session_id, "error": str(error)}),
+            )
 
     def find(self, session_id: int) -> WorkerProcess | None:
         """Looks through /proc for our worker program serving that session."""
@@ -104,9 +146,11 @@ class SubprocessWorkers:
                 continue
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
+                user = self._sandbox.user(session_id)
+                possible = {os.getuid(), user.uid if user else os.getuid()}
                 if (
                     os.fsencode(self._program) not in words[:2]
-                    or entry.stat().st_uid != os.getuid()
+                    or real_uid(int(entry.name)) not in possible
                 ):
                     continue
                 ticks = start_ticks(int(entry.name))
@@ -135,6 +179,8 @@ class SubprocessWorkers:
             os.close(pidfd)
             exit_code = child.wait() if child is not None else None  # dead already: does not wait
             self._children.pop(process.pid, None)
+            if self._groups is not None:
+                self._groups.remove_empty()
             on_end(WorkerEnd(exit_code))
 
         loop.add_reader(pidfd, gone)
@@ -152,6 +198,15 @@ class SubprocessWorkers:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL if kill else signal.SIGTERM)
         finally:
             os.close(pidfd)
+
+
+def common_arguments(
+    host_version: str, protocol: str, log_level: str, *, json: bool, priorities: bool
+) -> list[str]:
+    """What every worker of this hostd is told."""
+    yes = {True: "yes", False: "no"}
+    words = ["--log-level", log_level, "--log-json", yes[json], "--log-priorities", yes[priorities]]
+    return [*words, "--protocol", protocol, "--host-version", host_version]
 
 
 def arguments(order: WorkerOrder) -> list[str]:

@@ -34,6 +34,7 @@ class Limits:
     window_mib: int
     default_compute_percent: int
     default_memory_mib: int
+    end_grace_s: int = 10
 
 
 @dataclass(frozen=True, slots=True)

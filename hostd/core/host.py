@@ -14,6 +14,8 @@ from functools import partial
 from gpupool.hostd.core.admission import Door, Grant, Limits, Refusal, admit
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.ports import (
+    Client,
+    Clients,
     Clock,
     Exchange,
     PortError,
@@ -50,6 +52,7 @@ class Ports:
     windows: Windows
     clock: Clock
     exchange: Exchange
+    clients: Clients
 
 
 def tenant_of(session: Session) -> str:
@@ -97,6 +100,7 @@ class Host:
                 self._ports.store.remove(session.id)
                 continue
             self._sessions[session.id] = session
+            self._watch_client(session)
             self._ports.store.save(session)
             log.info(
                 "session found again",
@@ -133,8 +137,10 @@ class Host:
         return True
 
     def _start(self, hello: Hello, peer: Peer, door: Door, grant: Grant, socket_fd: int) -> Session:
+        session_id = self._ports.store.next_id()
+        client = self._ports.clients.identify(peer.pid, peer.address)
         session = Session(
-            id=self._ports.store.next_id(),
+            id=session_id,
             state=SessionState.STARTING,
             program=hello.program,
             pid=peer.pid or hello.pid,
@@ -146,6 +152,9 @@ class Host:
             compute_percent=grant.compute_percent,
             memory_mib=grant.memory_mib,
             since=self._ports.clock.utc_text(),
+            isolation=self._ports.workers.isolation(session_id),
+            client_start_ticks=client.start_ticks,
+            client_address=client.address,
         )
         self._ports.store.save(session)
         try:
@@ -165,6 +174,7 @@ class Host:
         if not watched:
             self._ended(session.id, WorkerEnd(None))
             return session
+        self._watch_client(session)
         self._save(session)
         log.info(
             "session started",
@@ -227,9 +237,30 @@ class Host:
     def _watch(self, session_id: int, process: WorkerProcess) -> bool:
         return self._ports.workers.watch(process, partial(self._ended, session_id))
 
+    def _watch_client(self, session: Session) -> None:
+        pid = session.pid if session.client_start_ticks else 0
+        client = Client(pid, session.client_start_ticks, session.client_address)
+        self._ports.clients.watch(session.id, client, partial(self._client_gone, session.id))
+
+    def _client_gone(self, session_id: int) -> None:
+        """The worker sees it, too, and ends at once, unless it hangs or is no longer ours."""
+        grace_s = self._limits.end_grace_s
+        self._ports.clock.later(grace_s, partial(self._end_by_force, session_id, grace_s))
+
+    def _end_by_force(self, session_id: int, grace_s: float) -> None:
+        session = self._sessions.get(session_id)
+        if session is None:
+            return
+        log.error(
+            "worker outlives its client, killed",
+            extra=fields({"session": session_id, "worker": session.worker_pid, "after_s": grace_s}),
+        )
+        self.end(session_id, kill=True)
+
     def _ended(self, session_id: int, end: WorkerEnd) -> None:
         session = self._sessions.pop(session_id, None)
         self._ports.exchange.leave(session_id)
+        self._ports.clients.forget(session_id)
         self._ports.store.remove(session_id)
         if session is None:
             return

@@ -9,6 +9,7 @@ each.
 | Windows | adapters/window.py | tests/fakes/windows.py |
 | Exchange | adapters/exchange.py | tests/fakes/exchanges.py |
 | Clock | adapters/clock.py | tests/fakes/clock.py |
+| Clients | adapters/client_process.py | tests/fakes/clients.py |
 """
 
 from __future__ import annotations
@@ -68,6 +69,14 @@ class WorkerProcess:
     start_ticks: int
 
 
+# hostd/worker/log.hpp, and what the kernel does where SIGSYS (31) has no handler.
+_EXIT_CODES = {
+    76: " (the client broke the protocol)",
+    77: " (a system call that the sandbox refuses; the worker's line above says which)",
+}
+_SIGNALS = {31: " (a system call that the sandbox refuses)"}
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerEnd:
     """How a worker ended. `exit_code` is negative for a signal, None when it was not our child."""
@@ -80,8 +89,8 @@ class WorkerEnd:
         if self.exit_code is None:
             return "ended (not started by this hostd, its exit code is not known)"
         if self.exit_code < 0:
-            return f"killed by signal {-self.exit_code}"
-        return f"exited with {self.exit_code}"
+            return f"killed by signal {-self.exit_code}{_SIGNALS.get(-self.exit_code, '')}"
+        return f"exited with {self.exit_code}{_EXIT_CODES.get(self.exit_code, '')}"
 
 
 class WorkerProcesses(Protocol):
@@ -89,6 +98,10 @@ class WorkerProcesses(Protocol):
 
     def start(self, order: WorkerOrder) -> WorkerProcess:
         """Starts one. Raises PortError."""
+        ...
+
+    def isolation(self, session_id: int) -> tuple[str, ...]:
+        """What keeps the worker of that session from the rest of the machine, in words."""
         ...
 
     def find(self, session_id: int) -> WorkerProcess | None:
@@ -167,4 +180,33 @@ class Clock(Protocol):
 
     def utc_text(self) -> str:
         """Now, as UTC in ISO 8601 with seconds."""
+        ...
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Does something once, after that time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client as the kernel knows it: a process of this host, or the far end of a connection."""
+
+    pid: int = 0  # 0: none of ours
+    start_ticks: int = 0
+    address: str = ""  # of a connection, as `Peer.address`
+
+
+class Clients(Protocol):
+    """Notices when a client is gone, without help from its worker."""
+
+    def identify(self, peer_pid: int, address: str) -> Client:
+        """The client to watch, found again by `watch` also in a later hostd."""
+        ...
+
+    def watch(self, session_id: int, client: Client, on_gone: Callable[[], None]) -> None:
+        """Calls `on_gone` once it is gone, unless `forget` came first."""
+        ...
+
+    def forget(self, session_id: int) -> None:
+        """The session has ended."""
         ...

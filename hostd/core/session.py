@@ -31,6 +31,10 @@ _NEXT = {
 }
 
 
+# May be missing in the record of an older hostd, whose sessions go on.
+_ADDED = {"isolation", "client_start_ticks", "client_address"}
+
+
 class IllegalTransitionError(RuntimeError):
     """A programming error of hostd: a session was moved where it cannot go."""
 
@@ -53,6 +57,9 @@ class Session:
     since: str  # UTC, ISO 8601
     worker_pid: int = 0  # 0 while STARTING
     worker_start_ticks: int = 0  # field 22 of /proc/PID/stat: tells a reused pid from the worker
+    isolation: tuple[str, ...] = ()  # "user 1900000003", "seccomp", "landlock 7", "cgroup"
+    client_start_ticks: int = 0  # of `pid`; 0: not known
+    client_address: str = ""  # over TCP
 
     def moved(self, state: SessionState) -> Session:
         """This session in `state`. Raises IllegalTransitionError."""
@@ -71,6 +78,7 @@ class Session:
         content = asdict(self)
         content["state"] = self.state.value
         content["devices"] = list(self.devices)
+        content["isolation"] = list(self.isolation)
         return content
 
     @classmethod
@@ -80,12 +88,18 @@ class Session:
         Raises ValueError for anything else; unknown keys are a newer hostd's, ignored.
         """
         try:
-            values = {field.name: content[field.name] for field in fields(cls)}
+            values = {
+                field.name: content[field.name]
+                for field in fields(cls)
+                if field.name in content or field.name not in _ADDED
+            }
             values["state"] = SessionState(values["state"])
             values["devices"] = tuple(str(uuid) for uuid in values["devices"])
+            values["isolation"] = tuple(str(word) for word in values.get("isolation", ()))
             for field in fields(cls):
                 expected = {"int": int, "str": str}.get(str(field.type))
-                if expected is not None and type(values[field.name]) is not expected:
+                value = values.get(field.name, field.default)
+                if expected is not None and type(value) is not expected:
                     raise ValueError(f"{field.name} is no {field.type}")
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a session record: {error!r}") from error

@@ -1,10 +1,13 @@
 #include "hostd/worker/client_watch.hpp"
 
+#include <fcntl.h>
 #include <poll.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <fstream>
 #include <string>
+#include <string_view>
 #include <thread>
 
 #include "hostd/worker/log.hpp"
@@ -42,14 +45,19 @@ void watch_client(int socket_fd, int pidfd, Parcels& parcels) {
 
 std::function<bool()> stopped_probe(int pidfd) {
   if (pidfd < 0) return nullptr;
-  return [pidfd] {
-    const long pid = pid_behind(pidfd);
-    if (pid <= 0) return true;  // unknown: do not judge
-    std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
-    std::string text;
-    std::getline(stat, text);
+  const long pid = pid_behind(pidfd);
+  if (pid <= 0) return nullptr;  // unknown: do not judge
+  // Opened now, since the sandbox closes the way there. It stays this process's: once that is gone, reading
+  // fails.
+  const int stat = open(("/proc/" + std::to_string(pid) + "/stat").c_str(), O_RDONLY | O_CLOEXEC);
+  if (stat < 0) return nullptr;
+  return [stat] {
+    char buffer[512];
+    const ssize_t length = pread(stat, buffer, sizeof buffer, 0);
+    if (length <= 0) return true;
+    const std::string_view text(buffer, static_cast<size_t>(length));
     const size_t after_name = text.rfind(") ");
-    if (after_name == std::string::npos) return true;
+    if (after_name == std::string_view::npos || after_name + 2 >= text.size()) return true;
     const char state = text[after_name + 2];
     return state == 'T' || state == 't';
   };

@@ -1,5 +1,5 @@
-// The worker's log: one key=value line an event on stderr, which hostd's journal collects. Text that came
-// from a client is escaped, and repeated client mistakes are counted instead of printed each time.
+// The worker's log: one line an event on stderr, key=value or JSON, which hostd's journal collects. Text that
+// came from a client is escaped, and repeated client mistakes are counted instead of printed each time.
 #pragma once
 
 #include <string_view>
@@ -10,10 +10,20 @@ namespace gpupool::worker {
 
 enum class LogLevel { debug, info, warning, error };
 
-// Sets the lowest level that is shown and the session id that every line carries.
-void configure_log(LogLevel lowest, u64 session_id);
+// How lines look: as hostd's own do (hostd/log.py).
+struct LogStyle {
+  LogLevel lowest = LogLevel::info;
+  bool json = false;
+  bool priorities = false;  // "<6>" in front, for journald (sd-daemon(3))
+};
+
+// Sets the style and the session id that every line carries.
+void configure_log(const LogStyle& style, u64 session_id);
 // `message` is ours; `detail` may hold anything and is escaped and cut at 500 bytes.
 void log(LogLevel level, std::string_view message, std::string_view detail = {});
+
+// For the handler of a refused system call: allocates nothing, takes no lock.
+void log_refused_call(int number);
 
 // Ends this process at once: the kernel gives everything the session held on the GPU back. The message is
 // logged.
@@ -23,5 +33,7 @@ inline constexpr int kExitClientGone = 0;
 inline constexpr int kExitUsage = 64;     // sysexits.h
 inline constexpr int kExitProtocol = 76;  // the client broke the protocol
 inline constexpr int kExitDriver = 69;    // the driver cannot be used
+inline constexpr int kExitSandbox =
+    77;  // a system call that the sandbox refuses; hostd/core/ports.py knows it
 
 }  // namespace gpupool::worker

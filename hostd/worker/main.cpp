@@ -18,6 +18,7 @@
 #include "hostd/worker/dispatcher.hpp"
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/options.hpp"
+#include "hostd/worker/sandbox.hpp"
 #include "hostd/worker/stream_mirror.hpp"
 #include "hostd/worker/worker.hpp"
 #include "wire/cpp/version.hpp"
@@ -128,6 +129,8 @@ int initialise_driver(const Options& options, Worker& worker) {
   std::string error;
   if (!worker.driver.load(options.library.c_str(), error))
     refuse(options, wire::WelcomeStatus::worker, "the host cannot load its libcuda: " + error);
+  if (!become_user(options.sandbox, error))
+    refuse(options, wire::WelcomeStatus::worker, "the worker cannot become another user: " + error);
   const CUresult started = worker.driver.cuInit(0);
   if (started != CUDA_SUCCESS)
     refuse(options, wire::WelcomeStatus::no_device,
@@ -164,7 +167,11 @@ int serve(const Options& options) {
   std::strncpy(message.host_version, wire::kVersion, sizeof message.host_version - 1);
   const bool shared = options.transport == wire::TransportKind::shm;
   worker->client_stopped = stopped_probe(options.client_pidfd);
+  // From here on a client may have taken this process over; before it, nothing of the client's was read.
+  if (std::string error; !enter_sandbox(options.sandbox, options.library, error))
+    refuse(options, wire::WelcomeStatus::worker, "the worker cannot enter its sandbox: " + error);
   welcome(options, message, shared ? options.window_fd : -1);
+  if (options.window_fd >= 0) close(options.window_fd);  // mapped
   if (shared)
     watch_client(options.socket_fd, options.client_pidfd, worker->parcels);
   else
@@ -184,6 +191,7 @@ int serve(const Options& options) {
 
 int main(int argc, char** argv) {
   using namespace gpupool::worker;  // main() cannot live in the namespace it belongs to
+  if (argc == 2 && std::strcmp(argv[1], "--probe-sandbox") == 0) return probe_sandbox();
   use_compatible_layout(argv);
   Options options;
   std::string error;
@@ -191,8 +199,11 @@ int main(int argc, char** argv) {
     log(LogLevel::error, "bad command line; this program is started by hostd", error);
     return kExitUsage;
   }
-  configure_log(options.log_level, options.session_id);
-  for (const int fd : {options.socket_fd, options.window_fd, options.client_pidfd, options.exchange_fd})
+  configure_log(options.log, options.session_id);
+  const std::vector<int> given = {options.socket_fd, options.window_fd, options.client_pidfd,
+                                  options.exchange_fd};
+  close_other_descriptors(given);
+  for (const int fd : given)
     if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
   std::signal(SIGBUS, bus_error);
   prctl(PR_SET_NAME, "gpupool-worker");

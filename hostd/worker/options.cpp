@@ -51,6 +51,21 @@ bool parse_level(const char* text, LogLevel& level) {
   return false;
 }
 
+bool parse_calls(const char* text, CallFilter& filter) {
+  static constexpr const char* kNames[] = {"off", "report", "on"};
+  for (int i = 0; i < 3; ++i)
+    if (std::strcmp(text, kNames[i]) == 0) {
+      filter = static_cast<CallFilter>(i);
+      return true;
+    }
+  return false;
+}
+
+bool parse_yes(const char* text, bool& value) {
+  value = std::strcmp(text, "yes") == 0;
+  return value || std::strcmp(text, "no") == 0;
+}
+
 void split(const std::string& text, std::vector<std::string>& parts) {
   size_t start = 0;
   while (start <= text.size()) {
@@ -74,9 +89,48 @@ enum Option {
   kCompute,
   kMemory,
   kLevel,
+  kLogJson,
+  kLogPriorities,
   kProtocol,
-  kHost
+  kHost,
+  kCalls,
+  kFiles,
+  kUser,
+  kGroup,
+  kGroups,
+  kThreads,
+  kCache
 };
+
+bool parse_groups(const char* text, std::vector<u32>& groups) {
+  std::vector<std::string> words;
+  split(text, words);
+  for (const std::string& word : words)
+    if (!parse_u32(word.c_str(), groups.emplace_back())) return false;
+  return true;
+}
+
+bool take_sandbox(int option, const char* text, SandboxOptions& sandbox) {
+  switch (option) {
+    case kCalls:
+      return parse_calls(text, sandbox.calls);
+    case kFiles:
+      return parse_yes(text, sandbox.files);
+    case kUser:
+      return parse_u32(text, sandbox.user);
+    case kGroup:
+      return parse_u32(text, sandbox.group);
+    case kGroups:
+      return parse_groups(text, sandbox.groups);
+    case kThreads:
+      return parse_u32(text, sandbox.threads);
+    case kCache:
+      sandbox.cache_folder = text;
+      return text[0] == '/';
+    default:
+      return false;
+  }
+}
 
 bool take(int option, const char* text, Options& options) {
   switch (option) {
@@ -107,14 +161,18 @@ bool take(int option, const char* text, Options& options) {
     case kMemory:
       return parse_u32(text, options.memory_mib);
     case kLevel:
-      return parse_level(text, options.log_level);
+      return parse_level(text, options.log.lowest);
+    case kLogJson:
+      return parse_yes(text, options.log.json);
+    case kLogPriorities:
+      return parse_yes(text, options.log.priorities);
     case kProtocol:
       return true;  // hostd has compared it with the client's; ours is compiled in
     case kHost:
       options.host_version = text;
       return true;
     default:
-      return false;
+      return take_sandbox(option, text, options.sandbox);
   }
 }
 
@@ -134,6 +192,15 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
                                         {"compute-percent", required_argument, nullptr, kCompute},
                                         {"memory-mib", required_argument, nullptr, kMemory},
                                         {"log-level", required_argument, nullptr, kLevel},
+                                        {"log-json", required_argument, nullptr, kLogJson},
+                                        {"log-priorities", required_argument, nullptr, kLogPriorities},
+                                        {"sandbox-calls", required_argument, nullptr, kCalls},
+                                        {"sandbox-files", required_argument, nullptr, kFiles},
+                                        {"user", required_argument, nullptr, kUser},
+                                        {"group", required_argument, nullptr, kGroup},
+                                        {"groups", required_argument, nullptr, kGroups},
+                                        {"threads", required_argument, nullptr, kThreads},
+                                        {"cache-folder", required_argument, nullptr, kCache},
                                         {"protocol", required_argument, nullptr, kProtocol},
                                         {"host-version", required_argument, nullptr, kHost},
                                         {nullptr, 0, nullptr, 0}};

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "hostd/worker/log.hpp"
+#include "hostd/worker/sandbox.hpp"
 #include "wire/cpp/hello.hpp"
 
 namespace gpupool::worker {
@@ -22,7 +23,8 @@ struct Options {
   u64 session_id = 0;
   u32 compute_percent = 0;
   u32 memory_mib = 0;
-  LogLevel log_level = LogLevel::info;
+  LogStyle log;
+  SandboxOptions sandbox;
   std::string host_version;
 };
 

@@ -29,6 +29,10 @@ class FakeWorkers:
         self.running[order.session_id] = process
         return process
 
+    def isolation(self, session_id: int) -> tuple[str, ...]:
+        """One word that names the session."""
+        return (f"user {session_id}",)
+
     def find(self, session_id: int) -> WorkerProcess | None:
         """A running worker of that session."""
         return self.running.get(session_id)

@@ -10,6 +10,7 @@ from gpupool.hostd.core.admission import Door, Limits, Refusal
 from gpupool.hostd.core.host import Host, Peer, Ports
 from gpupool.hostd.core.session import Session, SessionState
 from gpupool.wire.hello import Hello, TransportKind, WelcomeStatus
+from tests.fakes.clients import FakeClients
 from tests.fakes.clock import FakeClock
 from tests.fakes.exchanges import FakeExchange
 from tests.fakes.gpus import FakeGpus
@@ -32,10 +33,13 @@ class Machine:
     windows: FakeWindows = field(default_factory=FakeWindows)
     clock: FakeClock = field(default_factory=FakeClock)
     exchange: FakeExchange = field(default_factory=FakeExchange)
+    clients: FakeClients = field(default_factory=FakeClients)
 
     def host(self) -> Host:
         """A hostd, as after a start."""
-        ports = Ports(self.workers, self.store, self.windows, self.clock, self.exchange)
+        ports = Ports(
+            self.workers, self.store, self.windows, self.clock, self.exchange, self.clients
+        )
         return Host(ports, LIMITS, FakeGpus.from_file("h100x8.json").inventory)
 
 
@@ -227,3 +231,39 @@ def test_a_worker_that_does_not_start_leaves_the_exchange(machine: Machine) -> N
     assert isinstance(machine.host().open(HELLO, PEER, DOOR, 7), Refusal)
     assert machine.exchange.tenants == {}
     assert machine.exchange.open == set()
+
+
+def test_a_worker_that_outlives_its_client_is_killed(machine: Machine) -> None:
+    host = machine.host()
+    session = opened(host)
+    machine.clients.leave(session.id)
+    machine.clock.pass_time(LIMITS.end_grace_s - 1)
+    assert machine.workers.stopped == []
+    machine.clock.pass_time(1)
+    assert [kill for _, kill in machine.workers.stopped] == [True]
+
+
+def test_a_worker_that_ends_with_its_client_is_not_killed(machine: Machine) -> None:
+    host = machine.host()
+    session = opened(host)
+    machine.clients.leave(session.id)
+    machine.workers.end(session.id)
+    machine.clock.pass_time(60)
+    assert machine.workers.stopped == []
+
+
+def test_a_later_hostd_watches_the_clients_too(machine: Machine) -> None:
+    session = opened(machine.host())
+    before = machine.clients.watched.pop(session.id)[0]
+    successor = machine.host()
+    successor.adopt()
+    assert machine.clients.watched[session.id][0] == before
+    machine.clients.leave(session.id)
+    machine.clock.pass_time(60)
+    assert [kill for _, kill in machine.workers.stopped] == [True]
+
+
+def test_the_session_says_how_it_is_locked_in(machine: Machine) -> None:
+    session = opened(machine.host())
+    assert session.isolation == (f"user {session.id}",)
+    assert session.as_dict()["isolation"] == [f"user {session.id}"]

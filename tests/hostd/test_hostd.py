@@ -96,7 +96,15 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
     assert int(options.pop("--socket-fd")) > 2
     assert int(options.pop("--window-fd")) > 2
     assert int(options.pop("--client-pidfd")) > 2
+    if os.getuid() == 0:
+        for name in ("--user", "--group"):
+            assert int(options.pop(name)) == 1_900_000_000 + answer.welcome.session_id
+        assert (options.pop("--groups"), options.pop("--threads")) == ("", "1024")
     assert options == {
+        "--sandbox-calls": "off",  # the fake worker cannot
+        "--sandbox-files": "no",
+        "--log-json": "no",
+        "--log-priorities": "no",
         "--transport": "shm",
         "--window-base": "0x200000000000",
         "--window-bytes": str(16384 << 20),
@@ -111,7 +119,8 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
     }
     variables = Path(f"/proc/{worker}/environ").read_text().split("\0")
     names = {variable.partition("=")[0] for variable in variables if variable}
-    assert names <= {"PATH", "HOME", "LANG", "LC_CTYPE", "GPUPOOL_SOFTGPU_X"}
+    cache = {"CUDA_CACHE_DISABLE", "CUDA_CACHE_PATH"}
+    assert names <= {"PATH", "HOME", "LANG", "LC_CTYPE", "GPUPOOL_SOFTGPU_X", *cache}
     assert "GPUPOOL_SOFTGPU_X=1" in variables
     assert os.getsid(worker) == worker
     assert Path(f"/proc/{worker}/fd/0").resolve() == Path("/dev/null")

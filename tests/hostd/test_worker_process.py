@@ -26,7 +26,7 @@ def script(folder: Path, text: str) -> SubprocessWorkers:
     path = folder / "worker"
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
-    return SubprocessWorkers(path, "0.1.0", "1.0", "info")
+    return SubprocessWorkers(path, ["--log-level", "info"])
 
 
 async def end_of(workers: SubprocessWorkers, process: WorkerProcess) -> WorkerEnd:
@@ -71,7 +71,7 @@ def test_a_worker_of_another_hostd(tmp_path: Path) -> None:
     async def run() -> WorkerEnd:
         process = script(tmp_path, "read x < /dev/zero").start(ORDER)
         # Not written again: the shell may not have read it yet.
-        successor = SubprocessWorkers(tmp_path / "worker", "0.1.0", "1.0", "info")
+        successor = SubprocessWorkers(tmp_path / "worker", ["--log-level", "info"])
         assert await found(successor, 5) == process
         assert successor.find(6) is None
         watching = asyncio.get_running_loop().create_task(end_of(successor, process))
@@ -102,9 +102,9 @@ def test_a_reused_pid_is_neither_watched_nor_stopped(tmp_path: Path) -> None:
 
 def test_a_program_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(PortError, match="No such file"):
-        SubprocessWorkers(tmp_path / "none", "0.1.0", "1.0", "info").start(ORDER)
+        SubprocessWorkers(tmp_path / "none", ["--log-level", "info"]).start(ORDER)
     with pytest.raises(PortError, match="not built or not installed"):
-        SubprocessWorkers(None, "0.1.0", "1.0", "info").start(ORDER)
+        SubprocessWorkers(None, ["--log-level", "info"]).start(ORDER)
 
 
 def test_start_time_of_a_zombie_and_of_nobody() -> None:
@@ -126,5 +126,5 @@ def test_a_cleaned_environment() -> None:
         "GPUPOOL_TOKEN_FILE": "/t",
     }
     cleaned = cleaned_environment(given)
-    assert set(cleaned) == {"PATH", "HOME", "GPUPOOL_SOFTGPU_DEVICES"}
+    assert set(cleaned) == {"PATH", "HOME", "GPUPOOL_SOFTGPU_DEVICES", "CUDA_CACHE_DISABLE"}
     assert cleaned["PATH"].startswith("/usr/local/sbin:")

@@ -135,8 +135,8 @@ def test_hostd_keeps_no_descriptor_of_a_session(daemon: Daemon) -> None:
     eventually(lambda: not daemon.sessions(), "the first session ends")
     before = len(list(folder.iterdir()))
     answers = [say(daemon.unix, HELLO.encode()) for _ in range(5)]
-    # One descriptor a session is left: the pidfd of its worker.
-    eventually(lambda: len(list(folder.iterdir())) <= before + 5, "hostd closed its copies")
+    # Two descriptors a session are left: the pidfds of its worker and of its client.
+    eventually(lambda: len(list(folder.iterdir())) <= before + 10, "hostd closed its copies")
     for answer in answers:
         answer.close()
     eventually(lambda: len(list(folder.iterdir())) <= before, "nothing of the sessions is left")

@@ -96,6 +96,7 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
     assert int(options.pop("--socket-fd")) > 2
     assert int(options.pop("--window-fd")) > 2
     assert int(options.pop("--client-pidfd")) > 2
+    assert int(options.pop("--exchange-fd")) > 2
     if os.getuid() == 0:
         for name in ("--user", "--group"):
             assert int(options.pop(name)) == 1_900_000_000 + answer.welcome.session_id
@@ -135,8 +136,8 @@ def test_hostd_keeps_no_descriptor_of_a_session(daemon: Daemon) -> None:
     eventually(lambda: not daemon.sessions(), "the first session ends")
     before = len(list(folder.iterdir()))
     answers = [say(daemon.unix, HELLO.encode()) for _ in range(5)]
-    # Two descriptors a session are left: the pidfds of its worker and of its client.
-    eventually(lambda: len(list(folder.iterdir())) <= before + 10, "hostd closed its copies")
+    # Three a session are left: the pidfds of worker and client, and its end of the exchange.
+    eventually(lambda: len(list(folder.iterdir())) <= before + 15, "hostd closed its copies")
     for answer in answers:
         answer.close()
     eventually(lambda: len(list(folder.iterdir())) <= before, "nothing of the sessions is left")

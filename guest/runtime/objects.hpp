@@ -36,6 +36,7 @@ struct Capture {
   CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
   u32 thread = 0;  // client thread that began it
   struct Stream* origin = nullptr;
+  bool into_existing = false;  // cuStreamBeginCaptureToGraph
   std::atomic<bool> invalidated{false};
   // Guarded by capture_mutex().
   std::vector<struct Stream*> streams;      // the origin and those that joined

@@ -84,6 +84,9 @@ class Worker {
   // Graphs that the client has asked for while they were being captured, by the driver's capture id.
   std::unordered_map<u64, CUgraph> capture_graphs;
 
+  // The graphs inside conditional nodes, which the driver tells once, when a node is added.
+  std::unordered_map<CUgraphNode, std::vector<CUgraph>> conditional_bodies;
+
   // The GPU can write words itself (CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS); else a host function
   // does.
   bool stream_memory_operations = true;

@@ -31,4 +31,18 @@ struct GraphMemset {
 };
 static_assert(std::is_trivially_copyable_v<GraphMemset> && sizeof(GraphMemset) == 48);
 
+inline constexpr u64 kMostMemoryOperations = 256;  // of one node: the driver's own limit for a batch
+inline constexpr u64 kMostBodies = 1u << 16;       // of one conditional node
+inline constexpr u64 kMostDotBytes = 256u << 20;   // of one graph's cuGraphDebugDotPrint
+
+// One node that the client must follow, in the answer to graph_followed: a host function or an event that it
+// records.
+struct FollowedNode {
+  u64 node;   // handle
+  u64 value;  // id of the host function, or handle of the event
+  u32 is_event;
+  u32 reserved;
+};
+static_assert(std::is_trivially_copyable_v<FollowedNode> && sizeof(FollowedNode) == 24);
+
 }  // namespace gpupool::wire

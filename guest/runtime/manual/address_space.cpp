@@ -42,6 +42,7 @@ const Allocation* AddressSpace::locate(u64 address) const {
 bool AddressSpace::insert(Allocation allocation) {
   if (allocation.size == 0 || allocation.address + allocation.size < allocation.address) return false;
   const std::unique_lock lock(mutex_);
+  forget_graph_memory(allocation.address, allocation.end());
   const auto next = allocations_.lower_bound(allocation.address);
   if (next != allocations_.end() && next->first < allocation.end()) return false;
   if (locate(allocation.address) != nullptr) return false;
@@ -54,6 +55,22 @@ bool AddressSpace::overlaps(u64 address, u64 size) const {
   const std::shared_lock lock(mutex_);
   const auto next = allocations_.lower_bound(address);
   return (next != allocations_.end() && next->first - address < size) || locate(address) != nullptr;
+}
+
+void AddressSpace::forget_graph_memory(u64 begin, u64 end) {
+  auto at = allocations_.upper_bound(begin);
+  if (at != allocations_.begin()) --at;
+  while (at != allocations_.end() && at->first < end) {
+    const bool gone = at->second.kind == MemoryKind::graph && at->second.end() > begin;
+    at = gone ? allocations_.erase(at) : std::next(at);
+  }
+}
+
+void AddressSpace::lend(u64 address) {
+  const std::unique_lock lock(mutex_);
+  const auto found = allocations_.find(address);
+  if (found != allocations_.end() && !found->second.on_host() && found->second.kind != MemoryKind::managed)
+    found->second.kind = MemoryKind::graph;
 }
 
 std::optional<Allocation> AddressSpace::find(u64 address) const {

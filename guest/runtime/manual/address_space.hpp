@@ -28,6 +28,7 @@ enum class MemoryKind : u8 {
   stream_ordered,  // cuMemAllocAsync, cuMemAllocFromPoolAsync
   mapped,          // one cuMemMap
   global,          // a module's variable
+  graph,           // a graph's node: there while a launch has allocated it, its address reserved by the graph
   imported,        // opened from another process's handle
   pinned,          // cuMemHostAlloc, cuMemAllocHost: window memory, one address on both sides
   registered,      // cuMemHostRegister: the program's own memory; copies are staged
@@ -64,10 +65,14 @@ struct Reservation {
 
 class AddressSpace {
  public:
-  // Adds an allocation. False when it overlaps one that is known: then the worker has answered nonsense.
+  // Adds an allocation; graph memory that it overlaps has gone and is forgotten. False when it overlaps one
+  // that is known: then the worker has answered nonsense.
   bool insert(Allocation allocation);
   // Whether any known allocation has a byte in [address, +size).
   bool overlaps(u64 address, u64 size) const;
+  // Says that the driver may free the allocation that begins here without telling us, and then hand the
+  // address out again: from now on it gives way to a new one.
+  void lend(u64 address);
   // The allocation that contains this address.
   std::optional<Allocation> find(u64 address) const;
   // Removes the allocation that begins at this address, if it is of one of the kinds, and returns it.
@@ -106,6 +111,7 @@ class AddressSpace {
 
  private:
   const Allocation* locate(u64 address) const;
+  void forget_graph_memory(u64 begin, u64 end);      // with mutex_ held
   bool keep_units(u64 address, u64 size, u64 unit);  // with kept_mutex_ held
 
   mutable std::shared_mutex mutex_;

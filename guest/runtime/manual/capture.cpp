@@ -144,7 +144,7 @@ void abandon_capture(Stream& stream) {
 namespace api {
 namespace {
 
-CUresult begin(CUstream handle, CUstreamCaptureMode mode, Call& call) {
+CUresult begin(CUstream handle, CUstreamCaptureMode mode, Call& call, bool into_existing) {
   if (mode < CU_STREAM_CAPTURE_MODE_GLOBAL || mode > CU_STREAM_CAPTURE_MODE_RELAXED)
     return CUDA_ERROR_INVALID_VALUE;
   CUresult error = CUDA_SUCCESS;
@@ -156,6 +156,7 @@ CUresult begin(CUstream handle, CUstreamCaptureMode mode, Call& call) {
   capture->mode = mode;
   capture->thread = thread_index();
   capture->origin = stream;
+  capture->into_existing = into_existing;
   capture->contents = std::make_shared<GraphContents>();
   {
     const std::lock_guard lock(capture_mutex());
@@ -256,7 +257,7 @@ CUresult update_dependencies(CUstream handle, const CUgraphNode* nodes, const CU
 
 CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mode) {
   Call call(wire::Function::cuStreamBeginCapture_v2);
-  return begin(stream, mode, call);
+  return begin(stream, mode, call, false);
 }
 
 CUresult cuStreamBeginCapture(CUstream stream) {
@@ -270,7 +271,7 @@ CUresult cuStreamBeginCaptureToGraph(CUstream stream, CUgraph graph, const CUgra
   call.put(reinterpret_cast<u64>(graph));
   call.put_array(dependencies, count);
   call.put_array(edges, edges == nullptr ? 0 : count);
-  return begin(stream, mode, call);
+  return begin(stream, mode, call, true);
 }
 
 CUresult cuStreamEndCapture(CUstream handle, CUgraph* out) {
@@ -299,7 +300,11 @@ CUresult cuStreamEndCapture(CUstream handle, CUgraph* out) {
   if (verdict != CUDA_SUCCESS) return verdict;
   if (error != CUDA_SUCCESS || out == nullptr) return error;
   const auto graph = call.get<u64>();
-  remember_graph(graph, *capture->contents);
+  if (capture->into_existing) {
+    for (const HostNode& node : capture->contents->host_calls) keep_host_call(graph, node);
+  } else {
+    remember_graph(graph, *capture->contents);
+  }
   *out = reinterpret_cast<CUgraph>(graph);
   // What an asynchronous call inside the capture met has not become part of the graph.
   return Session::current()->take_async_error();

@@ -25,10 +25,11 @@ void free_allocation(Session& session, const Allocation& allocation) {
       session.heap_free(
           Bulk{allocation.block, allocation.reserved, reinterpret_cast<u8*>(allocation.address)});
       return;
+    case MemoryKind::graph:
     case MemoryKind::mapped:
     case MemoryKind::global:
     case MemoryKind::imported:
-      return;  // not the context's, or gone with its module
+      return;  // not the context's, or gone with its module or graph
     case MemoryKind::registered:
       static_cast<void>(unmap_registered(allocation));
       return;

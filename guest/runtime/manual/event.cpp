@@ -73,7 +73,7 @@ CUresult record_in_capture(Event& event, Stream& stream, const std::shared_ptr<C
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
   const std::lock_guard lock(capture_mutex());
   if (flags == CU_EVENT_RECORD_EXTERNAL) {
-    capture->contents->records.push_back({&event, event.handle});
+    note_followed_node();
   } else {
     event.capture = capture;
     event.recorded.store(kRecordedInCapture, std::memory_order_release);

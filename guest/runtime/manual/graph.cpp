@@ -2,89 +2,13 @@
 // graph_node.cpp and graph_params.cpp.
 #include "guest/runtime/manual/graph.hpp"
 
-#include <cstring>
-#include <string>
-#include <unordered_map>
-
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/event.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"  // generated
 
-namespace gpupool::guest {
-namespace {
-
-struct Registry {
-  std::mutex mutex;
-  std::unordered_map<u64, GraphContents> graphs;
-  std::unordered_map<u64, std::shared_ptr<ExecContents>> execs;
-};
-
-// Leaked on purpose: graphs are destroyed by exit handlers of programs too.
-Registry& registry() {
-  static auto& instance = *new Registry();
-  return instance;
-}
-
-}  // namespace
-
-void GraphContents::merge(const GraphContents& other) {
-  host_calls.insert(host_calls.end(), other.host_calls.begin(), other.host_calls.end());
-  records.insert(records.end(), other.records.begin(), other.records.end());
-  for (const UserReference& each : other.objects) objects.push_back(each);
-}
-
-void remember_graph(u64 graph, const GraphContents& contents) {
-  const std::lock_guard lock(registry().mutex);
-  registry().graphs[graph].merge(contents);
-}
-
-bool forget_graph(u64 graph) {
-  decltype(Registry::graphs)::node_type removed;  // destroyed after the lock is gone
-  const std::lock_guard lock(registry().mutex);
-  removed = registry().graphs.extract(graph);
-  return !removed.empty();
-}
-
-bool with_graph(u64 graph, const std::function<void(GraphContents&)>& change) {
-  const std::lock_guard lock(registry().mutex);
-  const auto found = registry().graphs.find(graph);
-  if (found == registry().graphs.end()) return false;
-  change(found->second);
-  return true;
-}
-
-GraphContents contents_of(u64 graph) {
-  GraphContents copy;
-  with_graph(graph, [&](const GraphContents& contents) { copy.merge(contents); });
-  return copy;
-}
-
-void remember_exec(u64 exec, u64 flags, GraphContents contents) {
-  auto entry = std::make_shared<ExecContents>();
-  entry->contents = std::make_shared<GraphContents>(std::move(contents));
-  entry->flags = flags;
-  const std::lock_guard lock(registry().mutex);
-  registry().execs[exec] = std::move(entry);
-}
-
-std::shared_ptr<ExecContents> find_exec(u64 exec) {
-  const std::lock_guard lock(registry().mutex);
-  const auto found = registry().execs.find(exec);
-  return found == registry().execs.end() ? nullptr : found->second;
-}
-
-std::shared_ptr<ExecContents> take_exec(u64 exec) {
-  const std::lock_guard lock(registry().mutex);
-  const auto found = registry().execs.find(exec);
-  if (found == registry().execs.end()) return nullptr;
-  std::shared_ptr<ExecContents> entry = std::move(found->second);
-  registry().execs.erase(found);
-  return entry;
-}
-
-namespace api {
+namespace gpupool::guest::api {
 namespace {
 
 struct InstantiateResult {
@@ -105,7 +29,9 @@ CUresult instantiate(CUgraph graph, u64 flags, Stream* upload, InstantiateResult
   out.detail = static_cast<CUgraphInstantiateResult>(call.get<u32>());
   if (result != CUDA_SUCCESS) return result;
   out.exec = reinterpret_cast<CUgraphExec>(exec);
-  remember_exec(exec, flags, contents_of(bits(graph)));
+  GraphContents contents;
+  if (const CUresult failed = read_contents(bits(graph), contents); failed != CUDA_SUCCESS) return failed;
+  remember_exec(exec, flags, std::move(contents));
   return CUDA_SUCCESS;
 }
 
@@ -113,8 +39,9 @@ CUresult instantiate(CUgraph graph, u64 flags, Stream* upload, InstantiateResult
 void follow_launch(const Stream& stream, u64 value, const std::shared_ptr<GraphContents>& contents) {
   for (const EventRecord& record : contents->records)
     if (Event* event = record.live()) set_recorded(*event, stream.handle.index(), value);
-  if (!contents->host_calls.empty()) expect_host_calls(stream.handle.index(), value, contents->host_calls);
-  if (!contents->objects.empty()) run_when(stream.handle.index(), value, [contents] {});
+  // The thread that runs host functions serves them until then, and `contents` keeps them.
+  if (!contents->host_calls.empty() || !contents->objects.empty())
+    run_when(stream.handle.index(), value, [contents] {});
 }
 
 }  // namespace
@@ -142,7 +69,14 @@ CUresult cuGraphClone(CUgraph* out, CUgraph original) {
   call.put(bits(original));
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
   const auto graph = call.get<u64>();
-  remember_graph(graph, contents_of(bits(original)));
+  GraphContents contents;
+  if (const CUresult result = read_contents(graph, contents); result != CUDA_SUCCESS) return result;
+  contents.records.clear();
+  // The clone holds references of its own (cuda.h, cuUserObjectCreate).
+  with_graph(bits(original), [&](const GraphContents& from) {
+    for (const UserReference& each : from.objects) contents.objects.push_back(each);
+  });
+  remember_graph(graph, contents);
   *out = reinterpret_cast<CUgraph>(graph);
   return CUDA_SUCCESS;
 }
@@ -252,7 +186,8 @@ CUresult cuGraphExecUpdate_v2(CUgraphExec handle, CUgraph graph, CUgraphExecUpda
   info->errorNode = reinterpret_cast<CUgraphNode>(call.get<u64>());
   info->errorFromNode = reinterpret_cast<CUgraphNode>(call.get<u64>());
   if (result != CUDA_SUCCESS) return result;
-  auto contents = std::make_shared<GraphContents>(contents_of(bits(graph)));
+  auto contents = std::make_shared<GraphContents>();
+  if (const CUresult failed = read_contents(bits(graph), *contents); failed != CUDA_SUCCESS) return failed;
   const std::lock_guard lock(exec->mutex);
   // The executable graph keeps the user objects it was instantiated with (cuda.h: updates do not move
   // references).
@@ -272,5 +207,4 @@ CUresult cuGraphExecUpdate(CUgraphExec exec, CUgraph graph, CUgraphNode* error_n
   return result;
 }
 
-}  // namespace api
-}  // namespace gpupool::guest
+}  // namespace gpupool::guest::api

@@ -8,6 +8,7 @@
 
 #include <cuda.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -21,8 +22,9 @@ namespace gpupool::guest {
 
 struct UserObject;
 
-// An event that a graph's event record node records. The event may be destroyed before the graph.
+// An event that an executable graph's event record node records. The event may be destroyed before the graph.
 struct EventRecord {
+  u64 node = 0;
   Event* event = nullptr;
   wire::Handle handle;
   // The event, if it still is the one that was meant.
@@ -56,9 +58,17 @@ class UserReference {
   u32 count_;
 };
 
+// A host function in a graph. `node` is 0 where the client has not been told it: in a capture.
+struct HostNode {
+  u64 node = 0;
+  std::shared_ptr<HostCall> call;
+};
+
+// Of a graph: what must stay alive with it. Of an executable graph: exactly what its launches run and record,
+// as the worker said when it was instantiated.
 struct GraphContents {
-  std::vector<std::shared_ptr<HostCall>> host_calls;
-  std::vector<EventRecord> records;
+  std::vector<HostNode> host_calls;
+  std::vector<EventRecord> records;  // of executable graphs only
   std::vector<UserReference> objects;
   [[nodiscard]] bool empty() const { return host_calls.empty() && records.empty() && objects.empty(); }
   void merge(const GraphContents& other);
@@ -77,10 +87,31 @@ void remember_graph(u64 graph, const GraphContents& contents);
 bool forget_graph(u64 graph);
 // Calls `change` with the contents of the graph under the registry's lock. False when there is no such graph.
 bool with_graph(u64 graph, const std::function<void(GraphContents&)>& change);
-GraphContents contents_of(u64 graph);
+// What an executable graph or another graph made from this one refers to; asks the worker, which knows where
+// host functions and events are now, if there are any at all.
+CUresult read_contents(u64 graph, GraphContents& out);
+// From now on read_contents() asks: called for each node with an event or a host function.
+void note_followed_node();
+// Keeps a host function for a graph. A graph inside another, which is not in the registry, keeps it until the
+// worker says that it is gone.
+void keep_host_call(u64 graph, const HostNode& node);
+// Keeps the function that a node has been given instead of its first one.
+void keep_for_node(u64 node, const std::shared_ptr<HostCall>& call);
+
+// Memory behind the pointers that functions like cuGraphKernelNodeGetParams answer; as old as the node at
+// most.
+struct NodeStorage {
+  std::vector<u64> words;  // as u64, for the alignment of the parameters
+  std::vector<void*> pointers;
+};
+std::shared_ptr<NodeStorage> node_storage(CUgraphNode node);
+
 void remember_exec(u64 exec, u64 flags, GraphContents contents);
 std::shared_ptr<ExecContents> find_exec(u64 exec);
 std::shared_ptr<ExecContents> take_exec(u64 exec);
+// Replaces what an executable graph refers to by a copy with `change` applied: launches in flight keep
+// theirs.
+void change_exec(CUgraphExec handle, const std::function<void(GraphContents&)>& change);
 
 template <typename T>
 u64 bits(T handle) {

@@ -1,44 +1,18 @@
 // Adding nodes to graphs and changing what the nodes of an executable graph refer to in the client.
 #include "guest/runtime/log.hpp"
-#include "guest/runtime/manual/graph.hpp"
 #include "guest/runtime/manual/graph_params.hpp"
+#include "guest/runtime/manual/graph_place.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest_api.hpp"  // generated
 
 namespace gpupool::guest::api {
 namespace {
 
-// Where a node goes: what every function that adds one is given.
-struct Place {
-  CUgraphNode* out;
-  CUgraph graph;
-  const CUgraphNode* dependencies;
-  size_t count;
-  const CUgraphEdgeData* edges = nullptr;
-
-  [[nodiscard]] bool valid() const {
-    return out != nullptr && graph != nullptr && (dependencies != nullptr || count == 0) &&
-           count <= kNodeListLimit;
-  }
-  void put(Call& call) const {
-    call.put(bits(graph));
-    call.put_array(dependencies, count);
-    call.put_array(edges, edges == nullptr ? 0 : count);
-  }
-};
-
-// Sends the call and takes the new node's handle.
-CUresult add(Call& call, const Place& place) {
-  const CUresult result = call.wait();
-  if (result == CUDA_SUCCESS) *place.out = reinterpret_cast<CUgraphNode>(call.get<u64>());
-  return result;
-}
-
 CUresult add_empty(const Place& place) {
   if (!place.valid()) return CUDA_ERROR_INVALID_VALUE;
   Call call(wire::Function::cuGraphAddEmptyNode);
   place.put(call);
-  return add(call, place);
+  return place.add(call);
 }
 
 CUresult add_kernel(const Place& place, const CUDA_KERNEL_NODE_PARAMS_v2* params) {
@@ -46,7 +20,7 @@ CUresult add_kernel(const Place& place, const CUDA_KERNEL_NODE_PARAMS_v2* params
   Call call(wire::Function::cuGraphAddKernelNode_v2);
   place.put(call);
   const CUresult result = put_kernel(call, params);
-  return result == CUDA_SUCCESS ? add(call, place) : result;
+  return result == CUDA_SUCCESS ? place.add(call) : result;
 }
 
 CUresult add_copy(const Place& place, const CUDA_MEMCPY3D* params, CUcontext context) {
@@ -54,7 +28,7 @@ CUresult add_copy(const Place& place, const CUDA_MEMCPY3D* params, CUcontext con
   Call call(wire::Function::cuGraphAddMemcpyNode);
   place.put(call);
   const CUresult result = put_copy(call, params, context);
-  return result == CUDA_SUCCESS ? add(call, place) : result;
+  return result == CUDA_SUCCESS ? place.add(call) : result;
 }
 
 CUresult add_memset(const Place& place, const CUDA_MEMSET_NODE_PARAMS* params, CUcontext context) {
@@ -62,7 +36,7 @@ CUresult add_memset(const Place& place, const CUDA_MEMSET_NODE_PARAMS* params, C
   Call call(wire::Function::cuGraphAddMemsetNode);
   place.put(call);
   const CUresult result = put_memset(call, params, context);
-  return result == CUDA_SUCCESS ? add(call, place) : result;
+  return result == CUDA_SUCCESS ? place.add(call) : result;
 }
 
 CUresult add_host(const Place& place, CUhostFn function, void* data) {
@@ -71,69 +45,55 @@ CUresult add_host(const Place& place, CUhostFn function, void* data) {
   Call call(wire::Function::cuGraphAddHostNode);
   place.put(call);
   call.put(host_call->id);
-  const CUresult result = add(call, place);
+  const CUresult result = place.add(call);
   if (result != CUDA_SUCCESS) return result;
-  with_graph(bits(place.graph), [&](GraphContents& contents) { contents.host_calls.push_back(host_call); });
+  keep_host_call(bits(place.graph), {bits(*place.out), host_call});
   return CUDA_SUCCESS;
 }
 
-CUresult add_child(const Place& place, CUgraph child) {
+// The node holds a copy of the graph, or the graph itself when that is moved.
+CUresult add_child(const Place& place, CUgraph child, CUgraphChildGraphNodeOwnership ownership) {
   if (!place.valid()) return CUDA_ERROR_INVALID_VALUE;
   Call call(wire::Function::cuGraphAddChildGraphNode);
   place.put(call);
   call.put(bits(child));
-  const CUresult result = add(call, place);
+  call.put(static_cast<u32>(ownership));
+  const CUresult result = place.add(call);
   if (result != CUDA_SUCCESS) return result;
-  const GraphContents inherited = contents_of(bits(child));
-  with_graph(bits(place.graph), [&](GraphContents& contents) { contents.merge(inherited); });
+  GraphContents inherited;
+  if (const CUresult failed = read_contents(bits(child), inherited); failed != CUDA_SUCCESS) return failed;
+  for (const HostNode& node : inherited.host_calls) keep_host_call(bits(place.graph), node);
+  with_graph(bits(place.graph), [&](GraphContents& contents) {
+    for (const UserReference& each : inherited.objects) contents.objects.push_back(each);
+  });
+  // Its handle goes on naming it, but it is no longer the program's to destroy.
+  if (ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE) forget_graph(bits(child));
   return CUDA_SUCCESS;
 }
 
-CUresult add_event(const Place& place, wire::Function function, CUevent handle) {
-  Event* event = find(handle);
-  if (!place.valid() || event == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  Call call(function);
-  place.put(call);
-  call.put(event->handle);
-  const CUresult result = add(call, place);
-  if (result == CUDA_SUCCESS && function == wire::Function::cuGraphAddEventRecordNode)
-    with_graph(bits(place.graph),
-               [&](GraphContents& contents) { contents.records.push_back({event, event->handle}); });
-  return result;
-}
-
-// Replaces what an executable graph refers to by a copy with `change` applied: launches in flight keep
-// theirs.
-void change_exec(CUgraphExec handle, const std::function<void(GraphContents&)>& change) {
-  const std::shared_ptr<ExecContents> exec = find_exec(bits(handle));
-  if (exec == nullptr) return;
-  const std::lock_guard lock(exec->mutex);
-  auto contents = std::make_shared<GraphContents>(*exec->contents);
-  change(*contents);
-  exec->contents = std::move(contents);
-}
-
-CUresult unsupported_type(CUgraphNodeType type) {
-  switch (type) {
-    case CU_GRAPH_NODE_TYPE_CONDITIONAL:
-      log_unsupported("conditional graph nodes");
-      break;
-    case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
-    case CU_GRAPH_NODE_TYPE_MEM_FREE:
-      log_unsupported("graph memory nodes");
-      break;
-    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
-    case CU_GRAPH_NODE_TYPE_EXT_SEMAS_SIGNAL:
-    case CU_GRAPH_NODE_TYPE_EXT_SEMAS_WAIT:
-      log_unsupported("memory operation and semaphore nodes in graphs");
-      break;
-    default:
-      return CUDA_ERROR_INVALID_VALUE;
-  }
+// There is no external semaphore that a node could name.
+CUresult no_semaphores() {
+  log_unsupported("external semaphores");
   return CUDA_ERROR_NOT_SUPPORTED;
 }
 
-CUresult add_any(const Place& place, const CUgraphNodeParams* params) {
+CUresult add_generic_allocation(const Place& place, CUDA_MEM_ALLOC_NODE_PARAMS_v2& params) {
+  CUDA_MEM_ALLOC_NODE_PARAMS same{};
+  static_assert(sizeof same == sizeof params, "v2 has the fields of v1");
+  std::memcpy(&same, &params, sizeof same);
+  const CUresult result = add_allocation(place, same);
+  if (result == CUDA_SUCCESS) params.dptr = same.dptr;
+  return result;
+}
+
+// The memory of an allocation, the bodies of a condition: fixed when the node is added.
+CUresult unchangeable(CUgraphNodeType type) {
+  const bool exists = type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || type == CU_GRAPH_NODE_TYPE_MEM_FREE ||
+                      type == CU_GRAPH_NODE_TYPE_CONDITIONAL || type == CU_GRAPH_NODE_TYPE_GRAPH;
+  return exists ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult add_any(const Place& place, CUgraphNodeParams* params) {
   if (params == nullptr) return CUDA_ERROR_INVALID_VALUE;
   switch (params->type) {
     case CU_GRAPH_NODE_TYPE_KERNEL: {
@@ -149,18 +109,27 @@ CUresult add_any(const Place& place, const CUgraphNodeParams* params) {
     case CU_GRAPH_NODE_TYPE_HOST:
       return add_host(place, params->host.fn, params->host.userData);
     case CU_GRAPH_NODE_TYPE_GRAPH:
-      if (params->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_CLONE)
-        return add_child(place, params->graph.graph);
-      log_unsupported("child graphs that are moved into their parent");
-      return CUDA_ERROR_NOT_SUPPORTED;
+      return add_child(place, params->graph.graph, params->graph.ownership);
     case CU_GRAPH_NODE_TYPE_EMPTY:
       return add_empty(place);
     case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
-      return add_event(place, wire::Function::cuGraphAddEventWaitNode, params->eventWait.event);
+      return add_event_node(place, false, params->eventWait.event);
     case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
-      return add_event(place, wire::Function::cuGraphAddEventRecordNode, params->eventRecord.event);
+      return add_event_node(place, true, params->eventRecord.event);
+    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
+      return add_memory_operations(place, params->memOp.ctx, params->memOp.paramArray, params->memOp.count,
+                                   params->memOp.flags);
+    case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
+      return add_generic_allocation(place, params->alloc);
+    case CU_GRAPH_NODE_TYPE_MEM_FREE:
+      return add_free(place, params->free.dptr);
+    case CU_GRAPH_NODE_TYPE_CONDITIONAL:
+      return add_conditional(place, params->conditional);
+    case CU_GRAPH_NODE_TYPE_EXT_SEMAS_SIGNAL:
+    case CU_GRAPH_NODE_TYPE_EXT_SEMAS_WAIT:
+      return no_semaphores();
     default:
-      return unsupported_type(params->type);
+      return CUDA_ERROR_INVALID_VALUE;
   }
 }
 
@@ -200,17 +169,7 @@ CUresult cuGraphAddHostNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* 
 
 CUresult cuGraphAddChildGraphNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
                                   size_t count, CUgraph child) {
-  return add_child({out, graph, dependencies, count}, child);
-}
-
-CUresult cuGraphAddEventRecordNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
-                                   size_t count, CUevent event) {
-  return add_event({out, graph, dependencies, count}, wire::Function::cuGraphAddEventRecordNode, event);
-}
-
-CUresult cuGraphAddEventWaitNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
-                                 size_t count, CUevent event) {
-  return add_event({out, graph, dependencies, count}, wire::Function::cuGraphAddEventWaitNode, event);
+  return add_child({out, graph, dependencies, count}, child, CU_GRAPH_CHILD_GRAPH_OWNERSHIP_CLONE);
 }
 
 CUresult cuGraphAddNode_v2(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
@@ -231,20 +190,36 @@ CUresult cuGraphDestroyNode(CUgraphNode node) {
 
 CUresult cuGraphNodeSetParams(CUgraphNode node, CUgraphNodeParams* params) {
   if (params == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  if (params->type == CU_GRAPH_NODE_TYPE_KERNEL) {
-    const CUDA_KERNEL_NODE_PARAMS_v2 kernel = widen(params->kernel);
-    return api::cuGraphKernelNodeSetParams_v2(node, &kernel);
+  switch (params->type) {
+    case CU_GRAPH_NODE_TYPE_KERNEL: {
+      const CUDA_KERNEL_NODE_PARAMS_v2 kernel = widen(params->kernel);
+      return api::cuGraphKernelNodeSetParams_v2(node, &kernel);
+    }
+    case CU_GRAPH_NODE_TYPE_MEMCPY:
+      return api::cuGraphMemcpyNodeSetParams(node, &params->memcpy.copyParams);
+    case CU_GRAPH_NODE_TYPE_MEMSET: {
+      const CUDA_MEMSET_NODE_PARAMS fill = narrow(params->memset);
+      return api::cuGraphMemsetNodeSetParams(node, &fill);
+    }
+    case CU_GRAPH_NODE_TYPE_HOST: {
+      const CUDA_HOST_NODE_PARAMS host{params->host.fn, params->host.userData};
+      return api::cuGraphHostNodeSetParams(node, &host);
+    }
+    case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
+      return api::cuGraphEventWaitNodeSetEvent(node, params->eventWait.event);
+    case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
+      return api::cuGraphEventRecordNodeSetEvent(node, params->eventRecord.event);
+    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP: {
+      const CUDA_BATCH_MEM_OP_NODE_PARAMS steps{params->memOp.ctx, params->memOp.count,
+                                                params->memOp.paramArray, params->memOp.flags};
+      return api::cuGraphBatchMemOpNodeSetParams(node, &steps);
+    }
+    case CU_GRAPH_NODE_TYPE_EXT_SEMAS_SIGNAL:
+    case CU_GRAPH_NODE_TYPE_EXT_SEMAS_WAIT:
+      return no_semaphores();
+    default:
+      return unchangeable(params->type);
   }
-  if (params->type == CU_GRAPH_NODE_TYPE_MEMCPY)
-    return api::cuGraphMemcpyNodeSetParams(node, &params->memcpy.copyParams);
-  if (params->type == CU_GRAPH_NODE_TYPE_MEMSET) {
-    const CUDA_MEMSET_NODE_PARAMS fill = narrow(params->memset);
-    return api::cuGraphMemsetNodeSetParams(node, &fill);
-  }
-  if (params->type == CU_GRAPH_NODE_TYPE_WAIT_EVENT)
-    return api::cuGraphEventWaitNodeSetEvent(node, params->eventWait.event);
-  log_unsupported("cuGraphNodeSetParams for this type of node");
-  return CUDA_ERROR_NOT_SUPPORTED;
 }
 
 CUresult cuGraphExecNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraphNodeParams* params) {
@@ -270,25 +245,18 @@ CUresult cuGraphExecNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraphNod
     case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
       return api::cuGraphExecEventWaitNodeSetEvent(exec, node, params->eventWait.event);
     case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
-      log_unsupported("changing the event of an event record node");
-      return CUDA_ERROR_NOT_SUPPORTED;
+      return api::cuGraphExecEventRecordNodeSetEvent(exec, node, params->eventRecord.event);
+    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP: {
+      const CUDA_BATCH_MEM_OP_NODE_PARAMS steps{params->memOp.ctx, params->memOp.count,
+                                                params->memOp.paramArray, params->memOp.flags};
+      return api::cuGraphExecBatchMemOpNodeSetParams(exec, node, &steps);
+    }
+    case CU_GRAPH_NODE_TYPE_EXT_SEMAS_SIGNAL:
+    case CU_GRAPH_NODE_TYPE_EXT_SEMAS_WAIT:
+      return no_semaphores();
     default:
-      return unsupported_type(params->type);
+      return unchangeable(params->type);
   }
-}
-
-CUresult cuGraphExecHostNodeSetParams(CUgraphExec exec, CUgraphNode node,
-                                      const CUDA_HOST_NODE_PARAMS* params) {
-  if (params == nullptr || params->fn == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  const std::shared_ptr<HostCall> host_call = make_host_call(params->fn, params->userData);
-  Call call(wire::Function::cuGraphExecHostNodeSetParams);
-  call.put(bits(exec));
-  call.put(bits(node));
-  call.put(host_call->id);
-  const CUresult result = call.wait();
-  if (result == CUDA_SUCCESS)
-    change_exec(exec, [&](GraphContents& contents) { contents.host_calls.push_back(host_call); });
-  return result;
 }
 
 CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraph child) {
@@ -296,8 +264,9 @@ CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec exec, CUgraphNode node, 
   call.put(bits(exec));
   call.put(bits(node));
   call.put(bits(child));
-  const CUresult result = call.wait();
-  const GraphContents inherited = contents_of(bits(child));
+  if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+  GraphContents inherited;
+  const CUresult result = read_contents(bits(child), inherited);
   if (result == CUDA_SUCCESS) change_exec(exec, [&](GraphContents& contents) { contents.merge(inherited); });
   return result;
 }

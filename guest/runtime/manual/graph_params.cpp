@@ -1,8 +1,5 @@
 #include "guest/runtime/manual/graph_params.hpp"
 
-#include <mutex>
-#include <unordered_map>
-
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/manual/copy_linear.hpp"
 #include "guest/runtime/manual/graph.hpp"
@@ -11,16 +8,6 @@
 
 namespace gpupool::guest {
 namespace {
-
-// The handle index of a context argument; 0, the current one, for null.
-CUresult context_index(CUcontext handle, u32& index) {
-  index = 0;
-  if (handle == nullptr) return CUDA_SUCCESS;
-  const Context* context = find(handle);
-  if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
-  index = context->index;
-  return CUDA_SUCCESS;
-}
 
 CUresult pinned_place(const void* address, wire::Place& place) {
   const u64 offset = Session::current()->pinned_offset(address, 1);
@@ -53,20 +40,16 @@ CUresult make_place(CUmemorytype type, const void* host, CUdeviceptr device, CUa
   return CUDA_ERROR_INVALID_VALUE;
 }
 
-// What cuGraphKernelNodeGetParams points to; valid until the node's parameters are asked for again.
-struct KernelStorage {
-  std::vector<u64> bytes;  // as u64, for the alignment of the parameters
-  std::vector<void*> pointers;
-};
-
-KernelStorage& kernel_storage(CUgraphNode node) {
-  static auto& all = *new std::unordered_map<CUgraphNode, KernelStorage>();
-  static auto& mutex = *new std::mutex();
-  const std::lock_guard lock(mutex);
-  return all[node];
-}
-
 }  // namespace
+
+CUresult context_index(CUcontext handle, u32& index) {
+  index = 0;
+  if (handle == nullptr) return CUDA_SUCCESS;
+  const Context* context = find(handle);
+  if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  index = context->index;
+  return CUDA_SUCCESS;
+}
 
 CUDA_KERNEL_NODE_PARAMS_v2 widen(const CUDA_KERNEL_NODE_PARAMS_v1& params) {
   CUDA_KERNEL_NODE_PARAMS_v2 wide{};
@@ -156,16 +139,16 @@ CUresult put_memset(Call& call, const CUDA_MEMSET_NODE_PARAMS* params, CUcontext
 namespace api {
 namespace {
 
-CUresult get_kernel(CUgraphNode node, wire::GraphKernel& kernel, KernelStorage*& storage) {
+CUresult get_kernel(CUgraphNode node, wire::GraphKernel& kernel, std::shared_ptr<NodeStorage>& storage) {
   Call call(wire::Function::cuGraphKernelNodeGetParams_v2);
   call.put(bits(node));
   call.expect_answer(wire::kMaxParameterBytes + 256);
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
   kernel = call.get<wire::GraphKernel>();
-  storage = &kernel_storage(node);
-  storage->bytes.assign(wire::kMaxParameterBytes / sizeof(u64) + 1, 0);
-  const u64 bytes = call.get_array(reinterpret_cast<u8*>(storage->bytes.data()), wire::kMaxParameterBytes);
-  storage->bytes.resize(bytes / sizeof(u64) + 1);
+  storage = node_storage(node);
+  storage->words.assign(wire::kMaxParameterBytes / sizeof(u64) + 1, 0);
+  const u64 bytes = call.get_array(reinterpret_cast<u8*>(storage->words.data()), wire::kMaxParameterBytes);
+  storage->words.resize(bytes / sizeof(u64) + 1);
   return CUDA_SUCCESS;
 }
 
@@ -181,7 +164,7 @@ Function* function_of(wire::Handle handle) {
 template <typename Params>
 CUresult fill_kernel(CUgraphNode node, Params& params, Function*& function) {
   wire::GraphKernel kernel{};
-  KernelStorage* storage = nullptr;
+  std::shared_ptr<NodeStorage> storage;
   if (const CUresult result = get_kernel(node, kernel, storage); result != CUDA_SUCCESS) return result;
   function = function_of(kernel.function);
   if (function == nullptr) return CUDA_ERROR_INVALID_VALUE;  // its module is gone
@@ -195,7 +178,7 @@ CUresult fill_kernel(CUgraphNode node, Params& params, Function*& function) {
   params.sharedMemBytes = kernel.shared_bytes;
   storage->pointers.clear();
   for (const Parameter& parameter : function->parameters)
-    storage->pointers.push_back(reinterpret_cast<u8*>(storage->bytes.data()) + parameter.offset);
+    storage->pointers.push_back(reinterpret_cast<u8*>(storage->words.data()) + parameter.offset);
   params.kernelParams = storage->pointers.empty() ? nullptr : storage->pointers.data();
   return CUDA_SUCCESS;
 }

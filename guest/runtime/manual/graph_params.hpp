@@ -9,6 +9,9 @@
 
 namespace gpupool::guest {
 
+// The handle index of a context argument; 0, the current one, for null. Error INVALID_CONTEXT.
+CUresult context_index(CUcontext handle, u32& index);
+
 // Checks the parameters and appends them to the message. The result is what the driver would answer.
 CUresult put_kernel(Call& call, const CUDA_KERNEL_NODE_PARAMS_v2* params);
 CUresult put_copy(Call& call, const CUDA_MEMCPY3D* params, CUcontext context);

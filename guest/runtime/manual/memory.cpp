@@ -106,14 +106,16 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   const std::optional<Allocation> allocation =
       address_space().take(address, {MemoryKind::device, MemoryKind::stream_ordered, MemoryKind::managed});
-  if (!allocation) return CUDA_ERROR_INVALID_VALUE;
-  if (allocation->kind == MemoryKind::managed) {
+  // What a graph has allocated may be freed outside; whether it is there now, the driver knows.
+  const std::optional<Allocation> of_graph = allocation ? std::nullopt : address_space().find(address);
+  if (!allocation && (!of_graph || of_graph->kind != MemoryKind::graph)) return CUDA_ERROR_INVALID_VALUE;
+  if (allocation && allocation->kind == MemoryKind::managed) {
     forget_advice(*allocation);
     return free_to_window(*allocation);
   }
   Call call(wire::Function::cuMemFree_v2);
   call.put<u64>(address);
-  return call.send();
+  return allocation ? call.send() : call.wait();
 }
 
 CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* size, CUdeviceptr address) {

@@ -26,10 +26,12 @@ CUresult allocate(CUdeviceptr* address, u64 bytes, CUmemoryPool pool, CUstream h
     *address = 0;
     return CUDA_SUCCESS;
   }
-  if (!stream->capturing.load(std::memory_order_acquire))
+  const bool captured = stream->capturing.load(std::memory_order_acquire);
+  if (!captured)
     if (error = check_unsafe_call(); error != CUDA_SUCCESS) return error;
   Allocation allocation;
-  allocation.kind = MemoryKind::stream_ordered;
+  // In a capture it becomes a node that allocates.
+  allocation.kind = captured ? MemoryKind::graph : MemoryKind::stream_ordered;
   allocation.context = stream->context;
   allocation.device = stream->context->device;
   allocation.pool = bits(pool);
@@ -87,13 +89,19 @@ CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
   if (stream == nullptr) return error;
   if (error = check_legacy(*stream); error != CUDA_SUCCESS) return error;
   if (address == 0) return CUDA_SUCCESS;
+  // In a capture it becomes a node that frees, whenever that is launched.
+  const bool captured = stream->capturing.load(std::memory_order_acquire);
   const bool known =
+      !captured &&
       address_space().take(address, {MemoryKind::stream_ordered, MemoryKind::device}).has_value();
   Call call(wire::Function::cuMemFreeAsync);
   call.on(*stream);
   call.put<u64>(address);
+  if (known) return call.send();
   // An address that is not in the table may still be a graph's; the driver says.
-  return known ? call.send() : call.wait();
+  const CUresult result = call.wait();
+  if (captured && result == CUDA_SUCCESS) address_space().lend(address);
+  return result;
 }
 
 CUresult cuMemPoolCreate(CUmemoryPool* pool, const CUmemPoolProps* properties) {

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "hostd/softgpu/api/graph_memory.hpp"
+#include "hostd/softgpu/api/graph_nodes.hpp"
 #include "hostd/softgpu/api/operations.hpp"
 
 namespace gpupool::softgpu {
@@ -70,6 +72,12 @@ std::shared_ptr<GraphNode> add_node(const std::shared_ptr<Graph>& graph, Operati
   return node;
 }
 
+void check_edge(const GraphNode& from, const CUgraphEdgeData& edge) {
+  require(edge.to_port == 0 && edge.from_port <= CU_GRAPH_KERNEL_NODE_PORT_LAUNCH_ORDER &&
+          edge.type <= CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC);
+  require(from.operation->type() == CU_GRAPH_NODE_TYPE_KERNEL);
+}
+
 std::shared_ptr<GraphNode> node_of(CUgraphNode handle) {
   return graph_nodes().get(handle, CUDA_ERROR_INVALID_VALUE);
 }
@@ -103,9 +111,36 @@ std::vector<std::shared_ptr<GraphNode>> sorted(const Graph& graph) {
   return order;
 }
 
+namespace {
+
+std::shared_ptr<GraphOperation> operation_of(const Graph& graph) {
+  auto operation = std::make_shared<GraphOperation>();
+  operation->steps = steps_of(graph);
+  operation->conditions = graph.conditions;
+  return operation;
+}
+
+// What an executable graph runs for a node: graphs inside nodes are taken as they are now.
+OperationPtr step_operation(const GraphNode& node) {
+  if (const auto* child = dynamic_cast<const GraphOperation*>(node.operation.get()))
+    return child->graph == nullptr ? node.operation : operation_of(*child->graph);
+  const auto* conditional = dynamic_cast<const ConditionalOperation*>(node.operation.get());
+  if (conditional == nullptr) return node.operation;
+  auto step = std::make_shared<ConditionalOperation>();
+  step->condition = conditional->condition;
+  step->kind = conditional->kind;
+  for (const auto& body : conditional->bodies) {
+    check_body(*body);
+    step->runs.push_back(operation_of(*body));
+  }
+  return step;
+}
+
+}  // namespace
+
 std::shared_ptr<const std::vector<GraphStep>> steps_of(const Graph& graph) {
   auto steps = std::make_shared<std::vector<GraphStep>>();
-  for (const auto& node : sorted(graph)) steps->push_back({node->handle, node->operation, true});
+  for (const auto& node : sorted(graph)) steps->push_back({node->handle, step_operation(*node), true});
   return steps;
 }
 
@@ -122,6 +157,7 @@ std::shared_ptr<const std::vector<GraphStep>> steps_of_launch(
       if (inner != child->steps) {
         auto copy = std::make_shared<GraphOperation>();
         copy->steps = inner;
+        copy->conditions = child->conditions;
         after = std::move(copy);
       }
     }
@@ -132,17 +168,47 @@ std::shared_ptr<const std::vector<GraphStep>> steps_of_launch(
   return changed ? changed : steps;
 }
 
+namespace {
+
+// Graphs inside nodes are a node's own, so a copy of the node has copies of them.
+OperationPtr clone_operation(const OperationPtr& operation) {
+  if (const auto* child = dynamic_cast<const GraphOperation*>(operation.get()); child && child->graph) {
+    auto copy = std::make_shared<GraphOperation>();
+    copy->graph = clone_graph(*child->graph);
+    copy->graph->child = true;
+    return copy;
+  }
+  const auto* conditional = dynamic_cast<const ConditionalOperation*>(operation.get());
+  if (conditional == nullptr) return operation;
+  auto copy = std::make_shared<ConditionalOperation>();
+  copy->condition = conditional->condition;
+  copy->kind = conditional->kind;
+  for (const auto& body : conditional->bodies) {
+    copy->bodies.push_back(clone_graph(*body));
+    copy->bodies.back()->child = true;
+    copy->handles.push_back(copy->bodies.back()->handle);
+  }
+  return copy;
+}
+
+}  // namespace
+
 std::shared_ptr<Graph> clone_graph(const Graph& graph) {
+  require(!has_memory_nodes(graph), CUDA_ERROR_NOT_SUPPORTED);
   auto clone = make_graph();
   std::unordered_map<const GraphNode*, std::shared_ptr<GraphNode>> made;
   for (const auto& node : graph.nodes) {
-    const auto copy = add_node(clone, node->operation, {});
+    const auto copy = add_node(clone, clone_operation(node->operation), {});
     copy->original = node->handle;
     made[node.get()] = copy;
   }
   for (const auto& node : graph.nodes)
-    for (const auto& dependency : node->dependencies)
+    for (const auto& dependency : node->dependencies) {
       made[node.get()]->dependencies.push_back(made[dependency.get()]);
+      if (const auto edge = node->edges.find(dependency.get()); edge != node->edges.end())
+        made[node.get()]->edges[made[dependency.get()].get()] = edge->second;
+    }
+  clone->conditions = graph.conditions;
   clone->user_objects = graph.user_objects;
   for (const auto& object : clone->user_objects) object->references.fetch_add(1);
   return clone;
@@ -158,6 +224,8 @@ GraphOperation::~GraphOperation() {
 }
 
 CUresult GraphOperation::run(Context& context) const {
+  for (const auto& condition : conditions)
+    if (condition->assign_initial) condition->set(condition->initial);
   for (const GraphStep& step : *steps) {
     if (!step.enabled) continue;
     const CUresult result = step.operation->run(context);

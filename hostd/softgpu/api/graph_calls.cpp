@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <fstream>
 
-#include "hostd/softgpu/api/graph.hpp"
+#include "hostd/softgpu/api/graph_memory.hpp"
 
 namespace gpupool::softgpu {
 
@@ -20,13 +20,21 @@ void write_nodes(const std::vector<std::shared_ptr<GraphNode>>& nodes, CUgraphNo
   *count = std::min(*count, nodes.size());
 }
 
-void clear_edges(CUgraphEdgeData* edges, size_t count) {
-  for (size_t i = 0; edges != nullptr && i < count; ++i) edges[i] = CUgraphEdgeData{};
+bool is_plain(const CUgraphEdgeData& edge) {
+  return edge.from_port == 0 && edge.to_port == 0 && edge.type == CU_GRAPH_DEPENDENCY_TYPE_DEFAULT;
 }
 
-void require_plain_edges(const CUgraphEdgeData* edges, size_t count) {
-  for (size_t i = 0; edges != nullptr && i < count; ++i)
-    require(edges[i].from_port == 0 && edges[i].to_port == 0 && edges[i].type == 0, CUDA_ERROR_NOT_SUPPORTED);
+CUgraphEdgeData edge_of(const GraphNode& from, const GraphNode& to) {
+  const auto found = to.edges.find(&from);
+  return found == to.edges.end() ? CUgraphEdgeData{} : found->second;
+}
+
+// Who does not ask for an edge's data must not be given an edge that has some (cuda.h).
+void write_edge(const CUgraphEdgeData& edge, CUgraphEdgeData* out, size_t at) {
+  if (out != nullptr)
+    out[at] = edge;
+  else
+    require(is_plain(edge), CUDA_ERROR_LOSSY_QUERY);
 }
 
 CUresult get_edges(CUgraph handle, CUgraphNode* from, CUgraphNode* to, CUgraphEdgeData* edges,
@@ -41,11 +49,12 @@ CUresult get_edges(CUgraph handle, CUgraphNode* from, CUgraphNode* to, CUgraphEd
         if (from != nullptr && number < *count) {
           from[number] = dependency->handle;
           to[number] = node->handle;
+          write_edge(edge_of(*dependency, *node), edges, number);
         }
         ++number;
       }
     for (size_t i = number; from != nullptr && i < *count; ++i) from[i] = to[i] = nullptr;
-    if (from != nullptr) clear_edges(edges, *count);
+    for (size_t i = number; from != nullptr && edges != nullptr && i < *count; ++i) edges[i] = {};
     *count = from == nullptr ? number : std::min(*count, number);
   });
 }
@@ -55,7 +64,8 @@ CUresult get_dependencies(CUgraphNode handle, CUgraphNode* out, CUgraphEdgeData*
     const auto node = node_of(handle);
     const std::lock_guard lock(graph_mutex());
     write_nodes(node->dependencies, out, count);
-    if (out != nullptr) clear_edges(edges, *count);
+    for (size_t i = 0; out != nullptr && i < *count; ++i)
+      write_edge(edge_of(*node->dependencies[i], *node), edges, i);
   });
 }
 
@@ -71,7 +81,8 @@ CUresult get_dependents(CUgraphNode handle, CUgraphNode* out, CUgraphEdgeData* e
           other->dependencies.end())
         dependents.push_back(other);
     write_nodes(dependents, out, count);
-    if (out != nullptr) clear_edges(edges, *count);
+    for (size_t i = 0; out != nullptr && i < *count; ++i)
+      write_edge(edge_of(*node, *dependents[i]), edges, i);
   });
 }
 
@@ -80,13 +91,16 @@ CUresult add_dependencies(CUgraph handle, const CUgraphNode* from, const CUgraph
   return call([&] {
     const auto graph = graphs().get(handle, CUDA_ERROR_INVALID_VALUE);
     require(count == 0 || (from != nullptr && to != nullptr));
-    require_plain_edges(edges, count);
     const std::lock_guard lock(graph_mutex());
     for (size_t i = 0; i < count; ++i) {
       const auto first = nodes_of(*graph, from + i, 1)[0], second = nodes_of(*graph, to + i, 1)[0];
       require(first != second);
       auto& list = second->dependencies;
       require(std::find(list.begin(), list.end(), first) == list.end());
+      if (edges != nullptr && !is_plain(edges[i])) {
+        check_edge(*first, edges[i]);
+        second->edges[first.get()] = edges[i];
+      }
       list.push_back(first);
     }
   });
@@ -100,6 +114,7 @@ CUresult remove_dependencies(CUgraph handle, const CUgraphNode* from, const CUgr
     for (size_t i = 0; i < count; ++i) {
       const auto first = nodes_of(*graph, from + i, 1)[0], second = nodes_of(*graph, to + i, 1)[0];
       require(std::erase(second->dependencies, first) != 0);
+      second->edges.erase(first.get());
     }
   });
 }
@@ -134,6 +149,12 @@ const char* type_name(CUgraphNodeType type) {
       return "record event";
     case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
       return "memory operations";
+    case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
+      return "allocate";
+    case CU_GRAPH_NODE_TYPE_MEM_FREE:
+      return "free";
+    case CU_GRAPH_NODE_TYPE_CONDITIONAL:
+      return "conditional";
     default:
       return "other";
   }
@@ -263,9 +284,13 @@ GPUPOOL_CUDA CUresult cuGraphDestroyNode(CUgraphNode handle) {
     const auto graph = node->graph.lock();
     require(graph != nullptr);
     const std::lock_guard lock(graph_mutex());
+    require(!has_memory_nodes(*graph), CUDA_ERROR_NOT_SUPPORTED);
     graph_nodes().take(handle);
     std::erase(graph->nodes, node);
-    for (const auto& other : graph->nodes) std::erase(other->dependencies, node);
+    for (const auto& other : graph->nodes) {
+      std::erase(other->dependencies, node);
+      other->edges.erase(node.get());
+    }
   });
 }
 

@@ -3,6 +3,7 @@
 #include <functional>
 
 #include "hostd/softgpu/api/capture.hpp"
+#include "hostd/softgpu/api/graph_memory.hpp"
 #include "hostd/softgpu/api/graph_nodes.hpp"
 #include "hostd/softgpu/api/launch.hpp"
 #include "hostd/softgpu/api/operations.hpp"
@@ -21,6 +22,7 @@ CUgraphExec instantiate(CUgraph handle, u64 flags) {
   exec->flags = flags;
   const std::lock_guard lock(graph_mutex());
   exec->steps = steps_of(*graph);
+  exec->conditions = graph->conditions;
   exec->user_objects = graph->user_objects;
   for (const auto& object : exec->user_objects) object->references.fetch_add(1);
   return graph_execs().add(std::move(exec));
@@ -72,8 +74,10 @@ CUresult update(GraphExec& exec, const Graph& graph, CUgraphNode* error_node,
       *reason = CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED;
       return CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE;
     }
-    (*steps)[i].operation = nodes[i]->operation;
   }
+  const auto fresh = steps_of(graph);
+  for (u64 i = 0; i < nodes.size(); ++i) (*steps)[i].operation = (*fresh)[i].operation;
+  exec.conditions = graph.conditions;
   exec.steps = std::move(steps);
   return CUDA_SUCCESS;
 }
@@ -124,7 +128,9 @@ GPUPOOL_CUDA CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) 
     refuse_while_capturing(*stream);
     auto operation = std::make_shared<GraphOperation>();
     const std::lock_guard lock(graph_mutex());
+    note_memory_of_launch(*exec->steps, (exec->flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH) != 0);
     operation->steps = steps_of_launch(exec->steps);
+    operation->conditions = exec->conditions;
     std::vector<Fence> after;
     if (exec->last && !exec->last->done()) after.push_back(exec->last);
     exec->last = stream->submit(std::move(operation), std::move(after));
@@ -177,7 +183,14 @@ GPUPOOL_CUDA CUresult cuGraphExecHostNodeSetParams(CUgraphExec exec, CUgraphNode
 }
 
 GPUPOOL_CUDA CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraph child) {
-  return replace(exec, node, [&] { return make_child_operation(child); });
+  return replace(exec, node, [&] {
+    const OperationPtr made = make_child_operation(child);
+    auto step = std::make_shared<GraphOperation>();
+    const std::lock_guard lock(graph_mutex());
+    step->graph = static_cast<const GraphOperation*>(made.get())->graph;
+    step->steps = steps_of(*step->graph);
+    return step;
+  });
 }
 
 GPUPOOL_CUDA CUresult cuGraphExecEventRecordNodeSetEvent(CUgraphExec exec, CUgraphNode node, CUevent event) {

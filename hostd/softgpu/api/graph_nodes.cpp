@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "hostd/softgpu/api/graph_memory.hpp"
 #include "hostd/softgpu/api/launch.hpp"
 #include "hostd/softgpu/api/operations.hpp"
 
@@ -40,32 +41,24 @@ OperationPtr make_child_operation(CUgraph handle) {
   const std::lock_guard lock(graph_mutex());
   operation->graph = clone_graph(*graph);
   operation->graph->child = true;
-  operation->steps = steps_of(*operation->graph);
   return operation;
 }
 
 namespace {
 
-CUresult add(CUgraphNode* out, CUgraph handle, const CUgraphNode* dependencies, size_t count,
-             const std::function<OperationPtr()>& make) {
-  return call([&] {
-    require(out != nullptr);
-    const auto graph = graphs().get(handle, CUDA_ERROR_INVALID_VALUE);
-    OperationPtr operation = make();
-    const std::lock_guard lock(graph_mutex());
-    *out = add_node(graph, std::move(operation), nodes_of(*graph, dependencies, count))->handle;
-  });
-}
-
-// The node's operation, if it is of the type. Error INVALID_VALUE.
-template <typename T>
-std::shared_ptr<const T> operation_of(CUgraphNode handle) {
-  const auto node = node_of(handle);
+// The graph itself goes into the node, and its handle goes on naming it.
+OperationPtr make_moved_child(CUgraph handle) {
+  auto operation = std::make_shared<GraphOperation>();
+  operation->graph = graphs().get(handle, CUDA_ERROR_INVALID_VALUE);
   const std::lock_guard lock(graph_mutex());
-  auto operation = std::dynamic_pointer_cast<const T>(node->operation);
-  require(operation != nullptr);
+  require(!operation->graph->child);
+  operation->graph->child = true;
   return operation;
 }
+
+}  // namespace
+
+namespace {
 
 CUresult set(CUgraphNode handle, const std::function<OperationPtr()>& make) {
   return call([&] {
@@ -92,13 +85,16 @@ OperationPtr make_generic(const CUgraphNodeParams& p) {
     case CU_GRAPH_NODE_TYPE_HOST:
       return make_host_operation({p.host.fn, p.host.userData});
     case CU_GRAPH_NODE_TYPE_GRAPH:
-      return make_child_operation(p.graph.graph);
+      return p.graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE ? make_moved_child(p.graph.graph)
+                                                                      : make_child_operation(p.graph.graph);
     case CU_GRAPH_NODE_TYPE_EMPTY:
       return std::make_shared<EmptyOperation>();
     case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
       return make_event_operation(p.eventWait.event, false);
     case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
       return make_event_operation(p.eventRecord.event, true);
+    case CU_GRAPH_NODE_TYPE_MEM_FREE:
+      return make_free(p.free.dptr);
     case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
       return make_value_operation(p.memOp.paramArray, p.memOp.count);
     default:
@@ -108,6 +104,17 @@ OperationPtr make_generic(const CUgraphNodeParams& p) {
 
 }  // namespace
 
+CUresult add_node_of(CUgraphNode* out, CUgraph handle, const CUgraphNode* dependencies, size_t count,
+                     const std::function<OperationPtr()>& make) {
+  return call([&] {
+    require(out != nullptr);
+    const auto graph = graphs().get(handle, CUDA_ERROR_INVALID_VALUE);
+    OperationPtr operation = make();
+    const std::lock_guard lock(graph_mutex());
+    *out = add_node(graph, std::move(operation), nodes_of(*graph, dependencies, count))->handle;
+  });
+}
+
 OperationPtr make_operation(const CUgraphNodeParams* parameters) {
   require(parameters != nullptr);
   return make_generic(*parameters);
@@ -116,7 +123,7 @@ OperationPtr make_operation(const CUgraphNodeParams* parameters) {
 GPUPOOL_CUDA CUresult cuGraphAddKernelNode_v2(CUgraphNode* out, CUgraph graph,
                                               const CUgraphNode* dependencies, size_t count,
                                               const CUDA_KERNEL_NODE_PARAMS* p) {
-  return add(out, graph, dependencies, count, [&] { return make_kernel_operation(*non_null(p)); });
+  return add_node_of(out, graph, dependencies, count, [&] { return make_kernel_operation(*non_null(p)); });
 }
 
 GPUPOOL_CUDA CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS* out) {
@@ -181,7 +188,7 @@ GPUPOOL_CUDA CUresult cuGraphKernelNodeCopyAttributes(CUgraphNode to, CUgraphNod
 
 GPUPOOL_CUDA CUresult cuGraphAddMemcpyNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
                                            size_t count, const CUDA_MEMCPY3D* p, CUcontext) {
-  return add(out, graph, dependencies, count, [&] { return make_copy(*non_null(p)); });
+  return add_node_of(out, graph, dependencies, count, [&] { return make_copy(*non_null(p)); });
 }
 
 GPUPOOL_CUDA CUresult cuGraphMemcpyNodeGetParams(CUgraphNode node, CUDA_MEMCPY3D* out) {
@@ -197,7 +204,7 @@ GPUPOOL_CUDA CUresult cuGraphMemcpyNodeSetParams(CUgraphNode node, const CUDA_ME
 
 GPUPOOL_CUDA CUresult cuGraphAddMemsetNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
                                            size_t count, const CUDA_MEMSET_NODE_PARAMS* p, CUcontext) {
-  return add(out, graph, dependencies, count, [&] { return make_memset(*non_null(p)); });
+  return add_node_of(out, graph, dependencies, count, [&] { return make_memset(*non_null(p)); });
 }
 
 GPUPOOL_CUDA CUresult cuGraphMemsetNodeGetParams(CUgraphNode node, CUDA_MEMSET_NODE_PARAMS* out) {
@@ -213,7 +220,7 @@ GPUPOOL_CUDA CUresult cuGraphMemsetNodeSetParams(CUgraphNode node, const CUDA_ME
 
 GPUPOOL_CUDA CUresult cuGraphAddHostNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
                                          size_t count, const CUDA_HOST_NODE_PARAMS* p) {
-  return add(out, graph, dependencies, count, [&] { return make_host_operation(*non_null(p)); });
+  return add_node_of(out, graph, dependencies, count, [&] { return make_host_operation(*non_null(p)); });
 }
 
 GPUPOOL_CUDA CUresult cuGraphHostNodeGetParams(CUgraphNode node, CUDA_HOST_NODE_PARAMS* out) {
@@ -229,7 +236,7 @@ GPUPOOL_CUDA CUresult cuGraphHostNodeSetParams(CUgraphNode node, const CUDA_HOST
 
 GPUPOOL_CUDA CUresult cuGraphAddChildGraphNode(CUgraphNode* out, CUgraph graph,
                                                const CUgraphNode* dependencies, size_t count, CUgraph child) {
-  return add(out, graph, dependencies, count, [&] { return make_child_operation(child); });
+  return add_node_of(out, graph, dependencies, count, [&] { return make_child_operation(child); });
 }
 
 GPUPOOL_CUDA CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph* out) {
@@ -243,18 +250,18 @@ GPUPOOL_CUDA CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph* o
 
 GPUPOOL_CUDA CUresult cuGraphAddEmptyNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
                                           size_t count) {
-  return add(out, graph, dependencies, count, [] { return std::make_shared<EmptyOperation>(); });
+  return add_node_of(out, graph, dependencies, count, [] { return std::make_shared<EmptyOperation>(); });
 }
 
 GPUPOOL_CUDA CUresult cuGraphAddEventRecordNode(CUgraphNode* out, CUgraph graph,
                                                 const CUgraphNode* dependencies, size_t count,
                                                 CUevent event) {
-  return add(out, graph, dependencies, count, [&] { return make_event_operation(event, true); });
+  return add_node_of(out, graph, dependencies, count, [&] { return make_event_operation(event, true); });
 }
 
 GPUPOOL_CUDA CUresult cuGraphAddEventWaitNode(CUgraphNode* out, CUgraph graph,
                                               const CUgraphNode* dependencies, size_t count, CUevent event) {
-  return add(out, graph, dependencies, count, [&] { return make_event_operation(event, false); });
+  return add_node_of(out, graph, dependencies, count, [&] { return make_event_operation(event, false); });
 }
 
 GPUPOOL_CUDA CUresult cuGraphEventRecordNodeGetEvent(CUgraphNode node, CUevent* out) {
@@ -286,8 +293,8 @@ GPUPOOL_CUDA CUresult cuGraphEventWaitNodeSetEvent(CUgraphNode node, CUevent eve
 GPUPOOL_CUDA CUresult cuGraphAddBatchMemOpNode(CUgraphNode* out, CUgraph graph,
                                                const CUgraphNode* dependencies, size_t count,
                                                const CUDA_BATCH_MEM_OP_NODE_PARAMS* p) {
-  return add(out, graph, dependencies, count,
-             [&] { return make_value_operation(non_null(p)->paramArray, p->count); });
+  return add_node_of(out, graph, dependencies, count,
+                     [&] { return make_value_operation(non_null(p)->paramArray, p->count); });
 }
 
 GPUPOOL_CUDA CUresult cuGraphBatchMemOpNodeGetParams(CUgraphNode node, CUDA_BATCH_MEM_OP_NODE_PARAMS* out) {
@@ -305,19 +312,20 @@ GPUPOOL_CUDA CUresult cuGraphBatchMemOpNodeSetParams(CUgraphNode node,
   return set(node, [&] { return make_value_operation(non_null(p)->paramArray, p->count); });
 }
 
-GPUPOOL_CUDA CUresult cuGraphAddNode_v2(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
-                                        const CUgraphEdgeData* edges, size_t count, CUgraphNodeParams* p) {
-  return add(out, graph, dependencies, count, [&] {
-    for (size_t i = 0; edges != nullptr && i < count; ++i)
-      require(edges[i].from_port == 0 && edges[i].to_port == 0 && edges[i].type == 0,
-              CUDA_ERROR_NOT_SUPPORTED);
-    return make_operation(p);
-  });
-}
-
 GPUPOOL_CUDA CUresult cuGraphAddNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
                                      size_t count, CUgraphNodeParams* p) {
-  return add(out, graph, dependencies, count, [&] { return make_operation(p); });
+  if (p != nullptr && p->type == CU_GRAPH_NODE_TYPE_CONDITIONAL)
+    return add_conditional(out, graph, dependencies, count, p->conditional);
+  return add_node_of(out, graph, dependencies, count, [&] { return make_operation(p); });
+}
+
+GPUPOOL_CUDA CUresult cuGraphAddNode_v2(CUgraphNode* out, CUgraph graph, const CUgraphNode* dependencies,
+                                        const CUgraphEdgeData* edges, size_t count, CUgraphNodeParams* p) {
+  if (edges == nullptr) return cuGraphAddNode(out, graph, dependencies, count, p);
+  const CUresult result = cuGraphAddNode(out, graph, nullptr, 0, p);
+  if (result != CUDA_SUCCESS) return result;
+  const std::vector<CUgraphNode> to(count, *out);
+  return cuGraphAddDependencies_v2(graph, dependencies, to.data(), edges, count);
 }
 
 GPUPOOL_CUDA CUresult cuGraphNodeSetParams(CUgraphNode node, CUgraphNodeParams* p) {

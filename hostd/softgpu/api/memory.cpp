@@ -6,6 +6,7 @@
 #include <cerrno>
 
 #include "hostd/softgpu/api/capture.hpp"
+#include "hostd/softgpu/api/graph_memory.hpp"
 
 namespace gpupool::softgpu {
 
@@ -107,6 +108,11 @@ GPUPOOL_CUDA CUresult cuMemFree_v2(CUdeviceptr address) {
     refuse_unsafe_call();
     const auto found = memory_table().find(address);
     require(found && found->base == address);
+    if (found->kind == MemoryKind::graph) {
+      wait_before_release(*found);
+      require(free_graph_memory(address));
+      return;
+    }
     require(found->kind == MemoryKind::device || found->kind == MemoryKind::pooled);
     wait_before_release(*found);
     const auto taken = memory_table().take(address);

@@ -26,7 +26,7 @@ constexpr u64 round_up(u64 value, u64 to) {
   return (value + to - 1) / to * to;
 }
 
-enum class MemoryKind : u8 { device, pooled, mapped, pinned, registered, global };
+enum class MemoryKind : u8 { device, pooled, mapped, pinned, registered, global, graph };
 
 struct Allocation {
   u64 base = 0;

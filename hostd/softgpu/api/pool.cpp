@@ -5,6 +5,7 @@
 #include <map>
 
 #include "hostd/softgpu/api/capture.hpp"
+#include "hostd/softgpu/api/graph_memory.hpp"
 #include "hostd/softgpu/api/memory.hpp"
 #include "hostd/softgpu/api/operations.hpp"
 
@@ -74,8 +75,18 @@ std::shared_ptr<Pool> pool_of(CUmemoryPool handle) {
 
 CUdeviceptr allocate(Pool& pool, u64 bytes, CUstream stream_handle) {
   const auto stream = resolve_stream(stream_handle);
-  refuse_while_capturing(*stream);  // memory nodes are not supported
   require(bytes != 0);
+  if (stream->capturing.load()) {
+    CUDA_MEM_ALLOC_NODE_PARAMS node{};
+    node.poolProps.allocType = CU_MEM_ALLOCATION_TYPE_PINNED;
+    node.poolProps.location = {CU_MEM_LOCATION_TYPE_DEVICE, {pool.device->ordinal}};
+    node.bytesize = bytes;
+    auto operation = make_allocation(node);
+    const u64 address = operation->memory->address;
+    put_on_stream(stream, std::move(operation));
+    return address;
+  }
+  refuse_while_capturing(*stream);
   const u64 charged = round_up(bytes, kSmallAlignment);
   pool.charge(charged);
   const auto number = reinterpret_cast<u64>(pool.handle);
@@ -177,7 +188,9 @@ GPUPOOL_CUDA CUresult cuMemAllocFromPoolAsync(CUdeviceptr* out, size_t bytes, CU
 GPUPOOL_CUDA CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream_handle) {
   return call([&] {
     const auto stream = resolve_stream(stream_handle);
+    if (stream->capturing.load()) return put_on_stream(stream, make_free(address));
     refuse_while_capturing(*stream);
+    if (free_graph_memory(address)) return;
     require(memory_table().begin_free(address));
     auto operation = std::make_shared<FreeOperation>();
     operation->address = address;
@@ -274,29 +287,6 @@ GPUPOOL_CUDA CUresult cuMemPoolGetAccess(CUmemAccess_flags* flags, CUmemoryPool 
     *flags = &device == pool->device       ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
              : found == pool->access.end() ? CU_MEM_ACCESS_FLAGS_PROT_NONE
                                            : found->second;
-  });
-}
-
-// Graphs own no memory here: there is nothing to trim and nothing in use.
-GPUPOOL_CUDA CUresult cuDeviceGraphMemTrim(CUdevice device) {
-  return call([&] { device_of(device); });
-}
-
-GPUPOOL_CUDA CUresult cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attribute,
-                                                   void* value) {
-  return call([&] {
-    require(value != nullptr && static_cast<u32>(attribute) <= CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH);
-    device_of(device);
-    *static_cast<cuuint64_t*>(value) = 0;
-  });
-}
-
-GPUPOOL_CUDA CUresult cuDeviceSetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attribute,
-                                                   void* value) {
-  return call([&] {
-    require(value != nullptr && *static_cast<const cuuint64_t*>(value) == 0);
-    require(attribute == CU_GRAPH_MEM_ATTR_USED_MEM_HIGH || attribute == CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH);
-    device_of(device);
   });
 }
 

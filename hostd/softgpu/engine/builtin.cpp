@@ -190,17 +190,29 @@ void fail_assertion(Lanes& x, const CallSite& site) {
       file + ":" + std::to_string(line) + ": " + function + ": assertion `" + message + "` failed", lane};
 }
 
+// The handle of a condition is the address of its value (api/graph_conditional.cpp).
+void set_conditional(Lanes& x, const CallSite& site) {
+  for (u32 left = x.mask; left != 0; left &= left - 1) {
+    const u32 lane = first_lane(left);
+    const auto value = static_cast<u32>(argument(x, site, 1, lane));
+    std::memcpy(locate_generic(x, lane, argument(x, site, 0, lane), sizeof value), &value, sizeof value);
+  }
+}
+
 }  // namespace
 
 Builtin builtin_of(std::string_view name) {
   if (name == "vprintf") return Builtin::vprintf;
   if (name == "__assertfail") return Builtin::assertfail;
+  if (name == "cudaGraphSetConditional") return Builtin::set_conditional;
   return Builtin::none;
 }
 
 void call_builtin(Lanes& lanes, const CallSite& site, const Function& callee) {
   if (callee.builtin == Builtin::vprintf)
     print_lanes(lanes, site);
+  else if (callee.builtin == Builtin::set_conditional)
+    set_conditional(lanes, site);
   else
     fail_assertion(lanes, site);
 }

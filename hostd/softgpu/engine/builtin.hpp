@@ -1,4 +1,5 @@
-// Functions that CUDA programs call without defining them: vprintf (what printf becomes) and __assertfail.
+// Functions that CUDA programs call without defining them: vprintf (what printf becomes), __assertfail,
+// cudaGraphSetConditional.
 #pragma once
 
 #include "hostd/softgpu/engine/machine.hpp"

@@ -123,7 +123,7 @@ struct ParameterCopy {
   u32 bytes = 0;
 };
 
-enum class Builtin : u8 { none, vprintf, assertfail };
+enum class Builtin : u8 { none, vprintf, assertfail, set_conditional };
 
 struct CallSite {
   u32 callee = ~0u;  // index in functions; ~0 for an indirect call

@@ -35,21 +35,31 @@ void GraphNames::add(Worker& worker, CUgraph graph) {
 
 void GraphNames::add_node(Worker& worker, CUgraphNode node) {
   if (const wire::Handle name = worker.graph_nodes.name_of(node)) nodes.push_back(name);
-  CUgraphNodeType type{};
-  CUgraph child = nullptr;
-  if (worker.driver.cuGraphNodeGetType(node, &type) != CUDA_SUCCESS || type != CU_GRAPH_NODE_TYPE_GRAPH)
-    return;
-  if (worker.driver.cuGraphChildGraphNodeGetGraph(node, &child) != CUDA_SUCCESS) return;
-  // Only a child that was named can have nodes that were.
-  if (const wire::Handle name = worker.graphs.name_of(child)) {
-    graphs.push_back(name);
-    add(worker, child);
+  for (const CUgraph inner : graphs_inside(worker, node)) {
+    if (const wire::Handle name = worker.graphs.name_of(inner)) graphs.push_back(name);
+    add(worker, inner);
   }
+  if (worker.conditional_bodies.contains(node)) conditionals.push_back(node);
 }
 
 void GraphNames::drop(Worker& worker) {
   for (const wire::Handle name : nodes) worker.graph_nodes.take(name);
   for (const wire::Handle name : graphs) worker.graphs.take(name);
+  for (const CUgraphNode node : conditionals) worker.conditional_bodies.erase(node);
+}
+
+std::vector<CUgraph> graphs_inside(Worker& worker, CUgraphNode node) {
+  CUgraphNodeType type{};
+  if (worker.driver.cuGraphNodeGetType(node, &type) != CUDA_SUCCESS) return {};
+  if (type == CU_GRAPH_NODE_TYPE_CONDITIONAL) {
+    const auto known = worker.conditional_bodies.find(node);
+    return known == worker.conditional_bodies.end() ? std::vector<CUgraph>{} : known->second;
+  }
+  CUgraph child = nullptr;
+  if (type != CU_GRAPH_NODE_TYPE_GRAPH ||
+      worker.driver.cuGraphChildGraphNodeGetGraph(node, &child) != CUDA_SUCCESS)
+    return {};
+  return {child};
 }
 
 namespace {

@@ -28,10 +28,14 @@ struct Dependencies {
 struct GraphNames {
   std::vector<wire::Handle> nodes;
   std::vector<wire::Handle> graphs;
+  std::vector<CUgraphNode> conditionals;
   void add(Worker& worker, CUgraph graph);
   void add_node(Worker& worker, CUgraphNode node);
   // Forgets them, after the driver has destroyed what they named.
   void drop(Worker& worker);
 };
+
+// The graphs that a node holds: a child graph, or the bodies of a condition as far as the driver has told.
+std::vector<CUgraph> graphs_inside(Worker& worker, CUgraphNode node);
 
 }  // namespace gpupool::worker

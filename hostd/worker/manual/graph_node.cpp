@@ -1,60 +1,11 @@
 // Adding and removing nodes. Every message that adds one begins with the graph and the dependencies, and
 // answers the node's handle.
-#include <algorithm>
-
-#include "hostd/worker/manual/graph.hpp"
 #include "hostd/worker/manual/graph_params.hpp"
+#include "hostd/worker/manual/graph_place.hpp"
 #include "hostd/worker/manual/host_function.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
-namespace {
-
-struct Place {
-  CUgraph graph = nullptr;
-  Dependencies dependencies;
-};
-
-CUresult read_place(Worker& worker, Request& request, Place& place) {
-  const CUgraph* graph = worker.graphs.find(request.in.get<wire::Handle>());
-  place.dependencies = Dependencies::read(request);
-  if (graph == nullptr || !place.dependencies.resolve(worker)) return CUDA_ERROR_INVALID_VALUE;
-  place.graph = *graph;
-  return CUDA_SUCCESS;
-}
-
-// Adds a node through `add(CUgraphNode*, graph, dependencies, count)`. Dependencies with edge data are added
-// afterwards: the older functions cannot take them.
-template <typename Add>
-CUresult add_node(Worker& worker, Request& request, Place& place, Add add) {
-  Dependencies& dependencies = place.dependencies;
-  const bool plain = dependencies.edges.empty();
-  CUgraphNode node = nullptr;
-  CUresult result =
-      add(&node, place.graph, plain ? dependencies.data() : nullptr, plain ? dependencies.nodes.size() : 0);
-  if (result != CUDA_SUCCESS) return result;
-  if (!plain) {
-    const std::vector<CUgraphNode> to(dependencies.nodes.size(), node);
-    result = worker.driver.cuGraphAddDependencies_v2 == nullptr
-                 ? CUDA_ERROR_NOT_SUPPORTED
-                 : worker.driver.cuGraphAddDependencies_v2(place.graph, dependencies.data(), to.data(),
-                                                           dependencies.edge_data(), to.size());
-  }
-  wire::Handle handle;
-  if (result == CUDA_SUCCESS) {
-    handle = worker.graph_nodes.find_or_add(node);
-    if (!handle) result = CUDA_ERROR_OUT_OF_MEMORY;
-  }
-  if (result != CUDA_SUCCESS) {
-    worker.driver.cuGraphDestroyNode(node);
-    return result;
-  }
-  request.out->put(handle);
-  return CUDA_SUCCESS;
-}
-
-}  // namespace
-
 CUresult handle_cuGraphAddEmptyNode(Worker& worker, Request& request) {
   Place place;
   if (const CUresult result = read_place(worker, request, place); result != CUDA_SUCCESS) return result;
@@ -104,14 +55,24 @@ CUresult handle_cuGraphAddHostNode(Worker& worker, Request& request) {
                   });
 }
 
+// ..., child graph, u32 CUgraphChildGraphNodeOwnership.
 CUresult handle_cuGraphAddChildGraphNode(Worker& worker, Request& request) {
   Place place;
   if (const CUresult result = read_place(worker, request, place); result != CUDA_SUCCESS) return result;
   const CUgraph* child = worker.graphs.find(request.in.get<wire::Handle>());
+  const auto ownership = request.in.get<u32>();
   if (child == nullptr) return CUDA_ERROR_INVALID_VALUE;
   return add_node(worker, request, place,
                   [&](CUgraphNode* node, CUgraph graph, const CUgraphNode* from, size_t count) {
-                    return worker.driver.cuGraphAddChildGraphNode(node, graph, from, count, *child);
+                    if (ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_CLONE)
+                      return worker.driver.cuGraphAddChildGraphNode(node, graph, from, count, *child);
+                    if (ownership != CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE) return CUDA_ERROR_INVALID_VALUE;
+                    if (worker.driver.cuGraphAddNode == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
+                    CUgraphNodeParams params{};
+                    params.type = CU_GRAPH_NODE_TYPE_GRAPH;
+                    params.graph.graph = *child;
+                    params.graph.ownership = CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE;
+                    return worker.driver.cuGraphAddNode(node, graph, from, count, &params);
                   });
 }
 

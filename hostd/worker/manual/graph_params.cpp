@@ -4,18 +4,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "hostd/worker/manual/host_function.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
 namespace {
-
-// The context with that handle index; index 0 is the slot's own.
-CUcontext find_context(Worker& worker, const Request& request, u32 index) {
-  if (index == 0 || index == request.context_index) return request.context;
-  const CUcontext* context = worker.contexts.find(wire::Handle::make(wire::HandleKind::context, 0, index));
-  return context == nullptr ? nullptr : *context;
-}
 
 // Bytes from a box's origin to its end; false when 64 bits cannot hold them.
 bool extent(const wire::Place& place, const wire::BoxCopy& box, u64& bytes) {
@@ -79,23 +71,6 @@ wire::Place place_of(Worker& worker, CUmemorytype type, const void* host, CUdevi
   return place;
 }
 
-struct NodeOf {
-  CUgraphNode node = nullptr;
-  CUgraphExec exec = nullptr;
-};
-
-// A node, behind an executable graph for the functions that change one.
-CUresult read_node(Worker& worker, Request& request, NodeOf& of, bool in_exec) {
-  if (in_exec) {
-    const CUgraphExec* exec = worker.graph_execs.find(request.in.get<wire::Handle>());
-    if (exec != nullptr) of.exec = *exec;
-  }
-  const CUgraphNode* node = worker.graph_nodes.find(request.in.get<wire::Handle>());
-  if (node == nullptr || (in_exec && of.exec == nullptr)) return CUDA_ERROR_INVALID_VALUE;
-  of.node = *node;
-  return CUDA_SUCCESS;
-}
-
 // The client's handle of a function that the driver returned: a function of a module, a kernel, or what a
 // kernel is in the context where it was launched last.
 wire::Handle name_function(Worker& worker, CUfunction function, CUkernel kernel) {
@@ -140,6 +115,23 @@ CUresult copy_parameters(Worker& worker, const CUDA_KERNEL_NODE_PARAMS_v2& param
 }
 
 }  // namespace
+
+CUcontext find_context(Worker& worker, const Request& request, u32 index) {
+  if (index == 0 || index == request.context_index) return request.context;
+  const CUcontext* context = worker.contexts.find(wire::Handle::make(wire::HandleKind::context, 0, index));
+  return context == nullptr ? nullptr : *context;
+}
+
+CUresult read_node(Worker& worker, Request& request, NodeOf& of, bool in_exec) {
+  if (in_exec) {
+    const CUgraphExec* exec = worker.graph_execs.find(request.in.get<wire::Handle>());
+    if (exec != nullptr) of.exec = *exec;
+  }
+  const CUgraphNode* node = worker.graph_nodes.find(request.in.get<wire::Handle>());
+  if (node == nullptr || (in_exec && of.exec == nullptr)) return CUDA_ERROR_INVALID_VALUE;
+  of.node = *node;
+  return CUDA_SUCCESS;
+}
 
 CUresult KernelNode::read(Worker& worker, Request& request) {
   const auto header = request.in.get<wire::GraphKernel>();
@@ -309,24 +301,6 @@ CUresult handle_cuGraphExecMemsetNodeSetParams(Worker& worker, Request& request)
   MemsetNode memset;
   if (const CUresult result = memset.read(worker, request); result != CUDA_SUCCESS) return result;
   return worker.driver.cuGraphExecMemsetNodeSetParams(of.exec, of.node, &memset.params, memset.context);
-}
-
-// node -> u32 id of the client's host function.
-CUresult handle_cuGraphHostNodeGetParams(Worker& worker, Request& request) {
-  NodeOf of;
-  if (const CUresult result = read_node(worker, request, of, false); result != CUDA_SUCCESS) return result;
-  CUDA_HOST_NODE_PARAMS params{};
-  const CUresult result = worker.driver.cuGraphHostNodeGetParams(of.node, &params);
-  if (result != CUDA_SUCCESS) return result;
-  request.out->put(params.fn == client_function(worker) ? client_id(params.userData) : 0u);
-  return CUDA_SUCCESS;
-}
-
-CUresult handle_cuGraphExecHostNodeSetParams(Worker& worker, Request& request) {
-  NodeOf of;
-  if (const CUresult result = read_node(worker, request, of, true); result != CUDA_SUCCESS) return result;
-  const CUDA_HOST_NODE_PARAMS params{client_function(worker), client_argument(request.in.get<u32>())};
-  return worker.driver.cuGraphExecHostNodeSetParams(of.exec, of.node, &params);
 }
 
 CUresult handle_cuGraphExecChildGraphNodeSetParams(Worker& worker, Request& request) {

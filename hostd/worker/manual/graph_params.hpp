@@ -11,6 +11,17 @@
 
 namespace gpupool::worker {
 
+// The context with that handle index; index 0 is the slot's own.
+CUcontext find_context(Worker& worker, const Request& request, u32 index);
+
+struct NodeOf {
+  CUgraphNode node = nullptr;
+  CUgraphExec exec = nullptr;
+};
+
+// A node, behind an executable graph for the functions that change one.
+CUresult read_node(Worker& worker, Request& request, NodeOf& of, bool in_exec);
+
 struct KernelNode {
   CUDA_KERNEL_NODE_PARAMS_v2 params{};
 

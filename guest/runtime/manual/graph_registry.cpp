@@ -1,0 +1,191 @@
+// What the client keeps for graphs, executable graphs and nodes. See graph.hpp.
+#include <cstring>
+#include <unordered_map>
+
+#include "guest/runtime/manual/graph.hpp"
+#include "guest/runtime/message.hpp"
+#include "wire/cpp/graph_message.hpp"
+
+namespace gpupool::guest {
+namespace {
+
+// What is kept for a node, or for a graph inside another one. Such things end with the graph that holds them,
+// which only the worker knows; so it is asked from time to time which of them are left.
+struct Held {
+  std::vector<std::shared_ptr<HostCall>> calls;
+  std::shared_ptr<NodeStorage> storage;
+};
+
+constexpr size_t kFirstSweep = 256;
+
+struct Registry {
+  std::mutex mutex;
+  std::unordered_map<u64, GraphContents> graphs;
+  std::unordered_map<u64, std::shared_ptr<ExecContents>> execs;
+  std::unordered_map<u64, Held> held;
+  size_t sweep_at = kFirstSweep;  // so many things held that asking is worth while
+  std::atomic<bool> followed{false};
+};
+
+// Leaked on purpose: graphs are destroyed by exit handlers of programs too.
+Registry& registry() {
+  static auto& instance = *new Registry();
+  return instance;
+}
+
+// Drops what is held for handles that are gone. Without the registry's lock held.
+void sweep() {
+  Registry& all = registry();
+  std::vector<u64> handles;
+  {
+    const std::lock_guard lock(all.mutex);
+    if (all.held.size() < all.sweep_at) return;
+    for (const auto& [handle, held] : all.held) handles.push_back(handle);
+  }
+  Call call(wire::Function::graph_living);
+  call.put_array(handles.data(), handles.size());
+  call.expect_answer(handles.size() + 64);
+  if (call.wait() != CUDA_SUCCESS) return;  // the session has failed; nothing is asked of it any more
+  std::vector<u8> living(handles.size(), 1);
+  call.get_array(living.data(), living.size());
+  std::vector<Held> dropped;  // destroyed after the lock is gone
+  const std::lock_guard lock(all.mutex);
+  for (size_t i = 0; i < handles.size(); ++i) {
+    if (living[i] != 0) continue;
+    if (auto removed = all.held.extract(handles[i]); !removed.empty())
+      dropped.push_back(std::move(removed.mapped()));
+  }
+  all.sweep_at = all.held.size() * 2 > kFirstSweep ? all.held.size() * 2 : kFirstSweep;
+}
+
+Event* event_of(u64 handle) {
+  Event* found = nullptr;
+  g_events.each([&](Event& event) {
+    if (event.handle.bits == handle) found = &event;
+  });
+  return found;
+}
+
+}  // namespace
+
+void GraphContents::merge(const GraphContents& other) {
+  host_calls.insert(host_calls.end(), other.host_calls.begin(), other.host_calls.end());
+  records.insert(records.end(), other.records.begin(), other.records.end());
+  for (const UserReference& each : other.objects) objects.push_back(each);
+}
+
+void remember_graph(u64 graph, const GraphContents& contents) {
+  const std::lock_guard lock(registry().mutex);
+  registry().graphs[graph].merge(contents);
+}
+
+bool forget_graph(u64 graph) {
+  decltype(Registry::graphs)::node_type removed;  // destroyed after the lock is gone
+  const std::lock_guard lock(registry().mutex);
+  removed = registry().graphs.extract(graph);
+  return !removed.empty();
+}
+
+bool with_graph(u64 graph, const std::function<void(GraphContents&)>& change) {
+  const std::lock_guard lock(registry().mutex);
+  const auto found = registry().graphs.find(graph);
+  if (found == registry().graphs.end()) return false;
+  change(found->second);
+  return true;
+}
+
+CUresult read_contents(u64 graph, GraphContents& out) {
+  with_graph(graph, [&](const GraphContents& contents) {
+    for (const UserReference& each : contents.objects) out.objects.push_back(each);
+  });
+  if (!registry().followed.load(std::memory_order_acquire)) return CUDA_SUCCESS;
+  std::vector<wire::FollowedNode> nodes;
+  for (u64 room = 64;;) {
+    Call call(wire::Function::graph_followed);
+    call.put(graph);
+    call.put(room);
+    call.expect_answer(room * sizeof(wire::FollowedNode) + 64);
+    if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+    const auto count = call.get<u64>();
+    if (count > kNodeListLimit) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (count > room) {
+      room = count;
+      continue;
+    }
+    nodes.resize(count);
+    call.get_array(nodes.data(), nodes.size());
+    break;
+  }
+  for (const wire::FollowedNode& each : nodes) {
+    if (each.is_event == 0) {
+      if (auto call = find_host_call(static_cast<u32>(each.value)))
+        out.host_calls.push_back({each.node, std::move(call)});
+    } else if (Event* event = event_of(each.value)) {
+      out.records.push_back({each.node, event, event->handle});
+    }
+  }
+  return CUDA_SUCCESS;
+}
+
+void note_followed_node() {
+  registry().followed.store(true, std::memory_order_release);
+}
+
+void keep_host_call(u64 graph, const HostNode& node) {
+  note_followed_node();
+  if (with_graph(graph, [&](GraphContents& contents) { contents.host_calls.push_back(node); })) return;
+  sweep();
+  const std::lock_guard lock(registry().mutex);
+  registry().held[graph].calls.push_back(node.call);
+}
+
+void keep_for_node(u64 node, const std::shared_ptr<HostCall>& call) {
+  note_followed_node();
+  sweep();
+  std::vector<std::shared_ptr<HostCall>> before;  // destroyed after the lock is gone
+  const std::lock_guard lock(registry().mutex);
+  before.swap(registry().held[node].calls);
+  registry().held[node].calls.push_back(call);
+}
+
+std::shared_ptr<NodeStorage> node_storage(CUgraphNode node) {
+  sweep();
+  const std::lock_guard lock(registry().mutex);
+  Held& held = registry().held[bits(node)];
+  if (held.storage == nullptr) held.storage = std::make_shared<NodeStorage>();
+  return held.storage;
+}
+
+void remember_exec(u64 exec, u64 flags, GraphContents contents) {
+  auto entry = std::make_shared<ExecContents>();
+  entry->contents = std::make_shared<GraphContents>(std::move(contents));
+  entry->flags = flags;
+  const std::lock_guard lock(registry().mutex);
+  registry().execs[exec] = std::move(entry);
+}
+
+std::shared_ptr<ExecContents> find_exec(u64 exec) {
+  const std::lock_guard lock(registry().mutex);
+  const auto found = registry().execs.find(exec);
+  return found == registry().execs.end() ? nullptr : found->second;
+}
+
+std::shared_ptr<ExecContents> take_exec(u64 exec) {
+  const std::lock_guard lock(registry().mutex);
+  const auto found = registry().execs.find(exec);
+  if (found == registry().execs.end()) return nullptr;
+  std::shared_ptr<ExecContents> entry = std::move(found->second);
+  registry().execs.erase(found);
+  return entry;
+}
+
+void change_exec(CUgraphExec handle, const std::function<void(GraphContents&)>& change) {
+  const std::shared_ptr<ExecContents> exec = find_exec(bits(handle));
+  if (exec == nullptr) return;
+  const std::lock_guard lock(exec->mutex);
+  auto contents = std::make_shared<GraphContents>(*exec->contents);
+  change(*contents);
+  exec->contents = std::move(contents);
+}
+
+}  // namespace gpupool::guest

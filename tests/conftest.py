@@ -146,6 +146,8 @@ class Host:
             GPUPOOL_ENDPOINT=endpoint,
             GPUPOOL_TRANSPORT=transport,
             GPUPOOL_TOKEN_FILE=str(self.folder / "token"),
+            # Writes of ours to memory that we have freed then meet the program's own.
+            PYTHONMALLOC="malloc",
         )
 
     def start_client(

@@ -64,7 +64,7 @@ void log_failure(const char* name, int result) {
 
 void log_unsupported(const char* name) {
   static std::mutex mutex;
-  static std::set<std::string> seen;
+  static auto& seen = *new std::set<std::string>();  // exit handlers may still log
   const std::lock_guard lock(mutex);
   if (seen.insert(name).second) log_line("%s is not forwarded; the program was told NOT_SUPPORTED", name);
 }

@@ -1,6 +1,7 @@
 #include "guest/runtime/objects.hpp"
 
 #include <array>
+#include <type_traits>
 
 #include "wire/cpp/layout.hpp"
 
@@ -12,6 +13,8 @@ Slab<Event> g_events;
 Slab<Function> g_functions;
 Slab<Module> g_modules;
 Slab<Library> g_libraries;
+
+static_assert(std::is_trivially_destructible_v<Slab<Function>>);
 
 namespace {
 

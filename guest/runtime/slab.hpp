@@ -1,12 +1,14 @@
 // A slab of objects of one type in address space reserved for it, so that whether a handle from the program
 // names a live object is a range check and one flag. Objects keep their address for the life of the process;
 // a destroyed one is reused last, so that stale handles are recognised for as long as possible.
+//
+// Invariant: a slab owns nothing that its destructor would have to free. Slabs are globals, and programs (and
+// libcudart) call the driver from exit handlers that run after the destructors of globals.
 #pragma once
 
 #include <sys/mman.h>
 
 #include <atomic>
-#include <deque>
 #include <mutex>
 #include <new>
 
@@ -21,16 +23,14 @@ class Slab {
   T* create() {
     const std::lock_guard lock(mutex_);
     Cell* cell = nullptr;
-    if (free_.size() > kQuarantine) {
-      cell = free_.front();
-      free_.pop_front();
+    if (resting_ > kQuarantine) {
+      cell = take_oldest();
     } else {
       if (base_ == nullptr && !reserve()) return nullptr;
       const u64 used = used_.load(std::memory_order_relaxed);
       if (used == kCapacity) {
-        if (free_.empty()) return nullptr;
-        cell = free_.front();
-        free_.pop_front();
+        cell = take_oldest();
+        if (cell == nullptr) return nullptr;
       } else {
         cell = base_ + used;
         used_.store(used + 1, std::memory_order_release);
@@ -46,7 +46,10 @@ class Slab {
     cell->live.store(false, std::memory_order_release);
     object->~T();
     const std::lock_guard lock(mutex_);
-    free_.push_back(cell);
+    cell->next = nullptr;
+    (newest_ == nullptr ? oldest_ : newest_->next) = cell;
+    newest_ = cell;
+    ++resting_;
   }
 
   // The live object at this address, or null. Safe for any value.
@@ -70,9 +73,19 @@ class Slab {
   struct Cell {
     alignas(T) u8 storage[sizeof(T)];  // first, so that the object's address is the cell's
     std::atomic<bool> live;
+    Cell* next;  // in the queue of destroyed ones
   };
   static constexpr u64 kCapacity = 1u << 20;
   static constexpr u64 kQuarantine = 64;
+
+  Cell* take_oldest() {
+    Cell* cell = oldest_;
+    if (cell == nullptr) return nullptr;
+    oldest_ = cell->next;
+    if (oldest_ == nullptr) newest_ = nullptr;
+    --resting_;
+    return cell;
+  }
 
   bool reserve() {
     void* memory = mmap(nullptr, kCapacity * sizeof(Cell), PROT_READ | PROT_WRITE,
@@ -85,7 +98,9 @@ class Slab {
   std::mutex mutex_;
   Cell* base_ = nullptr;
   std::atomic<u64> used_{0};
-  std::deque<Cell*> free_;
+  Cell* oldest_ = nullptr;  // of the destroyed ones
+  Cell* newest_ = nullptr;
+  u64 resting_ = 0;
 };
 
 }  // namespace gpupool::guest

@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "run a program on a vGPU of this machine or of another host",
     "devices": "show the GPUs that can be given out",
     "status": "show the running hostd and its sessions",
+    "smi": "show this guest's vGPUs, memory, load and processes, as nvidia-smi would",
     "stop": "end sessions, or tell hostd to leave",
     "doctor": "say what is missing on this machine and what to do about it",
     "hostd": "run the daemon that gives GPUs to programs",

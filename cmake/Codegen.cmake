@@ -1,7 +1,7 @@
 # Runs the generator of wire/codegen and says what it writes.
 #
 # Sets GPUPOOL_CUDA_INCLUDE (folder of cuda.h, from the PyPI package nvidia-cuda-runtime), GPUPOOL_GENERATED_DIR,
-# GPUPOOL_GENERATED_GUEST and GPUPOOL_GENERATED_WORKER (sources), and makes the target gpupool_codegen. The generator
+# GPUPOOL_GENERATED_GUEST, GPUPOOL_GENERATED_WORKER and GPUPOOL_GENERATED_NVML (sources), and makes the target gpupool_codegen. The generator
 # rewrites only what has changed, so a stamp tells ninja that it ran.
 set(GPUPOOL_CODEGEN ${CMAKE_SOURCE_DIR}/wire/codegen/__main__.py)
 set(GPUPOOL_GENERATED_DIR ${CMAKE_BINARY_DIR}/generated)
@@ -46,3 +46,18 @@ add_custom_command(
   VERBATIM)
 add_custom_target(gpupool_codegen DEPENDS ${GPUPOOL_GENERATED_DIR}/codegen.stamp)
 set_source_files_properties(${GPUPOOL_GENERATED_GUEST} ${GPUPOOL_GENERATED_WORKER} PROPERTIES GENERATED TRUE)
+
+# The guest's NVML: what it does not answer itself.
+set(GPUPOOL_GENERATED_NVML ${GPUPOOL_GENERATED_DIR}/nvml_rest.cpp)
+add_custom_command(
+  OUTPUT ${GPUPOOL_GENERATED_DIR}/nvml.stamp
+  BYPRODUCTS ${GPUPOOL_GENERATED_NVML}
+  COMMAND ${Python3_EXECUTABLE} ${GPUPOOL_CODEGEN} --nvml ${GPUPOOL_GENERATED_NVML} --include ${GPUPOOL_CUDA_INCLUDE}
+          --compiler ${CMAKE_CXX_COMPILER}
+  COMMAND ${CMAKE_COMMAND} -E touch ${GPUPOOL_GENERATED_DIR}/nvml.stamp
+  DEPENDS ${CMAKE_SOURCE_DIR}/wire/api/nvml/answered.yaml ${CMAKE_SOURCE_DIR}/wire/codegen/__main__.py
+          ${CMAKE_SOURCE_DIR}/wire/codegen/nvml.py ${CMAKE_SOURCE_DIR}/templates/nvml/nvml_rest.cpp.j2
+  COMMENT "Generating the rest of NVML"
+  VERBATIM)
+add_custom_target(gpupool_nvml_codegen DEPENDS ${GPUPOOL_GENERATED_DIR}/nvml.stamp)
+set_source_files_properties(${GPUPOOL_GENERATED_NVML} PROPERTIES GENERATED TRUE)

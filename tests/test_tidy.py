@@ -19,6 +19,7 @@ else:
 LAYERS = {
     "wire/cpp": {"wire/cpp"},
     "guest/runtime": {"wire/cpp", "guest/runtime"},
+    "guest/nvml": {"wire/cpp", "guest/runtime", "guest/nvml"},
     "hostd/worker": {"wire/cpp", "hostd/worker"},
     "hostd/softgpu/engine": {"wire/cpp", "hostd/softgpu/engine"},
     "hostd/softgpu/api": {"wire/cpp", "hostd/softgpu"},

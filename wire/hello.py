@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 
 HELLO_MAGIC = 0x4C4F4F50  # "POOL"
+QUERY_MAGIC = 0x534B5341  # "ASKS": see wire/query.py
 WELCOME_MAGIC = 0x4C4F4F57  # "WOOL"
 PROTOCOL_MAJOR = 1  # differs: refused, both versions named
 PROTOCOL_MINOR = 0  # a client one minor behind its host is served
@@ -106,11 +107,14 @@ class HelloHeader:
     protocol_major: int
     protocol_minor: int
     size_bytes: int
+    is_query: bool = False  # a Query (wire/query.py) has the same first bytes
 
     @classmethod
     def decode(cls, raw: bytes) -> HelloHeader:
         """Reads HEADER_BYTES bytes. Raises MalformedHelloError when this is no gpupool client."""
         magic, major, minor, size = _HEADER.unpack(raw[:HEADER_BYTES])
+        if magic == QUERY_MAGIC:
+            return cls(major, minor, size, is_query=True)
         if magic != HELLO_MAGIC:
             raise MalformedHelloError(
                 f"magic is {magic:#010x}, a gpupool client sends {HELLO_MAGIC:#010x}"

@@ -4,6 +4,8 @@ configuration).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.ports import GpuSource
 
@@ -29,7 +31,4 @@ class ChosenGpus:
         if self._choice == "nvidia" or nvidia.gpus:
             return nvidia.only(self._uuids)
         software = self._software.discover()
-        notes = nvidia.notes + software.notes
-        return Inventory(software.gpus, software.library, software.driver_version, notes).only(
-            self._uuids
-        )
+        return replace(software, notes=nvidia.notes + software.notes).only(self._uuids)

@@ -7,12 +7,12 @@ that is loaded already under that SONAME is what it then gets, whatever LD_LIBRA
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpupool.hostd.adapters.libraries import find_real
-from gpupool.hostd.core.gpu import MIN_DRIVER_MAJOR, Gpu, Inventory
+from gpupool.hostd.core.gpu import MIN_DRIVER_MAJOR, Card, Gpu, Inventory
 
 
 class NvmlGpus:
@@ -89,10 +89,59 @@ def _look(nvml: Any, library: Path | None, notes: list[str]) -> Inventory:
                     index=index,
                     pci_bus_id=str(nvml.nvmlDeviceGetPciInfo(handle).busId),
                     compute_capability=f"{major}.{minor}",
+                    card=_card(nvml, handle),
                 )
             )
         except nvml.NVMLError as error:  # one card that fell off the bus must not hide the others
             notes.append(f"GPU {index}: {error}")
     if not gpus:
         notes.append("the NVIDIA driver is there but shows no GPU")
-    return Inventory(tuple(gpus) if library else (), str(library or ""), version, tuple(notes))
+    return Inventory(
+        tuple(gpus) if library else (),
+        str(library or ""),
+        version,
+        tuple(notes),
+        _told(nvml, lambda: nvml.nvmlSystemGetCudaDriverVersion_v2()) or 0,
+    )
+
+
+def _told(nvml: Any, ask: Callable[[], Any]) -> int | None:
+    """The number, or None where this card or this driver does not tell."""
+    try:
+        return int(ask())
+    except (nvml.NVMLError, AttributeError):  # pynvml older than the question
+        return None
+
+
+def _card(nvml: Any, handle: Any) -> Card:
+    def told(name: str, *arguments: int, pick: str = "") -> int | None:
+        def ask() -> Any:
+            answer = getattr(nvml, name)(handle, *arguments)
+            return getattr(answer, pick) if pick else answer
+
+        return _told(nvml, ask)
+
+    def reserved() -> Any:
+        return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).reserved
+
+    def multiprocessors() -> Any:
+        return nvml.nvmlDeviceGetAttributes_v2(handle).multiprocessorCount
+
+    # The two values of nvmlClockType_t: NVML_CLOCK_SM = 1, NVML_CLOCK_MEM = 2 (nvml.h).
+    return Card(
+        memory_bytes=told("nvmlDeviceGetMemoryInfo", pick="total"),
+        reserved_bytes=_told(nvml, reserved),
+        pci_device_id=told("nvmlDeviceGetPciInfo", pick="pciDeviceId"),
+        pci_subsystem_id=told("nvmlDeviceGetPciInfo", pick="pciSubSystemId"),
+        architecture=told("nvmlDeviceGetArchitecture"),
+        brand=told("nvmlDeviceGetBrand"),
+        multiprocessors=_told(nvml, multiprocessors),
+        cores=told("nvmlDeviceGetNumGpuCores"),
+        memory_bus_bits=told("nvmlDeviceGetMemoryBusWidth"),
+        max_sm_clock_mhz=told("nvmlDeviceGetMaxClockInfo", 1),
+        max_memory_clock_mhz=told("nvmlDeviceGetMaxClockInfo", 2),
+        max_pcie_generation=told("nvmlDeviceGetMaxPcieLinkGeneration"),
+        max_pcie_width=told("nvmlDeviceGetMaxPcieLinkWidth"),
+        ecc_enabled=told("nvmlDeviceGetCurrentEccMode"),
+        persistence_enabled=told("nvmlDeviceGetPersistenceMode"),
+    )

@@ -2,7 +2,8 @@
 
 Files are replaced by rename, so a reader sees a whole record or none. A record that cannot be read
 is reported and moved aside, never guessed at. The folder lives on a tmpfs: workers do not survive a
-reboot and neither do records.
+reboot and neither do records. Beside each record is the session's usage page, which the worker
+writes and hostd reads, also a hostd that was started after it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import contextlib
 import json
 import logging
 import os
+import time
 from pathlib import Path
 
-from gpupool.hostd.core.ports import PortError
+from gpupool.hostd.adapters import usage_page
+from gpupool.hostd.core.ports import DeviceUsage, PortError
 from gpupool.hostd.core.session import Session
 from gpupool.hostd.log import fields
 
@@ -55,11 +58,44 @@ class SessionFiles:
         """Deletes a record; logs when the file system refuses."""
         try:
             (self._sessions / f"{session_id}.json").unlink(missing_ok=True)
+            (self._sessions / f"{session_id}.usage").unlink(missing_ok=True)
         except OSError as error:
             log.error(
                 "session record not removed",
                 extra=fields({"session": session_id, "error": str(error)}),
             )
+
+    def create_usage(self, session_id: int) -> int:
+        """The page that the worker writes. Raises PortError."""
+        path = self._sessions / f"{session_id}.usage"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise PortError(f"cannot create {path}: {error.strerror}") from error
+        try:
+            # Not a hole: a worker that stores where the tmpfs has no room gets SIGBUS.
+            os.posix_fallocate(fd, 0, usage_page.BYTES)
+        except OSError as error:
+            os.close(fd)
+            raise PortError(f"no room for {path}: {error.strerror}") from error
+        return fd
+
+    def close_usage(self, fd: int) -> None:
+        """The worker has its own by now."""
+        os.close(fd)
+
+    def usage(self, session_id: int) -> tuple[DeviceUsage, ...]:
+        """What the worker has written; nothing when it has not begun or the page is gone."""
+        try:
+            raw = (self._sessions / f"{session_id}.usage").read_bytes()
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            log.error(
+                "usage page unreadable", extra=fields({"session": session_id, "error": str(error)})
+            )
+            return ()
+        return usage_page.decode(raw, time.monotonic_ns())
 
     def next_id(self) -> int:
         """One more than ever before. Raises PortError."""

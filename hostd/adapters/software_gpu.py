@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from gpupool.hostd.core.gpu import Gpu, Inventory
+from gpupool.hostd.core.gpu import Card, Gpu, Inventory
 
 _PROBE = Path(__file__).with_name("software_gpu_probe.py")
 _PROBE_TIMEOUT_S = 20
@@ -53,8 +53,10 @@ class SoftwareGpus:
         if done.returncode != 0:
             why = done.stderr.strip().splitlines()[-1:] or [f"probe ended with {done.returncode}"]
             return Inventory((), "", "", (f"the software GPU does not start: {why[0]}",))
+        found = json.loads(done.stdout)
         gpus = tuple(
-            Gpu(source="software", index=index, **facts)
-            for index, facts in enumerate(json.loads(done.stdout))
+            Gpu(source="software", index=index, card=Card(**facts.pop("card")), **facts)
+            for index, facts in enumerate(found["devices"])
         )
-        return Inventory(gpus, str(self._library), "software")
+        version = found["cuda_version"]
+        return Inventory(gpus, str(self._library), "software", cuda_version=version)

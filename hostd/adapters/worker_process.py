@@ -101,11 +101,8 @@ class SubprocessWorkers:
         sandbox = self._sandbox
         command = [str(self._program), *arguments(order), *sandbox.arguments(order.session_id)]
         command += self._tail
-        fds = tuple(
-            fd
-            for fd in (order.socket_fd, order.window_fd, order.client_pidfd, order.exchange_fd)
-            if fd is not None
-        )
+        ours = (order.socket_fd, order.window_fd, order.usage_fd, order.exchange_fd)
+        fds = tuple(fd for fd in (*ours, order.client_pidfd) if fd is not None)
         try:
             child = subprocess.Popen(  # noqa: S603 (our own worker)
                 command,
@@ -211,7 +208,7 @@ def common_arguments(
 
 def arguments(order: WorkerOrder) -> list[str]:
     """The worker's command line, after the program. hostd/worker/main.cpp reads it."""
-    words = ["--socket-fd", str(order.socket_fd)]
+    words = ["--socket-fd", str(order.socket_fd), "--usage-fd", str(order.usage_fd)]
     if order.window_fd is not None:
         words += ["--window-fd", str(order.window_fd)]
     if order.client_pidfd is not None:

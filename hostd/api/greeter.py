@@ -1,9 +1,10 @@
 """The door for clients: reads one Hello from a connection, then hands the connection to a worker or
 says no.
 
-Reads exactly a Hello and nothing behind it: what follows belongs to the worker. Every step has a
-deadline, and the number of connections that have not said Hello yet is bounded, so idle connections
-cannot use hostd up.
+A Query in the Hello's place (NVML in a guest asks about its vGPUs) is answered here, without a
+worker. Reads exactly a Hello and nothing behind it: what follows belongs to the worker. Every step
+has a deadline, and the number of connections that have not said Hello yet is bounded, so idle
+connections cannot use hostd up.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from gpupool.wire.hello import (
     Welcome,
     WelcomeStatus,
 )
+from gpupool.wire.query import QUERY_BYTES, Query, Report
 
 log = logging.getLogger("gpupool.hostd")
 
@@ -86,7 +88,9 @@ class Greeter:
             connection.setblocking(False)
             peer = self._identify(connection)
             answer = await self._decide(connection, peer, door)
-            if answer is not None:
+            if isinstance(answer, Report):
+                await self._answer(connection, answer.encode())
+            elif answer is not None:
                 self._log_refusal(answer, peer, door)
                 await self._refuse(connection, answer)
         except (OSError, asyncio.TimeoutError) as error:
@@ -100,7 +104,9 @@ class Greeter:
             if peer.pidfd is not None:
                 os.close(peer.pidfd)
 
-    async def _decide(self, connection: socket.socket, peer: Peer, door: Door) -> Refusal | None:
+    async def _decide(
+        self, connection: socket.socket, peer: Peer, door: Door
+    ) -> Refusal | Report | None:
         """None when a worker has the connection, or when the client left without a word."""
         if len(self._waiting) > _MAX_WAITING:
             return Refusal(
@@ -128,28 +134,39 @@ class Greeter:
             return Refusal(WelcomeStatus.BAD_REQUEST, f"malformed Hello: {error}")
         if isinstance(hello, Refusal):
             return hello
+        if isinstance(hello, Query):
+            return self._host.report(hello, peer, door, self._host_version)
         _prepare(connection, hello)
         answer = self._host.open(hello, peer, door, connection.fileno())
         return answer if isinstance(answer, Refusal) else None
 
-    async def _read_hello(self, connection: socket.socket, received: bytearray) -> Hello | Refusal:
+    async def _read_hello(
+        self, connection: socket.socket, received: bytearray
+    ) -> Hello | Query | Refusal:
         await _read(connection, received, HEADER_BYTES)
-        refusal = check_header(HelloHeader.decode(bytes(received)), self._host_version)
+        header = HelloHeader.decode(bytes(received))
+        refusal = check_header(header, self._host_version)
         if refusal is not None:
             return refusal
+        if header.is_query:
+            await _read(connection, received, QUERY_BYTES)
+            return Query.decode(bytes(received))
         await _read(connection, received, HELLO_BYTES)
         return Hello.decode(bytes(received))
 
     async def _refuse(self, connection: socket.socket, refusal: Refusal) -> None:
+        welcome = Welcome(status=refusal.status, text=refusal.text, host_version=self._host_version)
+        await self._answer(connection, welcome.encode())
+
+    async def _answer(self, connection: socket.socket, raw: bytes) -> None:
         """Sends the answer and waits until the client has it: closing with unread bytes would reset
         a TCP connection.
         """
         loop = asyncio.get_running_loop()
         connection.setblocking(False)
-        welcome = Welcome(status=refusal.status, text=refusal.text, host_version=self._host_version)
 
         async def send_and_drain() -> None:
-            await loop.sock_sendall(connection, welcome.encode())
+            await loop.sock_sendall(connection, raw)
             connection.shutdown(socket.SHUT_WR)
             while await loop.sock_recv(connection, 4096):
                 pass

@@ -20,6 +20,7 @@ from gpupool.wire.hello import (
     TransportKind,
     WelcomeStatus,
 )
+from gpupool.wire.query import QUERY_BYTES
 
 MIB = 1 << 20
 _PAGE_BYTES = 4096
@@ -69,6 +70,7 @@ class Grant:
 
 def check_header(header: HelloHeader, host_version: str) -> Refusal | None:
     """Versions first: the rest of a Hello of another version may mean something else."""
+    name, expected = ("Query", QUERY_BYTES) if header.is_query else ("Hello", HELLO_BYTES)
     major, minor = header.protocol_major, header.protocol_minor
     asked, ours = f"{major}.{minor}", f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
     if major != PROTOCOL_MAJOR or not PROTOCOL_MINOR - 1 <= minor <= PROTOCOL_MINOR:
@@ -78,10 +80,10 @@ def check_header(header: HelloHeader, host_version: str) -> Refusal | None:
             f"the client speaks protocol {asked}, this host {ours} (gpupool {host_version}); "
             f"update gpupool on the {older}",
         )
-    if header.size_bytes != HELLO_BYTES:
+    if header.size_bytes != expected:
         return Refusal(
             WelcomeStatus.BAD_REQUEST,
-            f"Hello says it has {header.size_bytes} bytes; protocol {asked} has {HELLO_BYTES}: the "
+            f"{name} says it has {header.size_bytes} bytes; protocol {asked} has {expected}: the "
             "client is damaged, install it again",
         )
     return None
@@ -95,10 +97,10 @@ def admit(
     `sessions` counts those that exist now.
     """
     return (
-        _check_token(hello, door)
+        check_token(hello.token, door)
         or _check_transport(hello, door)
         or _check_window(hello, limits)
-        or _check_devices(inventory)
+        or check_devices(inventory)
         or _check_limits(hello, limits, inventory, sessions)
         or Grant(
             transport=TransportKind(hello.transport),
@@ -112,10 +114,11 @@ def admit(
     )
 
 
-def _check_token(hello: Hello, door: Door) -> Refusal | None:
-    if not door.token or hmac.compare_digest(hello.token, door.token):
+def check_token(token: bytes, door: Door) -> Refusal | None:
+    """Whoever comes through a door, with a Hello or a Query, needs its token."""
+    if not door.token or hmac.compare_digest(token, door.token):
         return None
-    wrong = "a wrong token" if hello.token else "no token"
+    wrong = "a wrong token" if token else "no token"
     return Refusal(
         WelcomeStatus.TOKEN,
         f"{door.name} needs a token and the client sent {wrong}; set GPUPOOL_TOKEN_FILE to a copy "
@@ -152,7 +155,8 @@ def _check_window(hello: Hello, limits: Limits) -> Refusal | None:
     )
 
 
-def _check_devices(inventory: Inventory) -> Refusal | None:
+def check_devices(inventory: Inventory) -> Refusal | None:
+    """A host without a GPU has nothing to give."""
     if inventory.gpus and inventory.library:
         return None
     why = inventory.notes[0] if inventory.notes else "none was found"

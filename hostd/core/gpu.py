@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 MIN_DRIVER_MAJOR = (
     550  # CUDA 12.4: older drivers cannot tell a kernel's parameter layout (cuFuncGetParamInfo)
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What NVML tells of a card that does not change with its load; None where it does not tell."""
+
+    memory_bytes: int | None = None
+    reserved_bytes: int | None = None  # of those, what the driver keeps for itself
+    pci_device_id: int | None = None
+    pci_subsystem_id: int | None = None
+    architecture: int | None = None  # NVML_DEVICE_ARCH_*
+    brand: int | None = None  # nvmlBrandType_t
+    multiprocessors: int | None = None
+    cores: int | None = None
+    memory_bus_bits: int | None = None
+    max_sm_clock_mhz: int | None = None
+    max_memory_clock_mhz: int | None = None
+    max_pcie_generation: int | None = None
+    max_pcie_width: int | None = None
+    ecc_enabled: int | None = None  # 1 or 0
+    persistence_enabled: int | None = None  # 1 or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +39,9 @@ class Gpu:
     memory_mib: int
     source: str  # "nvidia" or "software"
     index: int  # in the order of its source
-    pci_bus_id: str = ""  # empty for the software GPU
+    pci_bus_id: str = ""  # as NVML writes it: "00000000:1B:00.0"
     compute_capability: str = ""  # "9.0"; empty when the source does not say
+    card: Card = field(default=Card())
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +52,7 @@ class Inventory:
     library: str  # absolute path of the libcuda that workers load; empty when there is none
     driver_version: str = ""  # "580.95.05" or "software"
     notes: tuple[str, ...] = field(default=())  # why something was passed over, in words for people
+    cuda_version: int = 0  # of that library, 13000 for 13.0; 0: not known
 
     def only(self, uuids: tuple[str, ...]) -> Inventory:
         """The same machine with just these GPUs; none named means all.
@@ -45,4 +68,4 @@ class Inventory:
             for uuid in uuids
             if uuid not in known
         )
-        return Inventory(chosen, self.library, self.driver_version, self.notes + missing)
+        return replace(self, gpus=chosen, notes=self.notes + missing)

@@ -11,7 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from gpupool.hostd.core.admission import Door, Grant, Limits, Refusal, admit
+from gpupool.hostd.core.admission import (
+    Door,
+    Grant,
+    Limits,
+    Refusal,
+    admit,
+    check_devices,
+    check_token,
+)
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.ports import (
     Client,
@@ -26,9 +34,11 @@ from gpupool.hostd.core.ports import (
     WorkerProcess,
     WorkerProcesses,
 )
+from gpupool.hostd.core.report import OwnSession, make_report
 from gpupool.hostd.core.session import Session, SessionState
 from gpupool.hostd.log import fields
 from gpupool.wire.hello import Hello, TransportKind, WelcomeStatus
+from gpupool.wire.query import Query, Report
 
 log = logging.getLogger("gpupool.hostd")
 
@@ -61,6 +71,14 @@ def tenant_of(session: Session) -> str:
     Over TCP nobody is told apart but by the endpoint's token.
     """
     return f"{session.uid} {session.endpoint}"
+
+
+def owner_of(peer: Peer, door: Door) -> str:
+    """Whose sessions a guest sees through NVML: its tenant's, and over TCP only those of its own
+    address, as process ids of another machine would mean nothing.
+    """
+    who = f"uid {peer.uid}" if not peer.address else peer.address.rpartition(":")[0]
+    return f"{door.name} {who}"
 
 
 class Host:
@@ -124,6 +142,19 @@ class Host:
             )
             return Refusal(WelcomeStatus.WORKER, f"the host could not start a worker: {error}")
 
+    def report(self, query: Query, peer: Peer, door: Door, host_version: str) -> Report | Refusal:
+        """Tells a guest about its vGPUs, or says why not."""
+        refusal = check_token(query.token, door) or check_devices(self.inventory)
+        if refusal is not None:
+            return refusal
+        owner = owner_of(peer, door)
+        mine = [
+            OwnSession(session, self._ports.store.usage(session.id))
+            for session in self.sessions
+            if session.owner == owner
+        ]
+        return make_report(query, self._limits, self.inventory, mine, host_version)
+
     def end(self, session_id: int, *, kill: bool = False) -> bool:
         """Tells the worker of a session to stop. False when there is no such session."""
         session = self._sessions.get(session_id)
@@ -155,6 +186,8 @@ class Host:
             isolation=self._ports.workers.isolation(session_id),
             client_start_ticks=client.start_ticks,
             client_address=client.address,
+            owner=owner_of(peer, door),
+            client_pid=hello.pid,
         )
         self._ports.store.save(session)
         try:
@@ -195,15 +228,17 @@ class Host:
 
     def _spawn(self, session: Session, peer: Peer, grant: Grant, socket_fd: int) -> WorkerProcess:
         shared = grant.transport is TransportKind.SHM
-        window_fd = self._ports.windows.create(grant.window_bytes) if shared else None
-        exchange_fd = None
+        usage_fd = self._ports.store.create_usage(session.id)
+        window_fd = exchange_fd = None
         try:
+            window_fd = self._ports.windows.create(grant.window_bytes) if shared else None
             exchange_fd = self._ports.exchange.join(session.id, tenant_of(session))
             return self._ports.workers.start(
                 WorkerOrder(
                     session_id=session.id,
                     socket_fd=socket_fd,
                     window_fd=window_fd,
+                    usage_fd=usage_fd,
                     client_pidfd=peer.pidfd,
                     transport=session.transport,
                     window_base=grant.window_base,
@@ -216,6 +251,7 @@ class Host:
                 )
             )
         finally:
+            self._ports.store.close_usage(usage_fd)
             if exchange_fd is not None:
                 self._ports.exchange.close(exchange_fd)
             if window_fd is not None:

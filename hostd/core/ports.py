@@ -50,6 +50,7 @@ class WorkerOrder:
     session_id: int
     socket_fd: int
     window_fd: int | None  # None: the transport has no shared memory
+    usage_fd: int  # its usage page, to write
     client_pidfd: int | None
     transport: str
     window_base: int
@@ -123,6 +124,14 @@ class WorkerProcesses(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceUsage:
+    """What one session uses of one GPU."""
+
+    memory_bytes: int
+    utilization_percent: int  # share of the past second in which it had work outstanding
+
+
 class SessionStore(Protocol):
     """What survives hostd: one record a session."""
 
@@ -135,7 +144,22 @@ class SessionStore(Protocol):
         ...
 
     def remove(self, session_id: int) -> None:
-        """Forgets it. A missing record is no error."""
+        """Forgets it, and its usage page. A missing record is no error."""
+        ...
+
+    def create_usage(self, session_id: int) -> int:
+        """A descriptor of a fresh usage page, for the worker. Raises PortError."""
+        ...
+
+    def close_usage(self, fd: int) -> None:
+        """Closes hostd's copy of that descriptor."""
+        ...
+
+    def usage(self, session_id: int) -> tuple[DeviceUsage, ...]:
+        """What the worker says it uses, by the session's index of the device.
+
+        Empty when it has not said anything yet.
+        """
         ...
 
     def next_id(self) -> int:

@@ -32,7 +32,7 @@ _NEXT = {
 
 
 # May be missing in the record of an older hostd, whose sessions go on.
-_ADDED = {"isolation", "client_start_ticks", "client_address"}
+_ADDED = {"isolation", "client_start_ticks", "client_address", "owner", "client_pid"}
 
 
 class IllegalTransitionError(RuntimeError):
@@ -60,6 +60,8 @@ class Session:
     isolation: tuple[str, ...] = ()  # "user 1900000003", "seccomp", "landlock 7", "cgroup"
     client_start_ticks: int = 0  # of `pid`; 0: not known
     client_address: str = ""  # over TCP
+    owner: str = ""  # who sees it through NVML (host.owner_of); nobody, in an older record
+    client_pid: int = 0  # as the client told it: in its own pid namespace
 
     def moved(self, state: SessionState) -> Session:
         """This session in `state`. Raises IllegalTransitionError."""

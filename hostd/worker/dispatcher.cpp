@@ -1,5 +1,6 @@
 #include "hostd/worker/dispatcher.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "hostd/worker/log.hpp"
@@ -11,7 +12,7 @@ namespace {
 
 constexpr u64 kPublishHeadEvery = 64;  // a fresh head costs the client a cache miss; the ring has 8192 slots
 constexpr u64 kSpinNs = 2'000'000;     // covers the gaps between launches of a busy program
-constexpr u32 kSleepMs = 1000;         // only a look at stalled slots: the client's bell ends the sleep
+constexpr u64 kSleepNs = 1'000'000'000;  // only a look at stalled slots: the client's bell ends the sleep
 constexpr u64 kStalledNs =
     10'000'000'000;  // a ticket taken and not published for so long has lost its thread
 constexpr u64 kPayloadLimit = 2ull << 30;
@@ -65,7 +66,8 @@ void Dispatcher::wait_for(u64 head) {
   control.head.store(head, std::memory_order_release);
   const u64 start = wire::monotonic_ns();
   if (wire::Backoff::spare_cores()) {
-    while (wire::monotonic_ns() - start < kSpinNs) {
+    for (u64 now = start; now - start < kSpinNs; now = wire::monotonic_ns()) {
+      if (now >= activity_.due_ns()) activity_.sample(now);
       for (int i = 0; i < 64; ++i) {
         if (ready()) return;
         __builtin_ia32_pause();
@@ -74,11 +76,14 @@ void Dispatcher::wait_for(u64 head) {
   }
   u64 open_since = 0;  // since when a ticket has been seen taken and not published; 0 while none is
   while (!ready()) {
+    const u64 now = wire::monotonic_ns();
+    if (now >= activity_.due_ns()) activity_.sample(now);
+    const u64 sleep_ns = std::min(kSleepNs, activity_.due_ns() - now);
     const u32 bell = control.doorbell.load(std::memory_order_acquire);
     control.worker_sleeping.store(1, std::memory_order_seq_cst);
     // The client stores its slot, fences, and then reads worker_sleeping: one of us sees the other.
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (!ready()) wire::futex_wait(control.doorbell, bell, kSleepMs);
+    if (!ready()) wire::futex_wait_ns(control.doorbell, bell, sleep_ns);
     control.worker_sleeping.store(0, std::memory_order_relaxed);
     check_stalled(head, open_since);
   }
@@ -152,7 +157,7 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
   request.out = &answer_;
   request.in = wire::Reader(payload_of(slot, request));
   CUresult result = CUDA_SUCCESS;
-  const StreamEntry* stream = slot.stream ? worker_.streams.find(slot.stream) : nullptr;
+  StreamEntry* stream = slot.stream ? worker_.streams.find(slot.stream) : nullptr;
   // A stream works in its own context, whichever is current in the client's thread, also with none. What we
   // issue for it, the marks too, must find that context.
   bool ready = make_current(stream != nullptr ? stream->context : slot.context, result);
@@ -164,6 +169,7 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
     result = CUDA_ERROR_INVALID_HANDLE;
   }
   if (ready) {
+    if (stream != nullptr) activity_.used(slot.stream, *stream);
     request.context = current_;
     result = kHandlers[slot.function](worker_, request);
     if (worker_

@@ -5,13 +5,18 @@
 
 #include <vector>
 
+#include "hostd/worker/activity.hpp"
 #include "hostd/worker/worker.hpp"
 
 namespace gpupool::worker {
 
 class Dispatcher {
  public:
-  explicit Dispatcher(Worker& worker) : worker_(worker) {}
+  explicit Dispatcher(Worker& worker)
+      : worker_(worker), activity_(worker, [this](u32 context) {
+          CUresult error = CUDA_SUCCESS;
+          return make_current(context, error);
+        }) {}
   // Never returns: the process ends with the session. Throws wire::ProtocolError when the client breaks the
   // protocol.
   [[noreturn]] void run();
@@ -34,6 +39,7 @@ class Dispatcher {
   std::vector<u8> payload_;  // private copy of a payload that came in bulk
   u32 current_context_ = 0;  // handle index; ~0 when unknown
   CUcontext current_ = nullptr;
+  Activity activity_;
 };
 
 }  // namespace gpupool::worker

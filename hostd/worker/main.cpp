@@ -17,6 +17,7 @@
 #include "hostd/worker/client_watch.hpp"
 #include "hostd/worker/dispatcher.hpp"
 #include "hostd/worker/log.hpp"
+#include "hostd/worker/memory_account.hpp"
 #include "hostd/worker/options.hpp"
 #include "hostd/worker/sandbox.hpp"
 #include "hostd/worker/stream_mirror.hpp"
@@ -166,12 +167,15 @@ int serve(const Options& options) {
   message.device_count = static_cast<u32>(worker->devices.size());
   std::strncpy(message.host_version, wire::kVersion, sizeof message.host_version - 1);
   const bool shared = options.transport == wire::TransportKind::shm;
+  worker->usage = open_usage_page(options.usage_fd, worker->devices.size());
+  account_memory(*worker);
   worker->client_stopped = stopped_probe(options.client_pidfd);
   // From here on a client may have taken this process over; before it, nothing of the client's was read.
   if (std::string error; !enter_sandbox(options.sandbox, options.library, error))
     refuse(options, wire::WelcomeStatus::worker, "the worker cannot enter its sandbox: " + error);
   welcome(options, message, shared ? options.window_fd : -1);
-  if (options.window_fd >= 0) close(options.window_fd);  // mapped
+  for (const int fd : {options.window_fd, options.usage_fd})
+    if (fd >= 0) close(fd);  // mapped
   if (shared)
     watch_client(options.socket_fd, options.client_pidfd, worker->parcels);
   else
@@ -200,8 +204,8 @@ int main(int argc, char** argv) {
     return kExitUsage;
   }
   configure_log(options.log, options.session_id);
-  const std::vector<int> given = {options.socket_fd, options.window_fd, options.client_pidfd,
-                                  options.exchange_fd};
+  const std::vector<int> given = {options.socket_fd, options.window_fd, options.usage_fd,
+                                  options.client_pidfd, options.exchange_fd};
   close_other_descriptors(given);
   for (const int fd : given)
     if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);

@@ -78,6 +78,7 @@ void split(const std::string& text, std::vector<std::string>& parts) {
 enum Option {
   kSocket = 1,
   kWindowFd,
+  kUsageFd,
   kPidfd,
   kExchange,
   kTransport,
@@ -138,6 +139,8 @@ bool take(int option, const char* text, Options& options) {
       return parse_fd(text, options.socket_fd);
     case kWindowFd:
       return parse_fd(text, options.window_fd);
+    case kUsageFd:
+      return parse_fd(text, options.usage_fd);
     case kPidfd:
       return parse_fd(text, options.client_pidfd);
     case kExchange:
@@ -181,6 +184,7 @@ bool take(int option, const char* text, Options& options) {
 bool parse_options(int argc, char** argv, Options& options, std::string& error) {
   static constexpr option kOptions[] = {{"socket-fd", required_argument, nullptr, kSocket},
                                         {"window-fd", required_argument, nullptr, kWindowFd},
+                                        {"usage-fd", required_argument, nullptr, kUsageFd},
                                         {"client-pidfd", required_argument, nullptr, kPidfd},
                                         {"exchange-fd", required_argument, nullptr, kExchange},
                                         {"transport", required_argument, nullptr, kTransport},

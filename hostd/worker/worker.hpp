@@ -19,6 +19,7 @@
 #include "hostd/worker/code_entries.hpp"
 #include "hostd/worker/handle_table.hpp"
 #include "hostd/worker/parcels.hpp"
+#include "hostd/worker/usage_page.hpp"
 #include "wire/cpp/layout.hpp"
 #include "wire/cpp/reader.hpp"
 #include "wire_functions.hpp"  // generated: enum class wire::Function
@@ -48,6 +49,7 @@ struct StreamEntry {
   u32 context = 0;         // handle index of its context
   bool capturing = false;  // between begin and end of a capture that this stream began or joined
   u64 capture_id = 0;      // the driver's, while capturing
+  bool noted = false;      // activity.hpp knows that it may have work outstanding
 };
 
 struct EventEntry {
@@ -60,6 +62,8 @@ class Worker {
   wire::Window window;
   bool shared_memory = true;      // false over a stream transport
   std::vector<CUdevice> devices;  // the session's vGPUs, in the order that the client sees
+  // What hostd reads for NVML in the guest; never null.
+  UsagePage* usage = open_usage_page(-1, wire::kMaxDevices);
 
   // Objects by wire handle. Every type has a cap (limits.hpp).
   HandleTable<CUcontext> contexts{wire::HandleKind::context};

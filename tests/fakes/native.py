@@ -1,6 +1,6 @@
 """A folder of native files for tests that need none of the real ones.
 
-Layout of CMake's build folder: the fake worker, a software GPU of six functions, a guest library
+Layout of CMake's build folder: the fake worker, a software GPU of eight functions, a guest library
 that only carries the marker symbol.
 """
 
@@ -22,6 +22,11 @@ int cuDeviceGetName(char* name, int size, int device) {
 }
 int cuDeviceGetUuid_v2(unsigned char* uuid, int device) { memset(uuid, 0xab, 16); return device; }
 int cuDeviceTotalMem_v2(unsigned long* bytes, int device) { *bytes = 1ul << 30; return device; }
+int cuDriverGetVersion(int* version) { *version = 13000; return 0; }
+int cuDeviceGetPCIBusId(char* text, int size, int device) {
+  strncpy(text, "0000:0a:00.0", size);
+  return device;
+}
 int cuDeviceGetAttribute(int* value, int which, int device) {
   *value = which == 75 ? 9 : 0;
   return device;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpupool.hostd.core.ports import PortError
+from gpupool.hostd.core.ports import DeviceUsage, PortError
 from gpupool.hostd.core.session import Session
 
 
@@ -13,6 +13,8 @@ class FakeSessions:
         self.records: dict[int, Session] = {}
         self.history: list[Session] = []
         self.fail_save_after: int | None = None
+        self.open_usages: set[int] = set()
+        self.usages: dict[int, tuple[DeviceUsage, ...]] = {}
         self._last = 0
 
     def load(self) -> list[Session]:
@@ -29,6 +31,21 @@ class FakeSessions:
     def remove(self, session_id: int) -> None:
         """Forgets."""
         self.records.pop(session_id, None)
+        self.usages.pop(session_id, None)
+
+    def create_usage(self, session_id: int) -> int:
+        """A number instead of a descriptor."""
+        self.usages.setdefault(session_id, ())
+        self.open_usages.add(8000 + session_id)
+        return 8000 + session_id
+
+    def close_usage(self, fd: int) -> None:
+        """Raises KeyError for a second close."""
+        self.open_usages.remove(fd)
+
+    def usage(self, session_id: int) -> tuple[DeviceUsage, ...]:
+        """What the test has put there."""
+        return self.usages.get(session_id, ())
 
     def next_id(self) -> int:
         """1, 2, 3"""

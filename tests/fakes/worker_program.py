@@ -27,6 +27,7 @@ def main() -> int:
         "window-fd",
         "client-pidfd",
         "exchange-fd",
+        "usage-fd",
         "window-bytes",
         "session-id",
     ):

@@ -63,6 +63,8 @@ def test_a_client_gets_a_worker(machine: Machine) -> None:
     assert order.window_bytes == 64 << 20
     assert order.library == "/usr/lib/x86_64-linux-gnu/libcuda.so.1"
     assert len(order.devices) == 8
+    assert order.usage_fd == 8001
+    assert not machine.store.open_usages  # the worker has its own
     assert session.pid == 41  # what the kernel says, not what the client says
     assert session.state is SessionState.RUNNING
     assert host.sessions == (session,)

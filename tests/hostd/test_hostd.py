@@ -95,6 +95,7 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
     options = dict(zip(words[2:-1:2], words[3::2], strict=True))
     assert int(options.pop("--socket-fd")) > 2
     assert int(options.pop("--window-fd")) > 2
+    assert int(options.pop("--usage-fd")) > 2
     assert int(options.pop("--client-pidfd")) > 2
     assert int(options.pop("--exchange-fd")) > 2
     if os.getuid() == 0:

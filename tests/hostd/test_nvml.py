@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from gpupool.hostd.adapters.nvml import NvmlGpus
+from gpupool.hostd.core.gpu import Card
 from tests.fakes.daemon import ROOT
 
 pytest.importorskip("pynvml", reason="nvidia-ml-py is missing")
@@ -55,12 +57,15 @@ int nvmlDeviceGetName(void* device, char* text, unsigned size) {
   return 0;
 }
 int nvmlDeviceGetMemoryInfo(void* device, unsigned long long* total_free_used) {
-  total_free_used[0] = 81559ull << 20;
+  total_free_used[0] = (81559ull << 20) + 4096;
   return 0;
 }
+int nvmlSystemGetCudaDriverVersion_v2(int* version) { *version = 13000; return 0; }
+int nvmlDeviceGetPersistenceMode(void* device, int* mode) { *mode = 1; return 0; }
 struct pci { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; };
 int nvmlDeviceGetPciInfo_v3(void* device, struct pci* pci) {
   memset(pci, 0, sizeof *pci);
+  pci->id = 0x233010de;
   snprintf(pci->bus_id, sizeof pci->bus_id, "00000000:%02lX:00.0", (long)device);
   return 0;
 }
@@ -107,6 +112,7 @@ def test_the_cards(driver: Path) -> None:
     assert found["driver_version"] == "580.95.05"
     assert found["library"] == str(driver / "libcuda.so.1")
     assert found["notes"] == []
+    assert found["cuda_version"] == 13000
     assert found["gpus"] == [
         {
             "uuid": f"GPU-{number}",
@@ -116,6 +122,14 @@ def test_the_cards(driver: Path) -> None:
             "index": number - 1,
             "pci_bus_id": f"00000000:0{number}:00.0",
             "compute_capability": "9.0",
+            # What this driver does not tell is null, and hides nothing.
+            "card": {
+                **dict.fromkeys(asdict(Card())),
+                "memory_bytes": (81559 << 20) + 4096,
+                "pci_device_id": 0x233010DE,
+                "pci_subsystem_id": 0,
+                "persistence_enabled": 1,
+            },
         }
         for number in (1, 2)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpupool.hostd.adapters.software_gpu import SoftwareGpus
-from gpupool.hostd.core.gpu import Gpu
+from gpupool.hostd.core.gpu import Card, Gpu
 from tests.fakes.native import GPU_UUID
 
 
@@ -13,8 +13,18 @@ def test_its_devices(native: Path) -> None:
     library = native / "lib/host/libgpupool-softgpu.so"
     inventory = SoftwareGpus(library, {}).discover()
     assert inventory.gpus == (
-        Gpu(GPU_UUID, "Fake GPU", 1024, "software", 0, compute_capability="9.0"),
+        Gpu(
+            GPU_UUID,
+            "Fake GPU",
+            1024,
+            "software",
+            0,
+            pci_bus_id="00000000:0A:00.0",
+            compute_capability="9.0",
+            card=Card(memory_bytes=1 << 30, multiprocessors=0),
+        ),
     )
+    assert inventory.cuda_version == 13000
     assert inventory.library == str(library)
     assert inventory.notes == ()
 

@@ -18,7 +18,7 @@ from gpupool.hostd.adapters.worker_process import (
 )
 from gpupool.hostd.core.ports import PortError, WorkerEnd, WorkerOrder, WorkerProcess
 
-ORDER = WorkerOrder(5, 0, None, None, "tcp", 0x1000, 4096, "/lib", ("GPU-1", "GPU-2"), 50, 0)
+ORDER = WorkerOrder(5, 0, None, 0, None, "tcp", 0x1000, 4096, "/lib", ("GPU-1", "GPU-2"), 50, 0)
 
 
 def script(folder: Path, text: str) -> SubprocessWorkers:

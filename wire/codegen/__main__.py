@@ -21,7 +21,7 @@ if __package__ in (
     package.__path__ = [str(ROOT)]
     sys.modules["gpupool"] = package
 
-from gpupool.wire.codegen import emit, headers, model, spec  # noqa: E402
+from gpupool.wire.codegen import emit, headers, model, nvml, spec  # noqa: E402
 
 INCLUDE_FOLDERS = ("cu13/include", "cuda_runtime/include")
 
@@ -49,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where the C++ files go")
     parser.add_argument("--coverage", type=Path, help="write docs/coverage.md here")
     parser.add_argument("--verify", type=Path, help="fail if this docs/coverage.md is stale")
+    parser.add_argument(
+        "--nvml", type=Path, help="write what the guest's NVML lacks here, only that"
+    )
     parser.add_argument("--print-include", action="store_true", help="print the folder of cuda.h")
     arguments = parser.parse_args(argv)
     include = arguments.include or find_include_dir()
@@ -59,6 +62,11 @@ def main(argv: list[str] | None = None) -> int:
         print(include)
         return 0
     try:
+        if arguments.nvml is not None:
+            templates = arguments.templates.parent / "nvml"
+            text = nvml.rest(include, arguments.compiler, arguments.api, templates)
+            emit.write_changed(arguments.nvml, text)
+            return 0
         header = headers.read(include, arguments.compiler)
         outputs = emit.render(model.load(arguments.api, header), arguments.templates)
     except (spec.SpecError, headers.HeaderError) as error:

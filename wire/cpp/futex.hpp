@@ -14,11 +14,14 @@
 
 namespace gpupool::wire {
 
-// Sleeps while *address == expected, at most `timeout_ms`. Returns for any reason: the caller looks again.
-inline void futex_wait(const std::atomic<u32>& address, u32 expected, u32 timeout_ms) {
-  const timespec timeout{static_cast<time_t>(timeout_ms / 1000),
-                         static_cast<long>(timeout_ms % 1000) * 1'000'000};
+// Sleeps while *address == expected, at most that long. Returns for any reason: the caller looks again.
+inline void futex_wait_ns(const std::atomic<u32>& address, u32 expected, u64 timeout_ns) {
+  const timespec timeout{static_cast<time_t>(timeout_ns / 1'000'000'000),
+                         static_cast<long>(timeout_ns % 1'000'000'000)};
   syscall(SYS_futex, &address, FUTEX_WAIT, expected, &timeout, nullptr, 0);
+}
+inline void futex_wait(const std::atomic<u32>& address, u32 expected, u32 timeout_ms) {
+  futex_wait_ns(address, expected, u64{timeout_ms} * 1'000'000);
 }
 inline void futex_wait(const std::atomic<u64>& address, u64 expected, u32 timeout_ms) {
   futex_wait(reinterpret_cast<const std::atomic<u32>&>(address), static_cast<u32>(expected), timeout_ms);

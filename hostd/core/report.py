@@ -1,0 +1,120 @@
+"""What a guest may know of its vGPUs: the answer to a Query, for NVML in the guest.
+
+Invariant: a report holds constants of the cards and what the asking guest's own sessions use, and
+nothing that another tenant does: no other memory, process or load, and no power, temperature or
+clock, which tell of a neighbour's load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpupool.hostd.core.admission import MIB, Limits
+from gpupool.hostd.core.gpu import Gpu, Inventory
+from gpupool.hostd.core.ports import DeviceUsage
+from gpupool.hostd.core.session import Session
+from gpupool.wire.query import (
+    MAX_GPUS,
+    MAX_PROCESSES,
+    UNKNOWN,
+    GpuReport,
+    ProcessReport,
+    Query,
+    Report,
+)
+
+# Programs compare driver versions as numbers: the software GPU answers as the driver whose
+# interface it has.
+_SOFTWARE_DRIVER = "580.00"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSession:
+    """A session of the guest that asks, and what it uses."""
+
+    session: Session
+    usage: tuple[DeviceUsage, ...]
+
+    def on(self, gpu: Gpu) -> DeviceUsage | None:
+        """What it uses of that GPU; None when it does not have it."""
+        if gpu.uuid not in self.session.devices:
+            return None
+        index = self.session.devices.index(gpu.uuid)
+        return self.usage[index] if index < len(self.usage) else DeviceUsage(0, 0)
+
+
+def make_report(
+    query: Query,
+    limits: Limits,
+    inventory: Inventory,
+    sessions: Sequence[OwnSession],
+    host_version: str,
+) -> Report:
+    """The vGPUs as `query` would get them, in NVML's order, and what `sessions` use of them."""
+    gpus = sorted(inventory.gpus, key=lambda gpu: (gpu.pci_bus_id, gpu.index))[:MAX_GPUS]
+    quota_bytes = (query.memory_mib or limits.default_memory_mib) * MIB
+    percent = query.compute_percent or limits.default_compute_percent
+    driver = inventory.driver_version
+    return Report(
+        gpus=tuple(_gpu(gpu, quota_bytes, percent, sessions) for gpu in gpus),
+        processes=_processes(gpus, sessions),
+        driver_version=_SOFTWARE_DRIVER if driver == "software" else driver,
+        host_version=host_version,
+        cuda_version=inventory.cuda_version,
+    )
+
+
+def _gpu(gpu: Gpu, quota_bytes: int, percent: int, sessions: Sequence[OwnSession]) -> GpuReport:
+    card = gpu.card
+    usages = [usage for one in sessions if (usage := one.on(gpu)) is not None]
+    card_bytes = card.memory_bytes or gpu.memory_mib * MIB
+    limited = 0 < quota_bytes < card_bytes
+    major, _, minor = gpu.compute_capability.partition(".")
+
+    def known(number: int | None) -> int:
+        return UNKNOWN if number is None else number & UNKNOWN
+
+    return GpuReport(
+        name=gpu.name,
+        uuid=gpu.uuid,
+        pci_bus_id=gpu.pci_bus_id,
+        total_bytes=quota_bytes if limited else card_bytes,
+        # A quota counts what a guest allocates: the driver's own share does not come out of it.
+        reserved_bytes=0 if limited else card.reserved_bytes or 0,
+        used_bytes=sum(usage.memory_bytes for usage in usages),
+        pci_device_id=known(card.pci_device_id),
+        pci_subsystem_id=known(card.pci_subsystem_id),
+        compute_major=int(major) if major else UNKNOWN,
+        compute_minor=int(minor) if minor else UNKNOWN,
+        architecture=known(card.architecture),
+        brand=known(card.brand),
+        multiprocessors=known(card.multiprocessors),
+        cores=known(card.cores),
+        memory_bus_bits=known(card.memory_bus_bits),
+        max_sm_clock_mhz=known(card.max_sm_clock_mhz),
+        max_memory_clock_mhz=known(card.max_memory_clock_mhz),
+        max_pcie_generation=known(card.max_pcie_generation),
+        max_pcie_width=known(card.max_pcie_width),
+        ecc_enabled=known(card.ecc_enabled),
+        persistence_enabled=known(card.persistence_enabled),
+        compute_percent=percent,
+        # Sessions overlap in time by an unknown amount; the sum is an upper bound.
+        utilization_percent=min(100, sum(usage.utilization_percent for usage in usages)),
+    )
+
+
+def _processes(gpus: Sequence[Gpu], sessions: Sequence[OwnSession]) -> tuple[ProcessReport, ...]:
+    found = [
+        ProcessReport(
+            gpu=place,
+            pid=one.session.client_pid,
+            used_bytes=usage.memory_bytes,
+            utilization_percent=usage.utilization_percent,
+            program=one.session.program,
+        )
+        for place, gpu in enumerate(gpus)
+        for one in sessions
+        if (usage := one.on(gpu)) is not None
+    ]
+    return tuple(found[:MAX_PROCESSES])

@@ -73,7 +73,11 @@ GPU_FIELDS = (
     ("persistence_enabled", "I"),
     ("compute_percent", "I"),
     ("utilization_percent", "I"),
-    ("reserved", "I"),
+    ("peers_read", "I"),
+    ("peers_write", "I"),
+    ("peers_nvlink", "I"),
+    ("peers_atomics", "I"),
+    ("peers_pci", "I"),
 )
 PROCESS_FIELDS = (
     ("gpu", "I"),
@@ -150,7 +154,11 @@ class GpuReport:
     persistence_enabled: int = UNKNOWN
     compute_percent: int = UNKNOWN
     utilization_percent: int = UNKNOWN
-    reserved: int = 0
+    peers_read: int = 0  # bit n: the report's n-th GPU
+    peers_write: int = 0
+    peers_nvlink: int = 0
+    peers_atomics: int = 0
+    peers_pci: int = 0
 
 
 @dataclass(frozen=True, slots=True)

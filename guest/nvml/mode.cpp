@@ -14,6 +14,13 @@ nvmlReturn_t check_pair(nvmlDevice_t one, nvmlDevice_t other, const void* to) {
   return to == nullptr ? NVML_ERROR_INVALID_ARGUMENT : NVML_SUCCESS;
 }
 
+template <typename Info>
+nvmlReturn_t no_fabric(nvmlDevice_t device, unsigned int version, Info* info) {
+  Info none{};  // all zero: NVML_GPU_FABRIC_STATE_NOT_SUPPORTED
+  none.version = version;
+  return constant(device, none, info);
+}
+
 }  // namespace
 
 extern "C" {
@@ -82,13 +89,31 @@ nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t one, nvmlDevice_t 
   return result;
 }
 
-// NVML's answer is about processes that open each other's memory, which crosses sessions. Inside a session
-// cuDeviceCanAccessPeer says what works.
-nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t one, nvmlDevice_t other, nvmlGpuP2PCapsIndex_t,
+// As the host's NVML says, a constant of how the cards are wired.
+nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t one, nvmlDevice_t other, nvmlGpuP2PCapsIndex_t kind,
                                     nvmlGpuP2PStatus_t* status) {
-  const nvmlReturn_t result = check_pair(one, other, status);
-  if (result == NVML_SUCCESS) *status = one == other ? NVML_P2P_STATUS_OK : NVML_P2P_STATUS_NOT_SUPPORTED;
-  return result;
+  if (const nvmlReturn_t result = check_pair(one, other, status); result != NVML_SUCCESS) return result;
+  wire::GpuReport gpu;
+  if (const nvmlReturn_t result = find(one, gpu); result != NVML_SUCCESS) return result;
+  const u32 peers[] = {gpu.peers_read, gpu.peers_write, gpu.peers_nvlink, gpu.peers_atomics, gpu.peers_pci};
+  if (kind < NVML_P2P_CAPS_INDEX_READ || kind > NVML_P2P_CAPS_INDEX_PCI) return NVML_ERROR_INVALID_ARGUMENT;
+  const bool reaches = one == other || (peers[kind] >> other->index & 1) != 0;
+  *status = reaches ? NVML_P2P_STATUS_OK : NVML_P2P_STATUS_NOT_SUPPORTED;
+  return NVML_SUCCESS;
+}
+
+// A guest is no member of an NVLink fabric across hosts. NCCL asks, and takes an error for worse than a no.
+nvmlReturn_t nvmlDeviceGetGpuFabricInfo(nvmlDevice_t device, nvmlGpuFabricInfo_t* info) {
+  return constant(device, nvmlGpuFabricInfo_t{}, info);  // all zero: NVML_GPU_FABRIC_STATE_NOT_SUPPORTED
+}
+
+nvmlReturn_t nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t device, nvmlGpuFabricInfoV_t* info) {
+  if (info == nullptr) return constant<int>(device, 0, nullptr);
+  const unsigned int version = info->version;
+  if (version == nvmlGpuFabricInfo_v3) return no_fabric(device, version, info);
+  if (version == nvmlGpuFabricInfo_v2)  // the shorter struct is all that the caller has
+    return no_fabric(device, version, reinterpret_cast<nvmlGpuFabricInfo_v2_t*>(info));
+  return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
 }
 
 // Each field has a result of its own, and monitoring programs read that one.

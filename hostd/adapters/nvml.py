@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,13 @@ def _look(nvml: Any, library: Path | None, notes: list[str]) -> Inventory:
             "later"
         )
         return Inventory((), "", version, tuple(notes))
-    gpus = []
+    gpus: list[Gpu] = []
+    handles: dict[str, Any] = {}
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+            handles[str(nvml.nvmlDeviceGetUUID(handle))] = handle
             gpus.append(
                 Gpu(
                     uuid=str(nvml.nvmlDeviceGetUUID(handle)),
@@ -96,6 +99,9 @@ def _look(nvml: Any, library: Path | None, notes: list[str]) -> Inventory:
             notes.append(f"GPU {index}: {error}")
     if not gpus:
         notes.append("the NVIDIA driver is there but shows no GPU")
+    gpus = [
+        replace(gpu, card=replace(gpu.card, peers=_peers(nvml, handles, gpu.uuid))) for gpu in gpus
+    ]
     return Inventory(
         tuple(gpus) if library else (),
         str(library or ""),
@@ -111,6 +117,16 @@ def _told(nvml: Any, ask: Callable[[], Any]) -> int | None:
         return int(ask())
     except (nvml.NVMLError, AttributeError):  # pynvml older than the question
         return None
+
+
+def _peers(nvml: Any, handles: dict[str, Any], uuid: str) -> tuple[tuple[str, ...], ...]:
+    """Whom a card reaches directly, by nvmlGpuP2PCapsIndex_t 0 to 4."""
+
+    def reaches(other: str, kind: int) -> bool:
+        ask = lambda: nvml.nvmlDeviceGetP2PStatus(handles[uuid], handles[other], kind)  # noqa: E731
+        return other != uuid and _told(nvml, ask) == 0  # NVML_P2P_STATUS_OK
+
+    return tuple(tuple(one for one in handles if reaches(one, kind)) for kind in range(5))
 
 
 def _card(nvml: Any, handle: Any) -> Card:

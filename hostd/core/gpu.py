@@ -28,6 +28,9 @@ class Card:
     max_pcie_width: int | None = None
     ecc_enabled: int | None = None  # 1 or 0
     persistence_enabled: int | None = None  # 1 or 0
+    # UUIDs of the cards it reaches directly: read, write, NVLink, atomics, PCI
+    # (nvmlGpuP2PCapsIndex_t 0 to 4).
+    peers: tuple[tuple[str, ...], ...] = ((), (), (), (), ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def make_report(
     percent = query.compute_percent or limits.default_compute_percent
     driver = inventory.driver_version
     return Report(
-        gpus=tuple(_gpu(gpu, quota_bytes, percent, sessions) for gpu in gpus),
+        gpus=tuple(_gpu(gpu, gpus, quota_bytes, percent, sessions) for gpu in gpus),
         processes=_processes(gpus, sessions),
         driver_version=_SOFTWARE_DRIVER if driver == "software" else driver,
         host_version=host_version,
@@ -65,7 +65,13 @@ def make_report(
     )
 
 
-def _gpu(gpu: Gpu, quota_bytes: int, percent: int, sessions: Sequence[OwnSession]) -> GpuReport:
+def _gpu(
+    gpu: Gpu,
+    gpus: Sequence[Gpu],
+    quota_bytes: int,
+    percent: int,
+    sessions: Sequence[OwnSession],
+) -> GpuReport:
     card = gpu.card
     usages = [usage for one in sessions if (usage := one.on(gpu)) is not None]
     card_bytes = card.memory_bytes or gpu.memory_mib * MIB
@@ -74,6 +80,9 @@ def _gpu(gpu: Gpu, quota_bytes: int, percent: int, sessions: Sequence[OwnSession
 
     def known(number: int | None) -> int:
         return UNKNOWN if number is None else number & UNKNOWN
+
+    def peers(kind: int) -> int:
+        return sum(1 << place for place, one in enumerate(gpus) if one.uuid in card.peers[kind])
 
     return GpuReport(
         name=gpu.name,
@@ -101,6 +110,11 @@ def _gpu(gpu: Gpu, quota_bytes: int, percent: int, sessions: Sequence[OwnSession
         compute_percent=percent,
         # Sessions overlap in time by an unknown amount; the sum is an upper bound.
         utilization_percent=min(100, sum(usage.utilization_percent for usage in usages)),
+        peers_read=peers(0),
+        peers_write=peers(1),
+        peers_nvlink=peers(2),
+        peers_atomics=peers(3),
+        peers_pci=peers(4),
     )
 
 

@@ -3,118 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import TEST_GPU, Host
+from tests.conftest import TEST_GPU, Host, end_host, make_host
 from tests.e2e.observe import wait_for_line
+from tests.guest.nvml import ASK, USED, ask
 from tests.guest.shim import run_without_host
 
 pytest.importorskip("pynvml", reason="nvidia-ml-py is missing")
-
-# Prints one JSON object: what the binding's questions are answered with.
-ASK = """
-import json, sys
-from pynvml import *
-nvmlInit()
-
-def tell(ask):
-    try:
-        return ask()
-    except NVMLError as error:
-        return str(error)
-
-def look(h):
-    memory, second = nvmlDeviceGetMemoryInfo(h), nvmlDeviceGetMemoryInfo(h, version=nvmlMemory_v2)
-    pci = nvmlDeviceGetPciInfo(h)
-    return {
-        "name": nvmlDeviceGetName(h), "uuid": nvmlDeviceGetUUID(h),
-        "index": nvmlDeviceGetIndex(h), "minor": nvmlDeviceGetMinorNumber(h),
-        "pci": pci.busId, "pci_legacy": pci.busIdLegacy,
-        "capability": list(nvmlDeviceGetCudaComputeCapability(h)),
-        "memory": [memory.total, memory.free, memory.used],
-        "memory_v2": [second.total, second.reserved, second.free, second.used],
-        "utilization": nvmlDeviceGetUtilizationRates(h).gpu,
-        "processes": [[p.pid, p.usedGpuMemory] for p in nvmlDeviceGetComputeRunningProcesses(h)],
-        "processes_v2": [[p.pid, p.usedGpuMemory]
-                         for p in nvmlDeviceGetComputeRunningProcesses_v2(h)],
-        "graphics": nvmlDeviceGetGraphicsRunningProcesses(h),
-        "mig": nvmlDeviceGetMigMode(h), "compute_mode": nvmlDeviceGetComputeMode(h),
-        "power": tell(lambda: nvmlDeviceGetPowerUsage(h)),
-        "temperature": tell(lambda: nvmlDeviceGetTemperature(h, NVML_TEMPERATURE_GPU)),
-        "clock": tell(lambda: nvmlDeviceGetClockInfo(h, NVML_CLOCK_SM)),
-        "serial": tell(lambda: nvmlDeviceGetSerial(h)),
-        "newer": tell(lambda: nvmlDeviceGetMemoryLimits_v1(h, 0)),
-        "by_uuid": nvmlDeviceGetIndex(nvmlDeviceGetHandleByUUID(nvmlDeviceGetUUID(h))),
-        "by_pci": nvmlDeviceGetIndex(nvmlDeviceGetHandleByPciBusId(pci.busId)),
-        "by_legacy": nvmlDeviceGetIndex(nvmlDeviceGetHandleByPciBusId(pci.busIdLegacy)),
-    }
-
-def everything():
-    return {
-        "driver": nvmlSystemGetDriverVersion(), "nvml": nvmlSystemGetNVMLVersion(),
-        "cuda": nvmlSystemGetCudaDriverVersion_v2(),
-        "gpus": [look(nvmlDeviceGetHandleByIndex(i)) for i in range(nvmlDeviceGetCount())],
-    }
-
-print(json.dumps(everything()))
-"""
-# Allocates what argv[1] says in MiB, and holds it to the end of its standard input.
-HOLD = """
-import sys
-from tests.guest.cuda import Driver
-driver = Driver()
-driver.alloc(int(sys.argv[1]) << 20)
-print("holding", flush=True)
-sys.stdin.read()
-"""
-
-
-# Waits until NVML shows that this process uses so many bytes of GPU 0: frees are not waited for.
-USED = """
-import os, time
-from ctypes import *
-from pynvml import *
-from tests.guest.cuda import Driver
-d = Driver()
-nvmlInit()
-h = nvmlDeviceGetHandleByIndex(0)
-MIB = 1 << 20
-
-def used(expected):
-    deadline = time.monotonic() + 10
-    while True:
-        found = [p.usedGpuMemory for p in nvmlDeviceGetComputeRunningProcesses(h)
-                 if p.pid == os.getpid()]
-        if found == [expected]:
-            return
-        assert time.monotonic() < deadline, (found, expected)
-        time.sleep(0.01)
-"""
-
-
-def ask(host: Host, transport: str, **variables: str) -> dict[str, Any]:
-    """What a fresh process is answered."""
-    told: dict[str, Any] = json.loads(host.run_python(transport, ASK, **variables))
-    return told
-
-
-class Holder:
-    """A program that holds memory on a vGPU, as a context manager."""
-
-    def __init__(self, host: Host, transport: str, mib: int, **variables: str) -> None:
-        command = (sys.executable, "-c", HOLD, str(mib))
-        self.process = host.start_client(transport, *command, **variables)
-
-    def __enter__(self) -> subprocess.Popen[str]:
-        wait_for_line(self.process, "holding")
-        return self.process
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate(timeout=60)
 
 
 def test_what_a_vgpu_is(host: Host, transport: str) -> None:
@@ -181,89 +85,10 @@ def test_visible_devices_are_not_nvmls_business(host: Host, transport: str) -> N
 
 
 def test_a_quota_is_the_memory_there_is(host: Host, transport: str) -> None:
+    host.wait_until(lambda: not host.sessions(), "earlier sessions to end")
     gpu = ask(host, transport, GPUPOOL_MEMORY_MIB="512")["gpus"][0]
     assert gpu["memory"] == [512 << 20, 512 << 20, 0]
     assert gpu["memory_v2"] == [512 << 20, 0, 512 << 20, 0]
-
-
-def test_own_memory_and_processes(own_host: Host, transport: str) -> None:
-    assert ask(own_host, transport)["gpus"][0]["processes"] == []
-    with Holder(own_host, transport, 64) as one, Holder(own_host, transport, 32) as two:
-        gpu = ask(own_host, transport)["gpus"][0]
-        expected = [[one.pid, 64 << 20], [two.pid, 32 << 20]]
-        assert sorted(gpu["processes"]) == sorted(expected)
-        assert gpu["processes_v2"] == gpu["processes"]
-        assert gpu["memory"][2] == 96 << 20
-    own_host.wait_until(lambda: not own_host.sessions(), "the sessions to end")
-    gpu = ask(own_host, transport)["gpus"][0]
-    assert gpu["processes"] == []
-    assert gpu["memory"][2] == 0
-
-
-def test_every_way_to_allocate_is_counted(host: Host, transport: str) -> None:
-    host.run_python(
-        transport,
-        USED
-        + """
-used(0)
-a = d.alloc(1000)
-used(1024)
-d.call("cuMemFree_v2", c_uint64(a))
-used(0)
-p, pitch = c_uint64(), c_size_t()
-d.call("cuMemAllocPitch_v2", byref(p), byref(pitch), c_size_t(1000), c_size_t(16), c_uint(4))
-used(-(-pitch.value * 16 // 512) * 512)
-d.call("cuMemFree_v2", p)
-d.call("cuMemAllocAsync", byref(p), c_size_t(3 * MIB), None)
-used(3 * MIB)
-d.call("cuMemFreeAsync", p, None)
-used(0)
-""",
-    )
-
-
-def test_a_physical_block_counts_while_anything_holds_it(host: Host, transport: str) -> None:
-    host.run_python(
-        transport,
-        USED
-        + """
-class Location(Structure):
-    _fields_ = [("type", c_int), ("id", c_int)]
-
-class Properties(Structure):
-    _fields_ = [("type", c_int), ("handles", c_int), ("location", Location), ("win32", c_void_p),
-                ("flags", c_ubyte * 8)]
-
-properties = Properties(1, 0, Location(1, 0))  # pinned memory of device 0
-size = c_size_t()
-d.call("cuMemGetAllocationGranularity", byref(size), byref(properties), c_int(0))
-block, address = c_uint64(), c_uint64()
-d.call("cuMemCreate", byref(block), size, byref(properties), c_uint64(0))
-used(size.value)
-d.call("cuMemAddressReserve", byref(address), size, c_size_t(0), c_uint64(0), c_uint64(0))
-d.call("cuMemMap", address, size, c_size_t(0), block, c_uint64(0))
-d.call("cuMemRelease", block)
-used(size.value)  # the mapping holds it
-d.call("cuMemUnmap", address, size)
-used(0)
-""",
-    )
-
-
-def test_a_destroyed_context_gives_its_memory_back(host: Host, transport: str) -> None:
-    host.run_python(
-        transport,
-        USED
-        + """
-context = c_void_p()
-d.alloc(MIB)
-d.call("cuCtxCreate_v2", byref(context), c_uint(0), c_int(0))
-d.alloc(2 * MIB)
-used(3 * MIB)
-d.call("cuCtxDestroy_v2", context)
-used(MIB)
-""",
-    )
 
 
 def test_init_and_shutdown_are_counted(host: Host, transport: str) -> None:
@@ -325,13 +150,6 @@ for line in sys.stdin:
     assert errors.count("gpupool: NVML: ") == 1, errors
 
 
-def test_a_later_hostd_still_knows_the_usage(own_host: Host, transport: str) -> None:
-    with Holder(own_host, transport, 16) as holder:
-        own_host.stop()
-        own_host.start()
-        assert ask(own_host, transport)["gpus"][0]["processes"] == [[holder.pid, 16 << 20]]
-
-
 def test_without_a_host() -> None:
     printed = run_without_host(
         """
@@ -358,14 +176,52 @@ def test_a_wrong_token_is_refused(host: Host, tmp_path: Any) -> None:
     assert "Driver Not Loaded" in done.stderr
 
 
-def test_two_doors_do_not_see_each_other(own_host: Host) -> None:
-    """A tenant is known by its endpoint: what came in by TCP is not seen through the socket."""
-    with Holder(own_host, "tcp", 64) as holder:
-        inside, outside = (ask(own_host, each)["gpus"][0] for each in ("tcp", "shm"))
-        assert inside["processes"] == [[holder.pid, 64 << 20]]
-        assert outside["processes"] == []
-        assert outside["memory"][2] == 0
-        assert outside["utilization"] == 0
+@pytest.fixture
+def three_gpus() -> Iterator[Host]:
+    """A hostd with three software GPUs."""
+    with tempfile.TemporaryDirectory(prefix="gpupool-test-") as name:
+        os.environ["GPUPOOL_SOFTGPU_DEVICES"] = "3"
+        try:
+            host = make_host(Path(name))
+        finally:
+            del os.environ["GPUPOOL_SOFTGPU_DEVICES"]
+        yield host
+        end_host(host)
+
+
+@pytest.mark.softgpu
+def test_several_gpus(three_gpus: Host, transport: str) -> None:
+    """Each has its own account, and its index is that of CUDA_DEVICE_ORDER=PCI_BUS_ID."""
+    told = three_gpus.run_python(
+        transport,
+        USED
+        + """
+assert d.lib.cuInit(0) == 0
+for device in (0, 1, 2):
+    context, uuid = c_void_p(), (c_ubyte * 16)()
+    d.call("cuCtxCreate_v2", byref(context), c_uint(0), c_int(device))
+    d.alloc((device + 1) * MIB)
+    d.call("cuDeviceGetUuid_v2", uuid, c_int(device))
+    h = nvmlDeviceGetHandleByIndex(device)
+    used((device + 1) * MIB)
+    assert nvmlDeviceGetUUID(h).replace("-", "")[3:] == bytes(uuid).hex()
+    assert nvmlDeviceGetMemoryInfo(h).used == (device + 1) * MIB
+first, second = nvmlDeviceGetHandleByIndex(0), nvmlDeviceGetHandleByIndex(1)
+READ, NOT_SUPPORTED = 0, 5
+assert nvmlDeviceGetP2PStatus(first, second, READ) == NOT_SUPPORTED
+assert nvmlDeviceGetP2PStatus(first, first, READ) == 0
+assert nvmlDeviceGetTopologyCommonAncestor(first, second) == NVML_TOPOLOGY_SYSTEM
+for ask, info in ((nvmlDeviceGetGpuFabricInfo, c_nvmlGpuFabricInfo_t()),
+                  (nvmlDeviceGetGpuFabricInfoV, c_nvmlGpuFabricInfo_v2_t()),
+                  (nvmlDeviceGetGpuFabricInfoV, c_nvmlGpuFabricInfo_v3_t())):
+    info.state = 9
+    ask(first, byref(info))
+    assert info.state == NVML_GPU_FABRIC_STATE_NOT_SUPPORTED
+print(nvmlDeviceGetCount())
+""",
+        CUDA_DEVICE_ORDER="PCI_BUS_ID",
+    )
+    assert told == "3\n"
 
 
 @pytest.mark.gpu
@@ -387,90 +243,3 @@ def test_as_the_real_nvml(host: Host, transport: str) -> None:
             assert ours[question] == theirs[question], question
         assert ours["memory"][0] == theirs["memory"][0]
         assert ours["memory_v2"][:2] == theirs["memory_v2"][:2]
-
-
-# One thread that counts to n.
-SPIN = """
-from tests.guest.kernels import Parameters, get_function, launch, load_module
-PTX = b'''
-.version 8.0
-.target sm_80
-.address_size 64
-.visible .entry spin(.param .u64 out, .param .u64 n)
-{
-  .reg .pred %p<2>;
-  .reg .b64 %rd<5>;
-  ld.param.u64 %rd1, [out];
-  ld.param.u64 %rd2, [n];
-  mov.u64 %rd3, 0;
-again:
-  add.u64 %rd3, %rd3, 1;
-  st.volatile.global.u64 [%rd1], %rd3;
-  setp.lt.u64 %p1, %rd3, %rd2;
-  @%p1 bra again;
-  ret;
-}
-'''
-function = get_function(d, load_module(d, PTX), "spin")
-out = d.alloc(8)
-
-def spin(n):
-    assert launch(d, function, parameters=Parameters(c_uint64(out), c_uint64(n))) == 0
-
-def load():
-    return nvmlDeviceGetUtilizationRates(h).gpu
-
-# How far it counts in a second.
-n = 1000
-while True:
-    start = time.monotonic()
-    spin(n)
-    d.call("cuCtxSynchronize")
-    took = time.monotonic() - start
-    if took > 0.1:
-        break
-    n *= 4
-n = int(n / took)
-"""
-
-
-def test_utilisation_is_the_share_of_time_with_work(own_host: Host, transport: str) -> None:
-    own_host.run_python(
-        transport,
-        USED
-        + SPIN
-        + """
-spin(3 * n)  # and nobody waits for it
-time.sleep(1.5)
-assert load() >= 80, load()
-mine = nvmlDeviceGetProcessUtilization(h, 0)
-assert [one.pid for one in mine] == [os.getpid()] and mine[0].smUtil >= 80
-d.call("cuCtxSynchronize")
-time.sleep(1.3)
-assert load() <= 4, load()
-deadline = time.monotonic() + 2.2  # a fifth of the time
-while time.monotonic() < deadline:
-    spin(n // 10)
-    d.call("cuCtxSynchronize")
-    time.sleep(0.4)
-assert 5 <= load() <= 60, load()
-""",
-    )
-
-
-def test_what_is_captured_is_no_work_and_is_not_disturbed(host: Host, transport: str) -> None:
-    host.run_python(
-        transport,
-        USED
-        + SPIN
-        + """
-stream, graph = c_void_p(), c_void_p()
-d.call("cuStreamCreate", byref(stream), c_uint(1))
-d.call("cuStreamBeginCapture_v2", stream, c_int(0))
-assert launch(d, function, parameters=Parameters(c_uint64(out), c_uint64(9)), stream=stream) == 0
-time.sleep(1.2)  # sampled fifty times meanwhile
-assert load() <= 4, load()
-d.call("cuStreamEndCapture", stream, byref(graph))
-assert graph.value
-""",
-    )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Host
-from tests.guest.test_nvml import Holder
+from tests.guest.nvml import Holder
 
 pytest.importorskip("pynvml", reason="nvidia-ml-py is missing")
 

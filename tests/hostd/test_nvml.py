@@ -62,6 +62,10 @@ int nvmlDeviceGetMemoryInfo(void* device, unsigned long long* total_free_used) {
 }
 int nvmlSystemGetCudaDriverVersion_v2(int* version) { *version = 13000; return 0; }
 int nvmlDeviceGetPersistenceMode(void* device, int* mode) { *mode = 1; return 0; }
+int nvmlDeviceGetP2PStatus(void* one, void* other, int index, int* status) {
+  *status = index ? 5 : 0;
+  return 0;
+}
 struct pci { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; };
 int nvmlDeviceGetPciInfo_v3(void* device, struct pci* pci) {
   memset(pci, 0, sizeof *pci);
@@ -129,6 +133,7 @@ def test_the_cards(driver: Path) -> None:
                 "pci_device_id": 0x233010DE,
                 "pci_subsystem_id": 0,
                 "persistence_enabled": 1,
+                "peers": [[f"GPU-{3 - number}"], [], [], [], []],
             },
         }
         for number in (1, 2)

@@ -37,6 +37,14 @@ def test_nvmls_order_is_the_bus() -> None:
     ]
 
 
+def test_peers_are_places_in_the_report() -> None:
+    card = replace(FIRST.card, peers=(("GPU-a",), (), ("GPU-a", "GPU-gone"), (), ()))
+    inventory = replace(INVENTORY, gpus=(replace(FIRST, card=card), SECOND))
+    second, first = make_report(Query(), LIMITS, inventory, [], "0.1.0").gpus
+    assert (first.peers_read, first.peers_write, first.peers_nvlink) == (1, 0, 1)
+    assert second.peers_read == 0
+
+
 def test_without_a_quota_the_card_is_the_memory() -> None:
     gpu = make_report(Query(), LIMITS, INVENTORY, [OWN, OWN], "0.1.0").gpus[1]
     assert (gpu.total_bytes, gpu.reserved_bytes, gpu.used_bytes) == (80 * GIB, GIB, 6 * GIB)

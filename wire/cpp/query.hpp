@@ -70,9 +70,14 @@ struct GpuReport {
   u32 persistence_enabled = kUnknown;
   u32 compute_percent = kUnknown;      // the vGPU's share
   u32 utilization_percent = kUnknown;  // share of the past second with work of this guest outstanding
-  u32 reserved = 0;
+  // Which of the report's GPUs (bit n: the n-th) it reaches directly, by nvmlGpuP2PCapsIndex_t 0 to 4.
+  u32 peers_read = 0;
+  u32 peers_write = 0;
+  u32 peers_nvlink = 0;
+  u32 peers_atomics = 0;
+  u32 peers_pci = 0;
 };
-static_assert(std::is_trivially_copyable_v<GpuReport> && sizeof(GpuReport) == 272);
+static_assert(std::is_trivially_copyable_v<GpuReport> && sizeof(GpuReport) == 288);
 
 struct ProcessReport {
   u32 gpu = 0;  // index into the report's GPUs

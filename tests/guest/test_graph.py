@@ -379,3 +379,41 @@ same(ended, [1, 2])
 ok(driver.cuGraphDestroy(graph)); until(lambda: ended == [1, 2, 3], "the destructor")
 """,
     )
+
+
+def test_data_of_edges(host: Host, transport: str) -> None:
+    """Programmatic edges, and that nobody overlooks them."""
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+class Edge(ctypes.Structure):
+    _fields_ = [("from_port", ctypes.c_ubyte), ("to_port", ctypes.c_ubyte), ("type", ctypes.c_ubyte),
+                ("reserved", ctypes.c_ubyte * 5)]
+graph, a = new_graph(), alloc(4)
+first, second = add_kernel(graph, [], a, 1), add_kernel(graph, [], a, 2)
+def pair(source, target): return (c_void_p * 1)(source), (c_void_p * 1)(target)
+programmatic = (Edge * 1)(Edge(1, 0, 1))
+ok(driver.cuGraphAddDependencies_v2(graph, *pair(first, second), programmatic, c_size_t(1)))
+count = c_size_t(1)
+sources, targets, edges = (c_void_p * 1)(), (c_void_p * 1)(), (Edge * 1)()
+ok(driver.cuGraphGetEdges_v2(graph, sources, targets, edges, byref(count)))
+same((sources[0], targets[0], edges[0].from_port, edges[0].type), (first.value, second.value, 1, 1))
+LOSSY = 402
+same(driver.cuGraphGetEdges(graph, sources, targets, byref(count)), LOSSY)
+ok(driver.cuGraphNodeGetDependencies_v2(second, sources, edges, byref(count)))
+same((sources[0], edges[0].type), (first.value, 1))
+ok(driver.cuGraphNodeGetDependentNodes_v2(first, targets, edges, byref(count)))
+same((targets[0], edges[0].type), (second.value, 1))
+run(instantiate(graph)); same(read(a), 3)
+third = c_void_p()
+params = kernel_params(a, 4)
+ok(driver.cuGraphAddNode_v2(byref(third), graph, (c_void_p * 1)(second), programmatic, c_size_t(1),
+                            byref(any_of(0, bytes(params)))))
+ok(driver.cuGraphNodeGetDependencies_v2(third, sources, edges, byref(count)))
+same((sources[0], edges[0].from_port), (second.value, 1))
+ok(driver.cuGraphRemoveDependencies_v2(graph, *pair(first, second), programmatic, c_size_t(1)))
+run(instantiate(graph)); same(read(a), 10)
+""",
+    )

@@ -126,7 +126,7 @@ equal(ex((16, 1, 1)), 0)
 equal(ex((16, 1, 1), (0, 1)), 0)
 for which in (3, 15, 77):
     equal(ex((16, 1, 1), (which, 1)), INVALID_VALUE)
-equal(ex((16, 1, 1), (13, 1)), NOT_SUPPORTED)
+equal(ex((16, 1, 1), (13, 1)), INVALID_VALUE)  # only for captured launches
 for which, value in ((5, 9), (10, 7), (14, 500)):
     equal(ex((16, 1, 1), (which, value)), INVALID_VALUE)
 for cluster in ((3, 1, 1), (0, 1, 1), (32, 1, 1)):
@@ -228,4 +228,34 @@ for expected in (7, 8, 9):
     d.call("cuGraphLaunch", executable, stream)
     d.call("cuStreamSynchronize", stream)
     equal(d.download(out, 4), struct.pack("<i", expected))
+""")  # fmt: skip
+
+
+def test_launches_as_before_cuda_4(host: Host, transport: str) -> None:
+    """Shape and parameters set on the function; what is set stays for the next launch."""
+    run(host, transport, LAUNCHES + """
+out = d.alloc(1024)
+packed = struct.pack("<QIIB", out, 256, 1000, 5)
+legacy = d.lib
+equal(legacy.cuLaunch(fill), INVALID_VALUE)  # no shape yet
+equal(legacy.cuFuncSetBlockShape(fill, 0, 1, 1), INVALID_VALUE)
+equal(legacy.cuFuncSetBlockShape(fill, 32, 1, 1), 0)
+equal(legacy.cuFuncSetSharedSize(fill, 64), 0)
+equal(legacy.cuParamSetv(fill, 0, packed[:8], 8), 0)
+equal(legacy.cuParamSeti(fill, 8, 256), 0)
+equal(legacy.cuParamSeti(fill, 12, 1000), 0)
+equal(legacy.cuParamSetv(fill, 16, packed[16:], 1), 0)
+equal(legacy.cuParamSetv(fill, -1, packed, 1), INVALID_VALUE)
+equal(legacy.cuParamSetSize(fill, len(packed)), 0)
+equal(legacy.cuLaunchGrid(fill, 8, 1), 0)
+equal(d.download(out, 1024), struct.pack("<i", 1005) * 256)
+d.upload(out, bytes(1024))
+equal(legacy.cuParamSeti(fill, 12, 7), 0)
+equal(legacy.cuLaunchGridAsync(fill, 4, 0, None), INVALID_VALUE)
+equal(legacy.cuLaunchGridAsync(fill, 4, 1, None), 0)
+equal(d.download(out, 512), struct.pack("<i", 12) * 128)
+equal(legacy.cuFuncSetBlockShape(nothing, 1, 1, 1), 0)
+equal(legacy.cuLaunch(nothing), 0)
+equal(legacy.cuLaunch(c_void_p(0)), INVALID_HANDLE)
+d.synchronize()
 """)  # fmt: skip

@@ -35,12 +35,16 @@ inline constexpr u64 kMostMemoryOperations = 256;  // of one node: the driver's 
 inline constexpr u64 kMostBodies = 1u << 16;       // of one conditional node
 inline constexpr u64 kMostDotBytes = 256u << 20;   // of one graph's cuGraphDebugDotPrint
 
-// One node that the client must follow, in the answer to graph_followed: a host function or an event that it
-// records.
+// One node that the client must follow, in the answer to graph_followed.
+enum class FollowedKind : u32 {
+  host_function = 0,  // value: its id
+  event = 1,          // that is recorded; value: its handle
+  window = 2,         // a copy from or to the window; value: the offset
+};
 struct FollowedNode {
-  u64 node;   // handle
-  u64 value;  // id of the host function, or handle of the event
-  u32 is_event;
+  u64 node;  // handle
+  u64 value;
+  FollowedKind kind;
   u32 reserved;
 };
 static_assert(std::is_trivially_copyable_v<FollowedNode> && sizeof(FollowedNode) == 24);

@@ -301,7 +301,7 @@ CUresult cuStreamEndCapture(CUstream handle, CUgraph* out) {
   if (error != CUDA_SUCCESS || out == nullptr) return error;
   const auto graph = call.get<u64>();
   if (capture->into_existing) {
-    for (const HostNode& node : capture->contents->host_calls) keep_host_call(graph, node);
+    keep_for_graph(graph, *capture->contents);
   } else {
     remember_graph(graph, *capture->contents);
   }

@@ -5,6 +5,8 @@
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/copy_parts.hpp"
 #include "guest/runtime/manual/copy_sender.hpp"
+#include "guest/runtime/manual/graph.hpp"
+#include "guest/runtime/manual/graph_host_copy.hpp"
 #include "guest/runtime/manual/stream.hpp"
 #include "guest/runtime/thread_state.hpp"
 
@@ -14,18 +16,6 @@ namespace {
 u8* host_row(const BoxSide& side, u64 x, u64 y, u64 z) {
   return reinterpret_cast<u8*>(side.address) + ((side.z + z) * side.height + side.y + y) * side.pitch +
          side.x_bytes + x;
-}
-
-void pack(u8* piece, const BoxSide& side, const Part& part) {
-  for (u64 z = 0; z < part.depth; ++z)
-    for (u64 y = 0; y < part.height; ++y, piece += part.width)
-      std::memcpy(piece, host_row(side, part.x, part.y + y, part.z + z), part.width);
-}
-
-void unpack(const u8* piece, const BoxSide& side, const Part& part) {
-  for (u64 z = 0; z < part.depth; ++z)
-    for (u64 y = 0; y < part.height; ++y, piece += part.width)
-      std::memcpy(host_row(side, part.x, part.y + y, part.z + z), piece, part.width);
 }
 
 wire::Place place_of(const BoxSide& side, const Part& part) {
@@ -70,23 +60,35 @@ u64 span_of(const BoxSide& side, const Box& box) {
   return bytes;
 }
 
+// A captured copy with memory of this process alone works on one piece, whenever the graph runs.
+CUresult capture_box(const Box& box, CopySender& sender, bool to_host) {
+  CUresult error = CUDA_SUCCESS;
+  const Part whole{0, 0, 0, box.width_bytes, box.height, box.depth};
+  const BoxSide& host = to_host ? box.destination : box.source;
+  const auto piece = make_graph_piece(host, box.width_bytes, box.height, box.depth, to_host, error);
+  if (piece == nullptr) return error;
+  if (!keep_for_capture(sender.stream(), piece)) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+  const wire::BoxCopy copy = to_host ? message(place_of(box.source, whole), packed(whole), whole)
+                                     : message(packed(whole), place_of(box.destination, whole), whole);
+  sender.send(wire::Function::cuMemcpy3DAsync_v2, copy, to_host ? wire::kBulkOut : wire::kBulkIn,
+              piece->bulk.offset, whole.bytes());
+  return sender.error();
+}
+
 CUresult send_parts(const Box& box, CopySender& sender, CopyCall call) {
+  if (is_capturing(sender.stream())) return capture_box(box, sender, false);
   Session& session = sender.session();
   Cutter cutter(box.width_bytes, box.height, box.depth, kCopyChunk);
   Part part;
   u64 value = 0;
   while (cutter.next(part)) {
-    CUresult error = CUDA_SUCCESS;
-    const bool captured = is_capturing(sender.stream());
-    // A captured copy reads its piece whenever the graph runs: it stays for the life of the process.
-    const Bulk piece =
-        captured ? session.heap_allocate(part.bytes(), true, error) : session.stage(part.bytes());
-    if (!piece) return error != CUDA_SUCCESS ? error : session.failed();
-    pack(piece.address, box.source, part);
-    value = sender.send(
-        wire::Function::cuMemcpy3DAsync_v2, message(packed(part), place_of(box.destination, part), part),
-        static_cast<u16>(wire::kBulkIn | (captured ? 0 : wire::kMark)), piece.offset, part.bytes());
-    if (!captured) session.release(piece, sender.completion(value));
+    const Bulk piece = session.stage(part.bytes());
+    if (!piece) return session.failed();
+    pack_box(piece.address, box.source, part);
+    value = sender.send(wire::Function::cuMemcpy3DAsync_v2,
+                        message(packed(part), place_of(box.destination, part), part),
+                        static_cast<u16>(wire::kBulkIn | wire::kMark), piece.offset, part.bytes());
+    session.release(piece, sender.completion(value));
     if (value == 0) return sender.error();
   }
   if (call == CopyCall::synchronous) sender.wait(value);
@@ -94,7 +96,7 @@ CUresult send_parts(const Box& box, CopySender& sender, CopyCall call) {
 }
 
 CUresult receive_parts(const Box& box, CopySender& sender) {
-  if (const CUresult result = refuse_capturing(sender.stream()); result != CUDA_SUCCESS) return result;
+  if (is_capturing(sender.stream())) return capture_box(box, sender, true);
   const ReturnPiece piece(sender.session(), kCopyChunk * kCopyDepth);
   if (!piece) return piece.error();
   Cutter cutter(box.width_bytes, box.height, box.depth, kCopyChunk);
@@ -118,7 +120,7 @@ CUresult receive_parts(const Box& box, CopySender& sender) {
     const u64 place = turn % kCopyDepth;
     // Also after a failure: the piece must not be reused while the worker may still write to it.
     if (!sender.wait(values[place]) || sender.failed()) continue;
-    unpack(piece.address() + place * kCopyChunk, box.destination, parts[place]);
+    unpack_box(piece.address() + place * kCopyChunk, box.destination, parts[place]);
     issue();
   }
   return sender.error();
@@ -172,6 +174,18 @@ void complete(BoxSide& side, const Box& box) {
 }
 
 }  // namespace
+
+void pack_box(u8* piece, const BoxSide& side, const Part& part) {
+  for (u64 z = 0; z < part.depth; ++z)
+    for (u64 y = 0; y < part.height; ++y, piece += part.width)
+      std::memcpy(piece, host_row(side, part.x, part.y + y, part.z + z), part.width);
+}
+
+void unpack_box(const u8* piece, const BoxSide& side, const Part& part) {
+  for (u64 z = 0; z < part.depth; ++z)
+    for (u64 y = 0; y < part.height; ++y, piece += part.width)
+      std::memcpy(host_row(side, part.x, part.y + y, part.z + z), piece, part.width);
+}
 
 CUresult copy_box(Box box, Stream& stream, CopyCall call) {
   if (box.width_bytes == 0 || box.height == 0 || box.depth == 0) return CUDA_SUCCESS;

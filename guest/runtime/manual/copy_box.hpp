@@ -5,6 +5,7 @@
 #include <cuda.h>
 
 #include "guest/runtime/manual/copy_linear.hpp"
+#include "guest/runtime/manual/copy_parts.hpp"
 #include "guest/runtime/objects.hpp"
 #include "wire/cpp/copy_message.hpp"
 
@@ -29,5 +30,9 @@ struct Box {
 };
 
 CUresult copy_box(Box box, Stream& stream, CopyCall call);
+
+// Rows of a part of a host side, to and from where they lie one after the other.
+void pack_box(u8* piece, const BoxSide& side, const Part& part);
+void unpack_box(const u8* piece, const BoxSide& side, const Part& part);
 
 }  // namespace gpupool::guest

@@ -9,6 +9,8 @@
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/copy_sender.hpp"
 #include "guest/runtime/manual/copy_threads.hpp"
+#include "guest/runtime/manual/graph.hpp"
+#include "guest/runtime/manual/graph_host_copy.hpp"
 #include "guest/runtime/manual/stream.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
@@ -110,21 +112,28 @@ u64 send_staged(CopySender& sender, u64 device, const u8* host, u64 bytes) {
   return value;
 }
 
-// While the stream is captured the data must outlive the graph, and nothing tells us when the last copy of
-// the graph is gone: the piece stays for the life of the process.
-CUresult send_captured(CopySender& sender, u64 device, const void* host, u64 bytes) {
+// In a capture, with memory of this process alone: the node works on a piece of the window.
+CUresult capture_copy(CopySender& sender, u64 device, const void* host, u64 bytes, bool to_host) {
+  BoxSide side;
+  side.kind = BoxSide::Kind::host;
+  side.address = reinterpret_cast<u64>(host);
+  side.pitch = bytes;
+  side.height = 1;
   CUresult error = CUDA_SUCCESS;
-  const Bulk piece = sender.session().heap_allocate(bytes, true, error);
-  if (!piece) return error;
-  std::memcpy(piece.address, host, bytes);
-  sender.send(Op::cuMemcpyHtoDAsync_v2, wire::HostCopy{device, bytes}, wire::kBulkIn, piece.offset, bytes);
+  const auto piece = make_graph_piece(side, bytes, 1, 1, to_host, error);
+  if (piece == nullptr) return error;
+  if (!keep_for_capture(sender.stream(), piece)) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+  sender.send(to_host ? Op::cuMemcpyDtoHAsync_v2 : Op::cuMemcpyHtoDAsync_v2, wire::HostCopy{device, bytes},
+              to_host ? wire::kBulkOut : wire::kBulkIn, piece->bulk.offset, bytes);
   return sender.error();
+}
+
+bool captured_with_piece(const Stream& stream, const void* host, u64 bytes) {
+  return stream.capturing.load(std::memory_order_acquire) && needs_graph_piece(host, bytes);
 }
 
 CUresult send_pageable(CopySender& sender, u64 device, const void* host, u64 bytes, CopyCall call) {
   const auto* source = static_cast<const u8*>(host);
-  if (sender.stream().capturing.load(std::memory_order_acquire))
-    return send_captured(sender, device, host, bytes);
   if (bytes <= wire::kInlineCopyBytes) {
     sender.send(Op::cuMemcpyHtoDAsync_v2, wire::HostCopy{device, bytes}, 0, 0, 0, host,
                 static_cast<u32>(bytes));
@@ -197,8 +206,6 @@ void receive_chunks(CopySender& sender, const ReturnPiece& piece, u8* host, u64 
 }
 
 CUresult receive_pageable(CopySender& sender, void* host, u64 device, u64 bytes) {
-  // The data would land when the graph runs, in memory that only the client can write.
-  if (const CUresult result = refuse_capturing(sender.stream()); result != CUDA_SUCCESS) return result;
   // One piece a thread, all taken here: only this thread has a context in which new memory can be registered.
   const u32 threads = copy_thread_count(bytes);
   std::deque<ReturnPiece> pieces;
@@ -276,6 +283,7 @@ CUresult copy_to_device(u64 device, const void* host, u64 bytes, Stream& stream,
     return copy_on_host(device, reinterpret_cast<u64>(host), bytes, stream);
   if (const CUresult result = check_device_range(device, bytes); result != CUDA_SUCCESS) return result;
   CopySender sender(*session, stream);
+  if (captured_with_piece(stream, host, bytes)) return capture_copy(sender, device, host, bytes, false);
   if (const u64 offset = session->pinned_offset(host, bytes); offset != 0)
     return send_pinned(sender, device, offset, bytes, call);
   return send_pageable(sender, device, host, bytes, call);
@@ -289,6 +297,7 @@ CUresult copy_to_host(void* host, u64 device, u64 bytes, Stream& stream, CopyCal
     return copy_on_host(reinterpret_cast<u64>(host), device, bytes, stream);
   if (const CUresult result = check_device_range(device, bytes); result != CUDA_SUCCESS) return result;
   CopySender sender(*session, stream);
+  if (captured_with_piece(stream, host, bytes)) return capture_copy(sender, device, host, bytes, true);
   if (const u64 offset = session->pinned_offset(host, bytes); offset != 0)
     return receive_pinned(sender, offset, device, bytes, call);
   return receive_pageable(sender, host, device, bytes);

@@ -4,6 +4,7 @@
 
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/event.hpp"
+#include "guest/runtime/manual/graph_host_copy.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"  // generated
@@ -40,8 +41,37 @@ void follow_launch(const Stream& stream, u64 value, const std::shared_ptr<GraphC
   for (const EventRecord& record : contents->records)
     if (Event* event = record.live()) set_recorded(*event, stream.handle.index(), value);
   // The thread that runs host functions serves them until then, and `contents` keeps them.
-  if (!contents->host_calls.empty() || !contents->objects.empty())
+  if (!contents->host_calls.empty() || !contents->objects.empty() || !contents->copies.empty())
     run_when(stream.handle.index(), value, [contents] {});
+}
+
+// `value` is what the stream's word reaches after the launch, if something follows it.
+CUresult launch(CUgraphExec handle, Stream& stream, const std::shared_ptr<GraphContents>& contents,
+                u64& value) {
+  Call call(wire::Function::cuGraphLaunch);
+  call.on(stream);
+  call.put(bits(handle));
+  const bool followed = !contents->empty();
+  if (followed) call.mark();
+  const CUresult result = call.send();
+  value = call.ticket() + 1;
+  if (result == CUDA_SUCCESS && followed) follow_launch(stream, value, contents);
+  return result;
+}
+
+// The pieces belong to the executable graph: its launch before this one must be through with them.
+CUresult launch_with_pieces(CUgraphExec handle, ExecContents& exec, Stream& stream,
+                            const std::shared_ptr<GraphContents>& contents) {
+  const std::lock_guard lock(exec.launching);
+  if (exec.word != 0)
+    if (const CUresult result = Session::current()->wait_word(exec.word, exec.value); result != CUDA_SUCCESS)
+      return result;
+  if (const CUresult result = fill_graph_pieces(*contents, stream); result != CUDA_SUCCESS) return result;
+  u64 value = 0;
+  if (const CUresult result = launch(handle, stream, contents, value); result != CUDA_SUCCESS) return result;
+  exec.word = stream.handle.index();
+  exec.value = value;
+  return empty_graph_pieces(*contents, stream);
 }
 
 }  // namespace
@@ -71,12 +101,13 @@ CUresult cuGraphClone(CUgraph* out, CUgraph original) {
   const auto graph = call.get<u64>();
   GraphContents contents;
   if (const CUresult result = read_contents(graph, contents); result != CUDA_SUCCESS) return result;
-  contents.records.clear();
   // The clone holds references of its own (cuda.h, cuUserObjectCreate).
   with_graph(bits(original), [&](const GraphContents& from) {
     for (const UserReference& each : from.objects) contents.objects.push_back(each);
   });
-  remember_graph(graph, contents);
+  remember_graph(graph, {});
+  keep_for_graph(graph, contents);
+  with_graph(graph, [&](GraphContents& own) { own.objects = std::move(contents.objects); });
   *out = reinterpret_cast<CUgraph>(graph);
   return CUDA_SUCCESS;
 }
@@ -153,14 +184,9 @@ CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
     const std::lock_guard lock(exec->mutex);
     contents = exec->contents;
   }
-  Call call(wire::Function::cuGraphLaunch);
-  call.on(*stream);
-  call.put(bits(handle));
-  const bool followed = !contents->empty();
-  if (followed) call.mark();
-  const CUresult result = call.send();
-  if (result == CUDA_SUCCESS && followed) follow_launch(*stream, call.ticket() + 1, contents);
-  return result;
+  if (!contents->copies.empty()) return launch_with_pieces(handle, *exec, *stream, contents);
+  u64 value = 0;
+  return launch(handle, *stream, contents, value);
 }
 
 CUresult cuGraphUpload(CUgraphExec handle, CUstream stream_handle) {

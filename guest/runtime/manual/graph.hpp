@@ -21,6 +21,7 @@
 namespace gpupool::guest {
 
 struct UserObject;
+struct GraphPiece;
 
 // An event that an executable graph's event record node records. The event may be destroyed before the graph.
 struct EventRecord {
@@ -66,11 +67,21 @@ struct HostNode {
 
 // Of a graph: what must stay alive with it. Of an executable graph: exactly what its launches run and record,
 // as the worker said when it was instantiated.
+// A copy with memory of this process alone (graph_host_copy.hpp).
+struct HostCopy {
+  u64 node = 0;
+  std::shared_ptr<GraphPiece> piece;
+};
+
 struct GraphContents {
-  std::vector<HostNode> host_calls;
-  std::vector<EventRecord> records;  // of executable graphs only
+  std::vector<std::shared_ptr<void>> kept;  // of graphs only: host functions, pieces of the window
+  std::vector<HostNode> host_calls;         // of executable graphs only, as all below but the objects
+  std::vector<HostCopy> copies;
+  std::vector<EventRecord> records;
   std::vector<UserReference> objects;
-  [[nodiscard]] bool empty() const { return host_calls.empty() && records.empty() && objects.empty(); }
+  [[nodiscard]] bool empty() const {
+    return host_calls.empty() && copies.empty() && records.empty() && objects.empty();
+  }
   void merge(const GraphContents& other);
 };
 
@@ -80,6 +91,10 @@ struct ExecContents {
   std::shared_ptr<GraphContents> contents =
       std::make_shared<GraphContents>();  // replaced by updates, never changed
   u64 flags = 0;
+  // For launches that fill and empty pieces: those are the graph's, not the launch's.
+  std::mutex launching;
+  u32 word = 0;  // of the newest such launch's stream
+  u64 value = 0;
 };
 
 // The registry. A graph that is not in it was never given to this program, or is destroyed.
@@ -90,13 +105,18 @@ bool with_graph(u64 graph, const std::function<void(GraphContents&)>& change);
 // What an executable graph or another graph made from this one refers to; asks the worker, which knows where
 // host functions and events are now, if there are any at all.
 CUresult read_contents(u64 graph, GraphContents& out);
-// From now on read_contents() asks: called for each node with an event or a host function.
+// From now on read_contents() asks: called for each node with an event, a host function, memory of this
+// process.
 void note_followed_node();
-// Keeps a host function for a graph. A graph inside another, which is not in the registry, keeps it until the
+// Keeps something for a graph. A graph inside another, which is not in the registry, keeps it until the
 // worker says that it is gone.
-void keep_host_call(u64 graph, const HostNode& node);
-// Keeps the function that a node has been given instead of its first one.
-void keep_for_node(u64 node, const std::shared_ptr<HostCall>& call);
+void keep_for_graph(u64 graph, const std::shared_ptr<void>& thing);
+// ... and what read_contents() has said of another graph, which is now a part of this one.
+void keep_for_graph(u64 graph, const GraphContents& of);
+// Keeps something for the graph that the stream is captured into. False when the capture is over.
+bool keep_for_capture(Stream& stream, const std::shared_ptr<void>& thing);
+// Keeps what a node has been given, in place of what it had been given before.
+void keep_for_node(u64 node, std::vector<std::shared_ptr<void>> things);
 
 // Memory behind the pointers that functions like cuGraphKernelNodeGetParams answer; as old as the node at
 // most.
@@ -112,6 +132,13 @@ std::shared_ptr<ExecContents> take_exec(u64 exec);
 // Replaces what an executable graph refers to by a copy with `change` applied: launches in flight keep
 // theirs.
 void change_exec(CUgraphExec handle, const std::function<void(GraphContents&)>& change);
+
+// Gives an entry of an executable graph to its node alone.
+template <typename Entry>
+void replace_entry(std::vector<Entry>& entries, Entry entry) {
+  std::erase_if(entries, [&](const Entry& old) { return old.node == entry.node; });
+  entries.push_back(std::move(entry));
+}
 
 template <typename T>
 u64 bits(T handle) {

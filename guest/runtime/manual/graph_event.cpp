@@ -22,13 +22,6 @@ CUresult get_event(wire::Function function, CUgraphNode node, CUevent* out) {
   return CUDA_SUCCESS;
 }
 
-// Gives an entry of an executable graph to its node alone.
-template <typename Entry>
-void replace(std::vector<Entry>& entries, Entry entry) {
-  std::erase_if(entries, [&](const Entry& old) { return old.node == entry.node; });
-  entries.push_back(std::move(entry));
-}
-
 }  // namespace
 
 CUresult add_event_node(const Place& place, bool record, CUevent handle) {
@@ -80,7 +73,7 @@ CUresult cuGraphExecEventRecordNodeSetEvent(CUgraphExec exec, CUgraphNode node, 
   const CUresult result = call.wait();
   if (result == CUDA_SUCCESS)
     change_exec(exec, [&](GraphContents& contents) {
-      replace(contents.records, EventRecord{bits(node), event, event->handle});
+      replace_entry(contents.records, EventRecord{bits(node), event, event->handle});
     });
   return result;
 }
@@ -92,7 +85,7 @@ CUresult cuGraphHostNodeSetParams(CUgraphNode node, const CUDA_HOST_NODE_PARAMS*
   call.put(bits(node));
   call.put(host_call->id);
   const CUresult result = call.wait();
-  if (result == CUDA_SUCCESS) keep_for_node(bits(node), host_call);
+  if (result == CUDA_SUCCESS) keep_for_node(bits(node), {host_call});
   return result;
 }
 
@@ -107,7 +100,7 @@ CUresult cuGraphExecHostNodeSetParams(CUgraphExec exec, CUgraphNode node,
   const CUresult result = call.wait();
   if (result == CUDA_SUCCESS)
     change_exec(exec, [&](GraphContents& contents) {
-      replace(contents.host_calls, HostNode{bits(node), host_call});
+      replace_entry(contents.host_calls, HostNode{bits(node), host_call});
     });
   return result;
 }

@@ -27,8 +27,12 @@ CUresult add_copy(const Place& place, const CUDA_MEMCPY3D* params, CUcontext con
   if (!place.valid()) return CUDA_ERROR_INVALID_VALUE;
   Call call(wire::Function::cuGraphAddMemcpyNode);
   place.put(call);
-  const CUresult result = put_copy(call, params, context);
-  return result == CUDA_SUCCESS ? place.add(call) : result;
+  std::vector<std::shared_ptr<GraphPiece>> pieces;
+  if (const CUresult result = put_copy(call, params, context, pieces); result != CUDA_SUCCESS) return result;
+  const CUresult result = place.add(call);
+  for (const auto& piece : pieces)
+    if (result == CUDA_SUCCESS) keep_for_graph(bits(place.graph), piece);
+  return result;
 }
 
 CUresult add_memset(const Place& place, const CUDA_MEMSET_NODE_PARAMS* params, CUcontext context) {
@@ -47,7 +51,7 @@ CUresult add_host(const Place& place, CUhostFn function, void* data) {
   call.put(host_call->id);
   const CUresult result = place.add(call);
   if (result != CUDA_SUCCESS) return result;
-  keep_host_call(bits(place.graph), {bits(*place.out), host_call});
+  keep_for_graph(bits(place.graph), host_call);
   return CUDA_SUCCESS;
 }
 
@@ -62,7 +66,7 @@ CUresult add_child(const Place& place, CUgraph child, CUgraphChildGraphNodeOwner
   if (result != CUDA_SUCCESS) return result;
   GraphContents inherited;
   if (const CUresult failed = read_contents(bits(child), inherited); failed != CUDA_SUCCESS) return failed;
-  for (const HostNode& node : inherited.host_calls) keep_host_call(bits(place.graph), node);
+  keep_for_graph(bits(place.graph), inherited);
   with_graph(bits(place.graph), [&](GraphContents& contents) {
     for (const UserReference& each : inherited.objects) contents.objects.push_back(each);
   });

@@ -1,43 +1,80 @@
 #include "guest/runtime/manual/graph_params.hpp"
 
-#include "guest/runtime/log.hpp"
 #include "guest/runtime/manual/copy_linear.hpp"
 #include "guest/runtime/manual/graph.hpp"
+#include "guest/runtime/manual/graph_host_copy.hpp"
 #include "guest/runtime/manual/launch.hpp"
 #include "guest_api.hpp"  // generated
 
 namespace gpupool::guest {
 namespace {
 
-CUresult pinned_place(const void* address, wire::Place& place) {
-  const u64 offset = Session::current()->pinned_offset(address, 1);
-  if (offset == 0) {
-    log_unsupported("graph copies of pageable memory");
-    return CUDA_ERROR_NOT_SUPPORTED;
-  }
+// What put_copy() needs to know of one side, whichever it is.
+struct CopySide {
+  CUmemorytype type;
+  const void* host;
+  CUdeviceptr device;
+  CUarray array;
+  size_t x_bytes, y, z, lod, pitch, height;
+};
+
+// The program's memory of a copy node: named as it is, or by a piece of the window.
+CUresult host_place(const CUDA_MEMCPY3D& copy, const CopySide& side, bool to_host, wire::Place& place,
+                    std::vector<std::shared_ptr<GraphPiece>>& pieces) {
+  if (side.host == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  BoxSide box;
+  box.kind = BoxSide::Kind::host;
+  box.address = reinterpret_cast<u64>(side.host);
+  box.x_bytes = side.x_bytes;
+  box.y = side.y;
+  box.z = side.z;
+  // What a single row or slice does not need, programs leave 0.
+  const bool one_row = copy.Height == 1 && copy.Depth == 1;
+  box.pitch = one_row && side.pitch < side.x_bytes + copy.WidthInBytes ? side.x_bytes + copy.WidthInBytes
+                                                                       : side.pitch;
+  box.height = copy.Depth == 1 && side.height < side.y + copy.Height ? side.y + copy.Height : side.height;
+  if (box.pitch < copy.WidthInBytes) return CUDA_ERROR_INVALID_VALUE;
+  const u64 last = (box.z + copy.Depth - 1) * box.height + box.y + copy.Height - 1;
+  const u64 bytes = last * box.pitch + box.x_bytes + copy.WidthInBytes;
   place.kind = wire::PlaceKind::piece;
-  place.address = offset;
+  if (!needs_graph_piece(side.host, bytes)) {
+    place.address = Session::current()->pinned_offset(side.host, bytes);
+    place.x_bytes = box.x_bytes;
+    place.y = box.y;
+    place.z = box.z;
+    place.pitch = box.pitch;
+    place.height = box.height;
+    return CUDA_SUCCESS;
+  }
+  CUresult error = CUDA_SUCCESS;
+  const auto piece = make_graph_piece(box, copy.WidthInBytes, copy.Height, copy.Depth, to_host, error);
+  if (piece == nullptr) return error;
+  pieces.push_back(piece);
+  place.address = piece->bulk.offset;
+  place.pitch = copy.WidthInBytes;
+  place.height = copy.Height;
   return CUDA_SUCCESS;
 }
 
-CUresult make_place(CUmemorytype type, const void* host, CUdeviceptr device, CUarray array,
-                    wire::Place& place) {
-  switch (type) {
-    case CU_MEMORYTYPE_HOST:
-      return pinned_place(host, place);
-    case CU_MEMORYTYPE_UNIFIED:
-      if (side_of(device) != Side::device) return pinned_place(reinterpret_cast<const void*>(device), place);
-      [[fallthrough]];
-    case CU_MEMORYTYPE_DEVICE:
-      place.kind = wire::PlaceKind::device;
-      place.address = device;
-      return CUDA_SUCCESS;
-    case CU_MEMORYTYPE_ARRAY:
-      place.kind = wire::PlaceKind::array;
-      place.address = bits(array);
-      return CUDA_SUCCESS;
+CUresult make_place(const CUDA_MEMCPY3D& copy, const CopySide& given, bool to_host, wire::Place& place,
+                    std::vector<std::shared_ptr<GraphPiece>>& pieces) {
+  CopySide side = given;
+  if (side.type == CU_MEMORYTYPE_UNIFIED) {
+    side.type = side_of(side.device) == Side::device ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST;
+    side.host = reinterpret_cast<const void*>(side.device);
   }
-  return CUDA_ERROR_INVALID_VALUE;
+  if (side.type == CU_MEMORYTYPE_HOST) return host_place(copy, side, to_host, place, pieces);
+  if (side.type != CU_MEMORYTYPE_DEVICE && side.type != CU_MEMORYTYPE_ARRAY) return CUDA_ERROR_INVALID_VALUE;
+  const bool array = side.type == CU_MEMORYTYPE_ARRAY;
+  place.kind = array ? wire::PlaceKind::array : wire::PlaceKind::device;
+  place.address = array ? bits(side.array) : side.device;
+  place.lod = static_cast<u32>(side.lod);
+  place.x_bytes = side.x_bytes;
+  place.y = side.y;
+  place.z = side.z;
+  place.pitch = side.pitch;
+  place.height = side.height;
+  return CUDA_SUCCESS;
 }
 
 }  // namespace
@@ -97,31 +134,22 @@ CUresult put_kernel(Call& call, const CUDA_KERNEL_NODE_PARAMS_v2* params) {
   return CUDA_SUCCESS;
 }
 
-CUresult put_copy(Call& call, const CUDA_MEMCPY3D* params, CUcontext context) {
+CUresult put_copy(Call& call, const CUDA_MEMCPY3D* params, CUcontext context,
+                  std::vector<std::shared_ptr<GraphPiece>>& pieces) {
   if (params == nullptr || params->WidthInBytes == 0 || params->Height == 0 || params->Depth == 0)
     return CUDA_ERROR_INVALID_VALUE;
+  const CUDA_MEMCPY3D& copy = *params;
+  const CopySide from{copy.srcMemoryType, copy.srcHost, copy.srcDevice, copy.srcArray, copy.srcXInBytes,
+                      copy.srcY,          copy.srcZ,    copy.srcLOD,    copy.srcPitch, copy.srcHeight};
+  const CopySide to{copy.dstMemoryType, copy.dstHost, copy.dstDevice, copy.dstArray, copy.dstXInBytes,
+                    copy.dstY,          copy.dstZ,    copy.dstLOD,    copy.dstPitch, copy.dstHeight};
   wire::BoxCopy box{};
-  CUresult result =
-      make_place(params->srcMemoryType, params->srcHost, params->srcDevice, params->srcArray, box.source);
+  CUresult result = make_place(copy, from, false, box.source, pieces);
+  if (result == CUDA_SUCCESS) result = make_place(copy, to, true, box.destination, pieces);
   if (result != CUDA_SUCCESS) return result;
-  result = make_place(params->dstMemoryType, params->dstHost, params->dstDevice, params->dstArray,
-                      box.destination);
-  if (result != CUDA_SUCCESS) return result;
-  box.source.lod = static_cast<u32>(params->srcLOD);
-  box.source.x_bytes = params->srcXInBytes;
-  box.source.y = params->srcY;
-  box.source.z = params->srcZ;
-  box.source.pitch = params->srcPitch;
-  box.source.height = params->srcHeight;
-  box.destination.lod = static_cast<u32>(params->dstLOD);
-  box.destination.x_bytes = params->dstXInBytes;
-  box.destination.y = params->dstY;
-  box.destination.z = params->dstZ;
-  box.destination.pitch = params->dstPitch;
-  box.destination.height = params->dstHeight;
-  box.width_bytes = params->WidthInBytes;
-  box.height = params->Height;
-  box.depth = params->Depth;
+  box.width_bytes = copy.WidthInBytes;
+  box.height = copy.Height;
+  box.depth = copy.Depth;
   result = context_index(context, box.source_context);
   if (result == CUDA_SUCCESS) call.put(box);
   return result;
@@ -150,6 +178,30 @@ CUresult get_kernel(CUgraphNode node, wire::GraphKernel& kernel, std::shared_ptr
   const u64 bytes = call.get_array(reinterpret_cast<u8*>(storage->words.data()), wire::kMaxParameterBytes);
   storage->words.resize(bytes / sizeof(u64) + 1);
   return CUDA_SUCCESS;
+}
+
+// One side of a copy node as the program gave it.
+CopySide side_of_place(const wire::Place& place) {
+  CopySide side{CU_MEMORYTYPE_DEVICE, nullptr,     0, nullptr, place.x_bytes, place.y, place.z, place.lod,
+                place.pitch,          place.height};
+  if (place.kind == wire::PlaceKind::device) {
+    side.device = place.address;
+  } else if (place.kind == wire::PlaceKind::array) {
+    side.type = CU_MEMORYTYPE_ARRAY;
+    side.array = reinterpret_cast<CUarray>(place.address);
+  } else {
+    side.type = CU_MEMORYTYPE_HOST;
+    side.host = Session::current()->window().base + place.address;
+    if (const auto piece = find_graph_piece(place.address)) {
+      side.host = reinterpret_cast<const void*>(piece->side.address);
+      side.x_bytes = piece->side.x_bytes;
+      side.y = piece->side.y;
+      side.z = piece->side.z;
+      side.pitch = piece->side.pitch;
+      side.height = piece->side.height;
+    }
+  }
+  return side;
 }
 
 // The Function behind a wire handle: what the program knows it as.
@@ -239,34 +291,29 @@ CUresult cuGraphMemcpyNodeGetParams(CUgraphNode node, CUDA_MEMCPY3D* params) {
   call.put(bits(node));
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
   const auto box = call.get<wire::BoxCopy>();
+  const CopySide from = side_of_place(box.source);
+  const CopySide to = side_of_place(box.destination);
   *params = CUDA_MEMCPY3D{};
-  u8* base = Session::current()->window().base;
-  const auto type_of = [](wire::PlaceKind kind) {
-    if (kind == wire::PlaceKind::piece) return CU_MEMORYTYPE_HOST;
-    return kind == wire::PlaceKind::array ? CU_MEMORYTYPE_ARRAY : CU_MEMORYTYPE_DEVICE;
-  };
-  params->srcMemoryType = type_of(box.source.kind);
-  params->dstMemoryType = type_of(box.destination.kind);
-  if (params->srcMemoryType == CU_MEMORYTYPE_HOST) params->srcHost = base + box.source.address;
-  if (params->dstMemoryType == CU_MEMORYTYPE_HOST) params->dstHost = base + box.destination.address;
-  if (params->srcMemoryType == CU_MEMORYTYPE_DEVICE) params->srcDevice = box.source.address;
-  if (params->dstMemoryType == CU_MEMORYTYPE_DEVICE) params->dstDevice = box.destination.address;
-  if (params->srcMemoryType == CU_MEMORYTYPE_ARRAY)
-    params->srcArray = reinterpret_cast<CUarray>(box.source.address);
-  if (params->dstMemoryType == CU_MEMORYTYPE_ARRAY)
-    params->dstArray = reinterpret_cast<CUarray>(box.destination.address);
-  params->srcXInBytes = box.source.x_bytes;
-  params->srcY = box.source.y;
-  params->srcZ = box.source.z;
-  params->srcLOD = box.source.lod;
-  params->srcPitch = box.source.pitch;
-  params->srcHeight = box.source.height;
-  params->dstXInBytes = box.destination.x_bytes;
-  params->dstY = box.destination.y;
-  params->dstZ = box.destination.z;
-  params->dstLOD = box.destination.lod;
-  params->dstPitch = box.destination.pitch;
-  params->dstHeight = box.destination.height;
+  params->srcMemoryType = from.type;
+  params->srcHost = from.host;
+  params->srcDevice = from.device;
+  params->srcArray = from.array;
+  params->srcXInBytes = from.x_bytes;
+  params->srcY = from.y;
+  params->srcZ = from.z;
+  params->srcLOD = from.lod;
+  params->srcPitch = from.pitch;
+  params->srcHeight = from.height;
+  params->dstMemoryType = to.type;
+  params->dstHost = const_cast<void*>(to.host);
+  params->dstDevice = to.device;
+  params->dstArray = to.array;
+  params->dstXInBytes = to.x_bytes;
+  params->dstY = to.y;
+  params->dstZ = to.z;
+  params->dstLOD = to.lod;
+  params->dstPitch = to.pitch;
+  params->dstHeight = to.height;
   params->WidthInBytes = box.width_bytes;
   params->Height = box.height;
   params->Depth = box.depth;
@@ -276,8 +323,11 @@ CUresult cuGraphMemcpyNodeGetParams(CUgraphNode node, CUDA_MEMCPY3D* params) {
 CUresult cuGraphMemcpyNodeSetParams(CUgraphNode node, const CUDA_MEMCPY3D* params) {
   Call call(wire::Function::cuGraphMemcpyNodeSetParams);
   call.put(bits(node));
-  const CUresult result = put_copy(call, params, nullptr);
-  return result == CUDA_SUCCESS ? call.wait() : result;
+  std::vector<std::shared_ptr<GraphPiece>> pieces;
+  if (const CUresult result = put_copy(call, params, nullptr, pieces); result != CUDA_SUCCESS) return result;
+  const CUresult result = call.wait();
+  if (result == CUDA_SUCCESS && !pieces.empty()) keep_for_node(bits(node), {pieces.begin(), pieces.end()});
+  return result;
 }
 
 CUresult cuGraphExecMemcpyNodeSetParams(CUgraphExec exec, CUgraphNode node, const CUDA_MEMCPY3D* params,
@@ -285,8 +335,14 @@ CUresult cuGraphExecMemcpyNodeSetParams(CUgraphExec exec, CUgraphNode node, cons
   Call call(wire::Function::cuGraphExecMemcpyNodeSetParams);
   call.put(bits(exec));
   call.put(bits(node));
-  const CUresult result = put_copy(call, params, context);
-  return result == CUDA_SUCCESS ? call.wait() : result;
+  std::vector<std::shared_ptr<GraphPiece>> pieces;
+  if (const CUresult result = put_copy(call, params, context, pieces); result != CUDA_SUCCESS) return result;
+  if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+  change_exec(exec, [&](GraphContents& contents) {
+    std::erase_if(contents.copies, [&](const HostCopy& copy) { return copy.node == bits(node); });
+    for (const auto& piece : pieces) contents.copies.push_back({bits(node), piece});
+  });
+  return CUDA_SUCCESS;
 }
 
 CUresult cuGraphExecMemsetNodeSetParams(CUgraphExec exec, CUgraphNode node,

@@ -2,7 +2,9 @@
 #include <cstring>
 #include <unordered_map>
 
+#include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/graph.hpp"
+#include "guest/runtime/manual/graph_host_copy.hpp"
 #include "guest/runtime/message.hpp"
 #include "wire/cpp/graph_message.hpp"
 
@@ -12,7 +14,7 @@ namespace {
 // What is kept for a node, or for a graph inside another one. Such things end with the graph that holds them,
 // which only the worker knows; so it is asked from time to time which of them are left.
 struct Held {
-  std::vector<std::shared_ptr<HostCall>> calls;
+  std::vector<std::shared_ptr<void>> things;
   std::shared_ptr<NodeStorage> storage;
 };
 
@@ -69,7 +71,9 @@ Event* event_of(u64 handle) {
 }  // namespace
 
 void GraphContents::merge(const GraphContents& other) {
+  kept.insert(kept.end(), other.kept.begin(), other.kept.end());
   host_calls.insert(host_calls.end(), other.host_calls.begin(), other.host_calls.end());
+  copies.insert(copies.end(), other.copies.begin(), other.copies.end());
   records.insert(records.end(), other.records.begin(), other.records.end());
   for (const UserReference& each : other.objects) objects.push_back(each);
 }
@@ -117,9 +121,11 @@ CUresult read_contents(u64 graph, GraphContents& out) {
     break;
   }
   for (const wire::FollowedNode& each : nodes) {
-    if (each.is_event == 0) {
+    if (each.kind == wire::FollowedKind::host_function) {
       if (auto call = find_host_call(static_cast<u32>(each.value)))
         out.host_calls.push_back({each.node, std::move(call)});
+    } else if (each.kind == wire::FollowedKind::window) {
+      if (auto piece = find_graph_piece(each.value)) out.copies.push_back({each.node, std::move(piece)});
     } else if (Event* event = event_of(each.value)) {
       out.records.push_back({each.node, event, event->handle});
     }
@@ -131,21 +137,36 @@ void note_followed_node() {
   registry().followed.store(true, std::memory_order_release);
 }
 
-void keep_host_call(u64 graph, const HostNode& node) {
+void keep_for_graph(u64 graph, const std::shared_ptr<void>& thing) {
   note_followed_node();
-  if (with_graph(graph, [&](GraphContents& contents) { contents.host_calls.push_back(node); })) return;
+  if (with_graph(graph, [&](GraphContents& contents) { contents.kept.push_back(thing); })) return;
   sweep();
   const std::lock_guard lock(registry().mutex);
-  registry().held[graph].calls.push_back(node.call);
+  registry().held[graph].things.push_back(thing);
 }
 
-void keep_for_node(u64 node, const std::shared_ptr<HostCall>& call) {
+void keep_for_graph(u64 graph, const GraphContents& of) {
+  for (const std::shared_ptr<void>& thing : of.kept) keep_for_graph(graph, thing);
+  for (const HostNode& node : of.host_calls) keep_for_graph(graph, node.call);
+  for (const HostCopy& copy : of.copies) keep_for_graph(graph, copy.piece);
+}
+
+bool keep_for_capture(Stream& stream, const std::shared_ptr<void>& thing) {
+  note_followed_node();
+  const std::shared_ptr<Capture> capture = capture_of(stream);
+  if (capture == nullptr) return false;
+  const std::lock_guard lock(capture_mutex());
+  if (capture->ended) return false;
+  capture->contents->kept.push_back(thing);
+  return true;
+}
+
+void keep_for_node(u64 node, std::vector<std::shared_ptr<void>> things) {
   note_followed_node();
   sweep();
-  std::vector<std::shared_ptr<HostCall>> before;  // destroyed after the lock is gone
+  // What was there is destroyed after the lock is gone.
   const std::lock_guard lock(registry().mutex);
-  before.swap(registry().held[node].calls);
-  registry().held[node].calls.push_back(call);
+  registry().held[node].things.swap(things);
 }
 
 std::shared_ptr<NodeStorage> node_storage(CUgraphNode node) {

@@ -206,7 +206,7 @@ CUresult launch(CUstream handle, const std::shared_ptr<HostCall>& host_call) {
   if (capture != nullptr) {
     if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
     const std::lock_guard lock(capture_mutex());
-    capture->contents->host_calls.push_back({0, host_call});
+    capture->contents->kept.push_back(host_call);
     note_followed_node();
     return CUDA_SUCCESS;
   }

@@ -8,6 +8,7 @@
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/event.hpp"
 #include "guest/runtime/manual/occupancy.hpp"
+#include "guest/runtime/message.hpp"
 #include "guest_api.hpp"
 
 namespace gpupool::guest {
@@ -86,7 +87,26 @@ CUresult send_staged(Session& session, const Launch& launch, Stream& stream, u64
   return CUDA_SUCCESS;
 }
 
+// A launch that makes a node which kernels can update: its handle is part of the answer.
+CUresult send_and_wait(const Launch& launch, Stream& stream) {
+  // cuda.h: only in a capture.
+  if (!stream.capturing.load(std::memory_order_acquire)) return CUDA_ERROR_INVALID_VALUE;
+  Call call(wire::Function::cuLaunchKernel);
+  call.on(stream);
+  call.put(launch.header);
+  for (u32 i = 0; i < launch.header.attribute_count; ++i) call.put(launch.attributes->values[i]);
+  std::vector<u8> packed(launch.function->parameter_bytes);
+  pack_parameters(*launch.function, launch.source, packed.data());
+  call.put_array(packed.data(), packed.size());
+  const CUresult result = call.wait();
+  if (result == CUDA_SUCCESS)
+    *launch.attributes->device_node = reinterpret_cast<CUgraphDeviceNode>(call.get<u64>());
+  return result;
+}
+
 CUresult send(Session& session, const Launch& launch, Stream& stream) {
+  if (launch.attributes != nullptr && launch.attributes->device_node != nullptr) [[unlikely]]
+    return send_and_wait(launch, stream);
   const u64 bytes =
       wire::launch_message_bytes(launch.header.attribute_count, launch.function->parameter_bytes);
   if (bytes > wire::kInlineBytes) return send_staged(session, launch, stream, bytes);
@@ -282,11 +302,10 @@ CUresult check_shape(const LaunchShape& shape, const FunctionOnDevice& facts, in
   return CUDA_SUCCESS;
 }
 
-CUresult translate_attributes(const CUlaunchAttribute* attributes, unsigned int count,
-                              LaunchAttributes& out) {
+CUresult translate_attributes(CUlaunchAttribute* attributes, unsigned int count, LaunchAttributes& out) {
   if (count != 0 && attributes == nullptr) return CUDA_ERROR_INVALID_VALUE;
   for (unsigned int i = 0; i < count; ++i) {
-    const CUlaunchAttribute& attribute = attributes[i];
+    CUlaunchAttribute& attribute = attributes[i];
     if (out.count == wire::kMaxLaunchAttributes) return CUDA_ERROR_INVALID_VALUE;
     wire::LaunchAttribute& each = out.values[out.count];
     std::memcpy(&each.id, &attribute.id, sizeof each.id);  // a program may pass any number
@@ -317,10 +336,10 @@ CUresult translate_attributes(const CUlaunchAttribute* attributes, unsigned int 
         result = translate_event(attribute.value.launchCompletionEvent.event, each, out);
         break;
       case CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE:
-        // The handle it returns is for kernels on the device; graphs that update themselves are not
-        // forwarded.
-        log_line("a launch attribute asks for a device-updatable graph node, which is not forwarded");
-        return CUDA_ERROR_NOT_SUPPORTED;
+        // The handle it returns is a name for kernels on the device: it travels as it is.
+        out.device_node = &attribute.value.deviceUpdatableKernelNode.devNode;
+        std::memset(each.value + sizeof(int), 0, sizeof each.value - sizeof(int));
+        break;
       default:
         return CUDA_ERROR_INVALID_VALUE;
     }

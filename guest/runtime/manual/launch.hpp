@@ -56,8 +56,10 @@ struct LaunchAttributes {
   wire::LaunchAttribute values[wire::kMaxLaunchAttributes];
   u32 count = 0;
   Event* events[2] = {};  // that the launch records
+  // Where the handle of a device-updatable node is to be written. Such a launch waits for the answer.
+  CUgraphDeviceNode* device_node = nullptr;
   u32 event_count = 0;
 };
-CUresult translate_attributes(const CUlaunchAttribute* attributes, unsigned int count, LaunchAttributes& out);
+CUresult translate_attributes(CUlaunchAttribute* attributes, unsigned int count, LaunchAttributes& out);
 
 }  // namespace gpupool::guest

@@ -14,7 +14,10 @@ bool is_kernel_attribute(u32 attribute) {
     case CU_LAUNCH_ATTRIBUTE_PRIORITY:
     case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP:
     case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN:
+    case CU_LAUNCH_ATTRIBUTE_PREFERRED_CLUSTER_DIMENSION:
+    case CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE:
     case CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT:
+    case CU_LAUNCH_ATTRIBUTE_NVLINK_UTIL_CENTRIC_SCHEDULING:
       return true;
     default:
       return false;
@@ -38,7 +41,9 @@ CUresult handle_cuGraphKernelNodeGetAttribute(Worker& worker, Request& request) 
 CUresult handle_cuGraphKernelNodeSetAttribute(Worker& worker, Request& request) {
   const CUgraphNode* node = worker.graph_nodes.find(request.in.get<wire::Handle>());
   const auto attribute = request.in.get<u32>();
-  const auto value = request.in.get<CUkernelNodeAttrValue>();
+  auto value = request.in.get<CUkernelNodeAttrValue>();
+  if (attribute == CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE)
+    value.deviceUpdatableKernelNode.devNode = nullptr;  // a result
   if (node == nullptr || !is_kernel_attribute(attribute)) return CUDA_ERROR_INVALID_VALUE;
   return worker.driver.cuGraphKernelNodeSetAttribute(*node, static_cast<CUkernelNodeAttrID>(attribute),
                                                      &value);

@@ -23,7 +23,8 @@ class Followed {
 
  private:
   CUresult look_at(CUgraphNode node);
-  CUresult add(CUgraphNode node, u64 value, bool is_event);
+  CUresult add(CUgraphNode node, u64 value, wire::FollowedKind kind);
+  CUresult look_at_copy(CUgraphNode node);
 
   Worker& worker_;
   std::unordered_map<CUevent, wire::Handle> events_;
@@ -47,24 +48,41 @@ CUresult Followed::look_at(CUgraphNode node) {
     CUDA_HOST_NODE_PARAMS params{};
     result = worker_.driver.cuGraphHostNodeGetParams(node, &params);
     if (result != CUDA_SUCCESS || params.fn != client_function(worker_)) return result;
-    return add(node, client_id(params.userData), false);
+    return add(node, client_id(params.userData), wire::FollowedKind::host_function);
   }
   if (type == CU_GRAPH_NODE_TYPE_EVENT_RECORD) {
     CUevent event = nullptr;
     result = worker_.driver.cuGraphEventRecordNodeGetEvent(node, &event);
     const auto name = events_.find(event);
     if (result != CUDA_SUCCESS || name == events_.end()) return result;
-    return add(node, name->second.bits, true);
+    return add(node, name->second.bits, wire::FollowedKind::event);
   }
+  if (type == CU_GRAPH_NODE_TYPE_MEMCPY) return look_at_copy(node);
   for (const CUgraph inner : graphs_inside(worker_, node))
     if (result = walk(inner); result != CUDA_SUCCESS) return result;
   return CUDA_SUCCESS;
 }
 
-CUresult Followed::add(CUgraphNode node, u64 value, bool is_event) {
+// The driver may name pinned memory as host memory or as unified memory.
+CUresult Followed::look_at_copy(CUgraphNode node) {
+  CUDA_MEMCPY3D params{};
+  CUresult result = worker_.driver.cuGraphMemcpyNodeGetParams(node, &params);
+  if (result != CUDA_SUCCESS) return result;
+  const u64 sides[] = {
+      params.srcMemoryType == CU_MEMORYTYPE_HOST ? reinterpret_cast<u64>(params.srcHost) : params.srcDevice,
+      params.dstMemoryType == CU_MEMORYTYPE_HOST ? reinterpret_cast<u64>(params.dstHost) : params.dstDevice};
+  const auto base = reinterpret_cast<u64>(worker_.window.base);
+  for (const u64 address : sides)
+    if (address >= base && address - base < worker_.window.size)
+      if (result = add(node, address - base, wire::FollowedKind::window); result != CUDA_SUCCESS)
+        return result;
+  return CUDA_SUCCESS;
+}
+
+CUresult Followed::add(CUgraphNode node, u64 value, wire::FollowedKind kind) {
   const wire::Handle name = worker_.graph_nodes.find_or_add(node);
   if (!name || nodes.size() >= kMaxNodes) return CUDA_ERROR_OUT_OF_MEMORY;
-  nodes.push_back({name.bits, value, is_event ? 1u : 0u, 0});
+  nodes.push_back({name.bits, value, kind, 0});
   return CUDA_SUCCESS;
 }
 

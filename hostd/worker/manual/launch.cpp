@@ -37,6 +37,9 @@ CUresult read_attribute(Worker& worker, const wire::LaunchAttribute& in, CUlaunc
     case CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT:
     case CU_LAUNCH_ATTRIBUTE_NVLINK_UTIL_CENTRIC_SCHEDULING:
       return CUDA_SUCCESS;
+    case CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE:
+      out.value.deviceUpdatableKernelNode.devNode = nullptr;  // a result
+      return CUDA_SUCCESS;
     case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT:
       return put_event(worker, in, out.value.programmaticEvent.event);
     case CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT:
@@ -119,7 +122,11 @@ CUresult handle_cuLaunchKernel(Worker& worker, Request& request) {
                                         header.block[0], header.block[1], header.block[2],
                                         header.shared_bytes, request.stream, nullptr, extra_or_none);
   const CUlaunchConfig config = launch_config(header, request.stream, attributes, count);
-  return worker.driver.cuLaunchKernelEx(&config, function, nullptr, extra_or_none);
+  const CUresult result = worker.driver.cuLaunchKernelEx(&config, function, nullptr, extra_or_none);
+  for (u32 i = 0; i < count && result == CUDA_SUCCESS; ++i)
+    if (attributes[i].id == CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE)
+      request.out->put(attributes[i].value.deviceUpdatableKernelNode.devNode);
+  return result;
 }
 
 }  // namespace gpupool::worker

@@ -389,8 +389,8 @@ def test_data_of_edges(host: Host, transport: str) -> None:
         + NODES
         + """
 class Edge(ctypes.Structure):
-    _fields_ = [("from_port", ctypes.c_ubyte), ("to_port", ctypes.c_ubyte), ("type", ctypes.c_ubyte),
-                ("reserved", ctypes.c_ubyte * 5)]
+    _fields_ = [(n, ctypes.c_ubyte) for n in ("from_port", "to_port", "type")] + [
+        ("reserved", ctypes.c_ubyte * 5)]
 graph, a = new_graph(), alloc(4)
 first, second = add_kernel(graph, [], a, 1), add_kernel(graph, [], a, 2)
 def pair(source, target): return (c_void_p * 1)(source), (c_void_p * 1)(target)

@@ -29,8 +29,9 @@ def chain(source, target):
     graph, a = new_graph(), alloc(4)
     into = add_copy(graph, [], (HOST, source), (DEVICE, a.value), 4)
     add = add_kernel(graph, [into], a, 5)
-    return graph, a, into, add_copy(graph, [add], (DEVICE, a.value), (HOST, target), 4)
-# Read when the graph is launched, and there when its stream is done: as pageable memory is natively.
+    back = add_copy(graph, [add], (DEVICE, a.value), (HOST, target), 4)
+    return graph, a, into, back
+# Read when the graph is launched, and there when its stream is done.
 given, got = words(1), words(0)
 graph, a, into, back = chain(address(given), address(got))
 executable = instantiate(graph)

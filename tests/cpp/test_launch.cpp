@@ -112,7 +112,6 @@ TEST_CASE("launch attributes travel with their values, and what cannot travel is
     LaunchAttributes translated;
     return translate_attributes(&attribute, 1, translated);
   };
-  CHECK(refused(CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE) == CUDA_ERROR_NOT_SUPPORTED);
   CHECK(refused(CU_LAUNCH_ATTRIBUTE_SYNCHRONIZATION_POLICY) == CUDA_ERROR_INVALID_VALUE);
   CHECK(refused(15) == CUDA_ERROR_INVALID_VALUE);
   CHECK(refused(77) == CUDA_ERROR_INVALID_VALUE);
@@ -120,6 +119,18 @@ TEST_CASE("launch attributes travel with their values, and what cannot travel is
   LaunchAttributes nothing;
   CHECK(translate_attributes(nullptr, 1, nothing) == CUDA_ERROR_INVALID_VALUE);
   CHECK(translate_attributes(nullptr, 0, nothing) == CUDA_SUCCESS);
+}
+
+TEST_CASE("the place for an updatable node's handle stays here") {
+  CUlaunchAttribute attribute{};
+  attribute.id = CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE;
+  attribute.value.deviceUpdatableKernelNode.deviceUpdatable = 1;
+  attribute.value.deviceUpdatableKernelNode.devNode = reinterpret_cast<CUgraphDeviceNode>(0x1234);
+  LaunchAttributes out;
+  REQUIRE(translate_attributes(&attribute, 1, out) == CUDA_SUCCESS);
+  CHECK(out.device_node == &attribute.value.deviceUpdatableKernelNode.devNode);
+  const u32 sent[4] = {1, 0, 0, 0};
+  CHECK(std::memcmp(out.values[0].value, sent, sizeof sent) == 0);
 }
 
 TEST_CASE("a launch message is read back by the worker's reader") {

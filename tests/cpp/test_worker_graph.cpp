@@ -24,7 +24,8 @@ using wire::ProtocolError;
 // A driver with graphs of nodes, which remembers what it was called with.
 struct Fake {
   std::map<CUgraph, std::set<CUgraphNode>> graphs;
-  std::map<CUgraphNode, CUgraph> children;  // of child graph nodes
+  std::map<CUgraphNode, CUgraph> children;      // of child graph nodes
+  std::map<CUgraphNode, CUgraph> conditionals;  // the body of each
   u64 next = 0x1000;
   CUDA_MEMCPY3D copy{};
   CUDA_KERNEL_NODE_PARAMS_v2 kernel{};
@@ -71,7 +72,9 @@ void connect(DriverApi& driver) {
     return CUDA_SUCCESS;
   };
   driver.cuGraphNodeGetType = [](CUgraphNode node, CUgraphNodeType* type) {
-    *type = g_fake.children.contains(node) ? CU_GRAPH_NODE_TYPE_GRAPH : CU_GRAPH_NODE_TYPE_EMPTY;
+    *type = g_fake.conditionals.contains(node) ? CU_GRAPH_NODE_TYPE_CONDITIONAL
+            : g_fake.children.contains(node)   ? CU_GRAPH_NODE_TYPE_GRAPH
+                                               : CU_GRAPH_NODE_TYPE_EMPTY;
     return CUDA_SUCCESS;
   };
   driver.cuGraphChildGraphNodeGetGraph = [](CUgraphNode node, CUgraph* out) {
@@ -86,6 +89,14 @@ void connect(DriverApi& driver) {
     g_fake.children[*out] = make_graph();
     CUgraphNode inner = nullptr;
     add_node(&inner, g_fake.children[*out]);
+    return result;
+  };
+  driver.cuGraphAddNode = [](CUgraphNode* out, CUgraph graph, const CUgraphNode*, size_t,
+                             CUgraphNodeParams* params) {
+    static CUgraph body;
+    const CUresult result = add_node(out, graph);
+    body = g_fake.conditionals[*out] = make_graph();
+    params->conditional.phGraph_out = &body;
     return result;
   };
   driver.cuGraphAddMemcpyNode = [](CUgraphNode* out, CUgraph graph, const CUgraphNode*, size_t,
@@ -217,6 +228,7 @@ TEST_CASE("a graph's handles end with it, those inside its child graphs too") {
   const Handle node = session.answer();
   wire::Writer child = Session::place(graph, {node});
   child.put(session.graph());
+  child.put(static_cast<u32>(CU_GRAPH_CHILD_GRAPH_OWNERSHIP_CLONE));
   REQUIRE(session.call(Function::cuGraphAddChildGraphNode, child) == CUDA_SUCCESS);
   const Handle child_node = session.answer();
   const CUgraph embedded = g_fake.children.begin()->second;
@@ -230,6 +242,39 @@ TEST_CASE("a graph's handles end with it, those inside its child graphs too") {
   for (const Handle gone : {graph, inner_graph}) CHECK(session.worker.graphs.find(gone) == nullptr);
   CHECK(session.call(Function::cuGraphDestroy, destroy) == CUDA_ERROR_INVALID_VALUE);
   CHECK(session.call(Function::cuGraphAddEmptyNode, Session::place(graph)) == CUDA_ERROR_INVALID_VALUE);
+}
+
+TEST_CASE("the bodies of a condition end with its graph") {
+  Session session;
+  const Handle graph = session.graph();
+  const auto conditional = [&](u32 type, u32 size) {
+    wire::Writer message = Session::place(graph);
+    message.put<u64>(0x77);  // the condition's handle, which only the driver knows
+    message.put(type);
+    message.put(size);
+    message.put(0u);
+    return message;
+  };
+  REQUIRE(session.call(Function::cuGraphAddNode, conditional(CU_GRAPH_COND_TYPE_WHILE, 1)) == CUDA_SUCCESS);
+  const Handle node = session.answer();
+  const CUgraph body = g_fake.conditionals.begin()->second;
+  const Handle name = session.worker.graphs.name_of(body);
+  REQUIRE(name);
+  REQUIRE(session.call(Function::cuGraphAddEmptyNode, Session::place(name)) == CUDA_SUCCESS);
+  const Handle inner = session.answer();
+  for (const auto& [type, size] : {std::pair{0x100u, 1u}, std::pair{1u, (1u << 16) + 1}})
+    CHECK_THROWS_AS(session.call(Function::cuGraphAddNode, conditional(type, size)), ProtocolError);
+  wire::Writer asked;
+  const Handle handles[] = {graph, node, name, inner, Handle{12345}};
+  asked.put_array(handles, 5);
+  CHECK(session.call(Function::graph_living, asked) == CUDA_SUCCESS);
+  wire::Writer destroy;
+  destroy.put(graph);
+  CHECK(session.call(Function::cuGraphDestroy, destroy) == CUDA_SUCCESS);
+  CHECK(session.worker.graphs.find(name) == nullptr);
+  for (const Handle gone : {node, inner}) CHECK(session.worker.graph_nodes.find(gone) == nullptr);
+  CHECK(session.worker.conditional_bodies.empty());
+  g_fake.conditionals.clear();
 }
 
 TEST_CASE("dependencies must exist, and edges be as many") {

@@ -190,12 +190,14 @@ def native_dir() -> Path:
     return Path(os.environ.get("GPUPOOL_NATIVE_DIR", ROOT / "build" / "native"))
 
 
-def make_host(folder: Path, gpu: str = TEST_GPU) -> Host:
-    """Writes a configuration and starts a hostd on it."""
+def make_host(folder: Path, gpu: str = TEST_GPU, **softgpu: int) -> Host:
+    """Writes a configuration and starts a hostd on it. `softgpu`: settings of the software GPU."""
     native = native_dir()
     if not (native / "lib" / "guest" / "libcuda.so.1").exists():
         pytest.skip(f"{native} has no libcuda.so.1: run ./run build")
     host = Host(folder, native, free_port(), {"GPUPOOL_NATIVE_DIR": str(native)})
+    for name, value in softgpu.items():
+        host.environment[f"GPUPOOL_SOFTGPU_{name.upper()}"] = str(value)
     (folder / "hostd.toml").write_text(
         f"""
 gpu = "{gpu}"

@@ -20,8 +20,9 @@ LAYERS = {
     "wire/cpp": {"wire/cpp"},
     "guest/runtime": {"wire/cpp", "guest/runtime"},
     "guest/nvml": {"wire/cpp", "guest/runtime", "guest/nvml"},
-    "hostd/worker": {"wire/cpp", "hostd/worker"},
-    "hostd/softgpu/engine": {"wire/cpp", "hostd/softgpu/engine"},
+    "hostd/compression": {"wire/cpp", "hostd/compression"},
+    "hostd/worker": {"wire/cpp", "hostd/compression", "hostd/worker"},
+    "hostd/softgpu/engine": {"wire/cpp", "hostd/compression", "hostd/softgpu/engine"},
     "hostd/softgpu/api": {"wire/cpp", "hostd/softgpu"},
 }
 LONGEST_FILE = 500

@@ -10,8 +10,12 @@
 #include <set>
 #include <string>
 
+#include "guest/runtime/log_listener.hpp"
+
 namespace gpupool::guest {
 namespace {
+
+LogListener g_listener;
 
 enum class Level { off, normal, debug };
 
@@ -25,8 +29,8 @@ Level level() {
   return chosen;
 }
 
-// One write() a line, so that lines of several processes do not mix.
-void write_line(const char* format, va_list arguments) {
+// Also for cuLogs*. One write() a line, so that lines of several processes do not mix.
+void write_line(const char* format, va_list arguments, bool shown, bool kept) {
   char line[1024];
   int used = std::snprintf(line, sizeof line, "gpupool: ");
   const int body =
@@ -34,6 +38,10 @@ void write_line(const char* format, va_list arguments) {
   if (body < 0) return;
   used += body;
   if (used > static_cast<int>(sizeof line) - 2) used = static_cast<int>(sizeof line) - 2;
+  constexpr int kPrefix = 9;  // "gpupool: "
+  if (kept && g_listener.line != nullptr)
+    g_listener.line(line + kPrefix, static_cast<size_t>(used - kPrefix));
+  if (!shown) return;
   line[used++] = '\n';
   // A closed stderr is the program's choice; there is nowhere else to say it.
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line, static_cast<size_t>(used));
@@ -41,11 +49,15 @@ void write_line(const char* format, va_list arguments) {
 
 }  // namespace
 
+bool listen_to_log(const LogListener& listener) {
+  g_listener = listener;
+  return true;
+}
+
 void log_line(const char* format, ...) {
-  if (level() == Level::off) return;
   va_list arguments;
   va_start(arguments, format);
-  write_line(format, arguments);
+  write_line(format, arguments, level() != Level::off, true);
   va_end(arguments);
 }
 
@@ -53,13 +65,15 @@ void log_debug(const char* format, ...) {
   if (level() != Level::debug) return;
   va_list arguments;
   va_start(arguments, format);
-  write_line(format, arguments);
+  write_line(format, arguments, true, false);
   va_end(arguments);
 }
 
 void log_failure(const char* name, int result) {
   constexpr int kNotReady = 600;  // CUDA_ERROR_NOT_READY is an answer, and polled for
-  if (result != kNotReady) log_debug("%s returned %d", name, result);
+  if (result == kNotReady) return;
+  if (g_listener.failure != nullptr) g_listener.failure(name, result);
+  log_debug("%s returned %d", name, result);
 }
 
 void log_unsupported(const char* name) {

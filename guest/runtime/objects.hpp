@@ -47,6 +47,7 @@ struct Capture {
 struct Stream {
   wire::Handle handle;
   Context* context = nullptr;
+  Context* green = nullptr;  // the green context it was made in, if any; `context` is then the primary one
   u32 flags = 0;  // CUstream_flags
   int priority = 0;
   u64 id = 0;                        // cuStreamGetId
@@ -136,6 +137,10 @@ struct Context {
   wire::Handle handle;
   int device = 0;  // CUdevice as the program counts (CUDA_VISIBLE_DEVICES applied); see manual/device.hpp
   bool primary = false;
+  bool green = false;
+  // Whose modules, memory and events are used while this one is current: itself, but for a green context the
+  // device's primary context. Itself again once a green context is destroyed.
+  Context* owner = this;
   std::atomic<u32> flags{0};
   // False once destroyed, and for a primary context while nobody retains it. The object outlives that: it may
   // still be current in threads, which then get CONTEXT_IS_DESTROYED.
@@ -147,6 +152,9 @@ struct Context {
   Stream* legacy = nullptr;      // CU_STREAM_LEGACY of this context
   std::mutex mutex;              // guards `streams`
   std::vector<Stream*> streams;  // all live streams, the implicit ones too
+  // Completion words and last values of destroyed streams: cuCtxSynchronize waits for their work as well.
+  // Guarded by `mutex`; those that are done leave when others come.
+  std::vector<std::pair<u32, u64>> leaving;
 };
 
 // One slab a type. Defined in objects.cpp.

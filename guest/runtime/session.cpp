@@ -89,7 +89,7 @@ Claim Session::claim() {
     if (!wait_for_slot(ticket)) return {};
   }
   wire::Slot& slot = window_.slot(ticket);
-  const Context* context = current_context();
+  const Context* context = top_context();
   slot.function = 0;
   slot.flags = 0;
   slot.thread = thread;
@@ -149,8 +149,10 @@ void Session::publish(const Claim& claim, Stream* stream) {
 
 CUresult Session::fail(CUresult result, const char* why) {
   u32 none = 0;
-  if (failed_.compare_exchange_strong(none, static_cast<u32>(result), std::memory_order_acq_rel))
+  if (failed_.compare_exchange_strong(none, static_cast<u32>(result), std::memory_order_acq_rel)) {
+    if (window_.control().fatal_error.load(std::memory_order_acquire) != 0) write_fault_output();
     log_line("%s", why);
+  }
   return failed();
 }
 

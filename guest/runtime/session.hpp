@@ -91,6 +91,17 @@ class Session {
   // Offset in the window if [address, +bytes) lies in its registered heap, else 0.
   u64 pinned_offset(const void* address, u64 bytes) const;
 
+  // --- what kernels print (output.cpp)
+  // Says that code has been loaded: whether it prints, the worker tells at the next wait.
+  void image_loaded() { loads_.fetch_add(1, std::memory_order_release); }
+  // Whether kernels may have printed something that is not here yet.
+  bool may_print() const {
+    return loads_.load(std::memory_order_acquire) != silent_loads_.load(std::memory_order_relaxed);
+  }
+  // Writes it to the program's standard output. `word` is that of a stream which has been waited for. No wait
+  // and no reply may be outstanding in this thread.
+  void take_output(u32 word);
+
   // --- errors
   // ----------------------------------------------------------------------------------------------- The
   // result that every call must now return (worker gone, context faulted), or CUDA_SUCCESS. One load.
@@ -120,6 +131,7 @@ class Session {
   // Asks the worker to look at the stream behind a word, since a faulted context never writes it.
   void poke(u32 word);
   bool wait_for_slot(u64 ticket);
+  void write_fault_output() const;
   // Waits until the worker has executed every slot before `ticket`.
   CUresult wait_executed(u64 ticket);
   CUresult wait_completion(const Completion& completion);
@@ -131,6 +143,9 @@ class Session {
   alignas(64) std::atomic<u64> seen_head_{
       0};  // a copy of Control::head, so that claim() rarely reads the worker's line
   alignas(64) std::atomic<u32> failed_{0};
+  std::atomic<u64> loads_{0};  // images loaded so far...
+  std::atomic<u64> silent_loads_{
+      0};  // ... and how many it were when the worker last said that none of them prints
   std::array<wire::DeviceInfo, wire::kMaxDevices> devices_{};
   u32 device_count_ = 0;
   int driver_version_ = 0;

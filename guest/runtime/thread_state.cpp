@@ -86,9 +86,14 @@ u32 thread_index() {
   return state.index;
 }
 
-Context* current_context() {
+Context* top_context() {
   const ThreadState* state = t_state;
   return state == nullptr || state->stack.empty() ? nullptr : state->stack.back();
+}
+
+Context* current_context() {
+  const Context* top = top_context();
+  return top == nullptr ? nullptr : top->owner;
 }
 
 ScopedContext::ScopedContext(Context* context) {
@@ -116,8 +121,9 @@ Stream* resolve_stream(CUstream stream, CUresult& error) {
     }
     return found;
   }
-  Context* context = current_context();
-  if (error = check_context(context); error != CUDA_SUCCESS) return nullptr;
+  Context* context = top_context();
+  if (error = check_context(context == nullptr ? nullptr : context->owner); error != CUDA_SUCCESS)
+    return nullptr;
   const ThreadState& state = *t_state;
   const bool per_thread = stream == CU_STREAM_PER_THREAD || (stream == nullptr && state.per_thread_default);
   if (!per_thread) return context->legacy;

@@ -35,7 +35,12 @@ ThreadState& thread_state();
 // when wire::kThreads threads hold one already.
 u32 thread_index();
 
-// The context that is current in this thread, or null. Hot: one thread-local load.
+// The context on top of this thread's stack, or null: what the program has made current, and what slots name.
+// Hot: one thread-local load.
+Context* top_context();
+
+// The context that owns what this thread makes, or null: the one on top, but for a green context the primary
+// one.
 Context* current_context();
 
 // What a call that needs a context answers without one: INVALID_CONTEXT, CONTEXT_IS_DESTROYED, or

@@ -25,7 +25,11 @@ constexpr u32 kReplySleepMs = 100;
 }  // namespace
 
 CUresult Session::wait_word(u32 index, u64 value) {
-  if (word(index) >= value) return take_async_error();
+  if (word(index) >= value) {
+    if (may_print()) [[unlikely]]
+      take_output(index);
+    return take_async_error();
+  }
   count_wait(wire::Function::stream_mark);
   wire::Backoff backoff(kSpinUs, kNapUs);
   u64 next_alive = kAliveEveryNs;
@@ -42,6 +46,8 @@ CUresult Session::wait_word(u32 index, u64 value) {
       poke(index);
     }
   }
+  if (may_print()) [[unlikely]]
+    take_output(index);
   return take_async_error();
 }
 
@@ -66,7 +72,7 @@ void Session::poke(u32 index) {
 }
 
 CUresult Session::synchronize(Stream& stream) {
-  if (idle(stream)) return take_async_error();
+  if (idle(stream)) return wait_word(stream.handle.index(), 0);
   // The newest work may carry a mark already (an event record, a copy): then there is nothing to send.
   const u64 work = stream.last_work.load(std::memory_order_acquire);
   if (stream.last_mark.load(std::memory_order_acquire) >= work) return wait_word(stream.handle.index(), work);
@@ -81,6 +87,7 @@ CUresult Session::synchronize(Context& context) {
   std::vector<std::pair<u32, u64>> waits;
   {
     const std::lock_guard lock(context.mutex);
+    waits = context.leaving;
     for (Stream* stream : context.streams) {
       if (idle(*stream) || stream->capturing.load(std::memory_order_acquire)) continue;
       u64 value = stream->last_work.load(std::memory_order_acquire);
@@ -96,7 +103,7 @@ CUresult Session::synchronize(Context& context) {
   }
   for (const auto& [index, value] : waits)
     if (const CUresult result = wait_word(index, value); result != CUDA_SUCCESS) return result;
-  return take_async_error();
+  return context.legacy == nullptr ? take_async_error() : wait_word(context.legacy->handle.index(), 0);
 }
 
 CUresult Session::wait_reply(u64 ticket, wire::ReplyBox*& box) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "hostd/worker/device_output.hpp"
 #include "hostd/worker/log.hpp"
 #include "wire/cpp/futex.hpp"
 #include "worker_dispatch.hpp"  // generated: kHandlers, kHandlerCount
@@ -171,6 +172,7 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
   if (ready) {
     if (stream != nullptr) activity_.used(slot.stream, *stream);
     request.context = current_;
+    g_owner = worker_.owner_of(stream != nullptr ? stream->context : request.context_index);
     result = kHandlers[slot.function](worker_, request);
     if (worker_
             .context_changed) {  // a handler created or destroyed a context: the driver's current one moved
@@ -200,6 +202,7 @@ CUresult Dispatcher::finish(Request& request, CUresult result) {
 void Dispatcher::report(const Request& request, CUresult result) {
   wire::Control& control = worker_.window.control();
   if (is_fatal(result)) {
+    if (control.fatal_error.load(std::memory_order_relaxed) == 0) publish_fault_output(worker_.window);
     u32 none = 0;
     if (control.fatal_error.compare_exchange_strong(none, static_cast<u32>(result),
                                                     std::memory_order_acq_rel))

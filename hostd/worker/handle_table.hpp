@@ -13,6 +13,10 @@
 
 namespace gpupool::worker {
 
+// Handle index of the context whose call is being executed: what is made belongs to it. One dispatcher executes
+// all calls of this process.
+inline u32 g_owner = 0;
+
 template <typename T>
 class HandleTable {
  public:
@@ -27,7 +31,7 @@ class HandleTable {
     Entry& entry = entries[place];
     if (entry.used) throw wire::ProtocolError("handle index " + std::to_string(place) + " is in use");
     if constexpr (std::is_pointer_v<T>) names_[object] = handle;
-    entry = Entry{handle.generation(), true, std::move(object)};
+    entry = Entry{handle.generation(), g_owner, true, std::move(object)};
   }
 
   // Puts an object at a place of our own choosing and returns its handle.
@@ -42,7 +46,7 @@ class HandleTable {
       ours_.emplace_back();
     }
     Entry& entry = ours_[place];
-    entry = Entry{(entry.generation + 1) & 0xff'ffffu, true, std::move(object)};
+    entry = Entry{(entry.generation + 1) & 0xff'ffffu, g_owner, true, std::move(object)};
     return wire::Handle::make(kind_, entry.generation, place | wire::Handle::kWorkerAssigned);
   }
 
@@ -94,6 +98,19 @@ class HandleTable {
     return result;
   }
 
+  // Removes what was made in the context `owner` and calls f(handle, object) for each.
+  template <typename F>
+  void take_owned(u32 owner, F f) {
+    std::vector<wire::Handle> owned;
+    for (std::vector<Entry>* entries : {&theirs_, &ours_})
+      for (u32 i = 0; i < entries->size(); ++i)
+        if (const Entry& entry = (*entries)[i]; entry.used && entry.owner == owner)
+          owned.push_back(wire::Handle::make(kind_, entry.generation,
+                                             entries == &ours_ ? i | wire::Handle::kWorkerAssigned : i));
+    for (const wire::Handle handle : owned)
+      if (std::optional<T> object = take(handle)) f(handle, *object);
+  }
+
   // Calls f(handle, object) for every live object.
   template <typename F>
   void each(F f) {
@@ -108,6 +125,7 @@ class HandleTable {
  private:
   struct Entry {
     u32 generation = 0;
+    u32 owner = 0;  // handle index of a context
     bool used = false;
     T object{};
   };

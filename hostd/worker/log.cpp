@@ -7,11 +7,14 @@
 #include <ctime>
 #include <string>
 
+#include "hostd/worker/device_output.hpp"
+
 namespace gpupool::worker {
 namespace {
 
 LogStyle g_style;
 u64 g_session = 0;
+int g_descriptor = STDERR_FILENO;
 // What a line about a refused call says before and after the number: made in time, since the handler may not
 // allocate.
 std::string g_refused_before, g_refused_after;  // NOLINT: empty until configure_log()
@@ -110,11 +113,19 @@ void configure_log(const LogStyle& style, u64 session_id) {
   g_refused_after = line.substr(line.find('#') + 1);
 }
 
+void use_log_descriptor(int fd) {
+  g_descriptor = fd;
+}
+
+int log_descriptor() {
+  return g_descriptor;
+}
+
 void log(LogLevel level, std::string_view message, std::string_view detail) {
   if (level < g_style.lowest) return;
   const std::string line = make_line(level, time_text(), message, detail);
   // One write a line; a closed stderr has nowhere to report to.
-  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
+  [[maybe_unused]] const ssize_t written = write(g_descriptor, line.data(), line.size());
 }
 
 void log_refused_call(int number) {
@@ -129,10 +140,11 @@ void log_refused_call(int number) {
   const iovec pieces[] = {{g_refused_before.data(), g_refused_before.size()},
                           {digits + first, sizeof digits - first},
                           {g_refused_after.data(), g_refused_after.size()}};
-  [[maybe_unused]] const ssize_t written = writev(STDERR_FILENO, pieces, 3);
+  [[maybe_unused]] const ssize_t written = writev(g_descriptor, pieces, 3);
 }
 
 void end_session(int exit_code, std::string_view message, std::string_view detail) {
+  drain_standard_error();
   log(exit_code == 0 ? LogLevel::info : LogLevel::error, message, detail);
   _exit(exit_code);
 }

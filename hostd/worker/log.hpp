@@ -1,5 +1,6 @@
-// The worker's log: one line an event on stderr, key=value or JSON, which hostd's journal collects. Text that
-// came from a client is escaped, and repeated client mistakes are counted instead of printed each time.
+// The worker's log: one line an event, key=value or JSON, on what was stderr at the start, which hostd's
+// journal collects. Text that came from a client is escaped, and repeated client mistakes are counted instead of
+// printed each time.
 #pragma once
 
 #include <string_view>
@@ -19,6 +20,9 @@ struct LogStyle {
 
 // Sets the style and the session id that every line carries.
 void configure_log(const LogStyle& style, u64 session_id);
+// Where lines go from now on; standard error until then.
+void use_log_descriptor(int fd);
+int log_descriptor();
 // `message` is ours; `detail` may hold anything and is escaped and cut at 500 bytes.
 void log(LogLevel level, std::string_view message, std::string_view detail = {});
 

@@ -15,6 +15,7 @@
 #include <string>
 
 #include "hostd/worker/client_watch.hpp"
+#include "hostd/worker/device_output.hpp"
 #include "hostd/worker/dispatcher.hpp"
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/memory_account.hpp"
@@ -151,7 +152,7 @@ int initialise_driver(const Options& options, Worker& worker) {
 void bus_error(int) {
   static constexpr char kLine[] =
       "level=error part=worker msg=\"memory that the client shared is gone; its session ends\"\n";
-  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kLine, sizeof kLine - 1);
+  [[maybe_unused]] const ssize_t written = write(log_descriptor(), kLine, sizeof kLine - 1);
   _exit(kExitProtocol);
 }
 
@@ -210,6 +211,7 @@ int main(int argc, char** argv) {
   for (const int fd : given)
     if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
   std::signal(SIGBUS, bus_error);
+  capture_output();
   prctl(PR_SET_NAME, "gpupool-worker");
   return serve(options);
 }

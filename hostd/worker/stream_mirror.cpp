@@ -162,8 +162,9 @@ class StreamMirror {
 
   void add(wire::FrameKind kind, u32 count, u64 offset, u64 size) {
     const wire::Frame frame{kind, count, offset, size};
-    const auto* bytes = reinterpret_cast<const u8*>(&frame);
-    out_.insert(out_.end(), bytes, bytes + sizeof frame);
+    const size_t at = out_.size();
+    out_.resize(at + sizeof frame);
+    std::memcpy(out_.data() + at, &frame, sizeof frame);
   }
 
   // Sends what is buffered, then the piece, so that large data is never copied.
@@ -197,6 +198,9 @@ class StreamMirror {
     }
     const u32 fatal = control.fatal_error.load(std::memory_order_acquire);
     if (fatal != sent_fatal_) {
+      const wire::FaultOutput& output = window_.fault_output();
+      add_data(wire::kFaultOutputOffset,
+               offsetof(wire::FaultOutput, text) + output.printed_bytes + output.error_bytes);
       add(wire::FrameKind::fatal, fatal, 0, 0);
       sent_fatal_ = fatal;
       any = true;

@@ -19,11 +19,12 @@ void CUDA_CB write_word(void* argument) {
 }  // namespace
 
 CUresult Worker::mark(wire::Handle handle, u64 ticket) {
-  const StreamEntry* entry = streams.find(handle);
+  StreamEntry* entry = streams.find(handle);
   if (entry == nullptr || handle.index() >= wire::kWords) return CUDA_ERROR_INVALID_HANDLE;
   // Nothing of ours may become part of the client's graph.
   if (entry->capturing) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   std::atomic<u64>& word = window.word(handle.index()).value;
+  entry->last_mark = ticket + 1;
   if (stream_memory_operations) {
     // The barrier that the default flags imply is wanted: results must be visible before the word is.
     return driver.cuStreamWriteValue64_v2(entry->stream, reinterpret_cast<CUdeviceptr>(&word), ticket + 1, 0);

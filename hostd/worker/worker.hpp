@@ -50,6 +50,7 @@ struct StreamEntry {
   bool capturing = false;  // between begin and end of a capture that this stream began or joined
   u64 capture_id = 0;      // the driver's, while capturing
   bool noted = false;      // activity.hpp knows that it may have work outstanding
+  u64 last_mark = 0;       // ticket + 1 of the newest mark issued
 };
 
 struct EventEntry {
@@ -94,6 +95,21 @@ class Worker {
   // The GPU can write words itself (CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS); else a host function
   // does.
   bool stream_memory_operations = true;
+
+  // Green contexts by the index of their handle: the driver's, and the index of the primary context that owns
+  // what is made in them.
+  struct Green {
+    CUgreenCtx context = nullptr;
+    u32 owner = 0;
+  };
+  std::unordered_map<u32, Green> green_contexts;
+  // Whose a thing is that was made while the context of that index was current.
+  u32 owner_of(u32 context) const {
+    if (green_contexts.empty()) [[likely]]
+      return context;
+    const auto green = green_contexts.find(context);
+    return green == green_contexts.end() ? context : green->second.owner;
+  }
 
   // A handler that makes another context current in the driver (or destroys one) sets this.
   bool context_changed = false;

@@ -1,6 +1,6 @@
 // Finding PTX in images. basic_*.fatbin: nvcc 13.0 -fatbin -arch=compute_75 -compress-mode=speed|size|none
 // basic.cu
-#include "hostd/softgpu/engine/compression.hpp"
+#include "hostd/compression/compression.hpp"
 #include "tests/cpp/ptx_machine.hpp"
 
 namespace gpupool::softgpu::test {
@@ -98,7 +98,8 @@ TEST_CASE("damaged compressed data are refused, never read beyond") {
     const std::vector<u8> data(image.begin() + start, image.end());
     const bool lz4 = std::string(name) == "basic_lz4.fatbin";
     const auto decompress = [&](std::span<const u8> bytes, std::string& out) {
-      return lz4 ? engine::decompress_lz4(bytes, 60000, out) : engine::decompress_zstd(bytes, 60000, out);
+      return lz4 ? compression::decompress_lz4(bytes, 60000, out)
+                 : compression::decompress_zstd(bytes, 60000, out);
     };
     u32 refused = 0;
     for (int round = 0; round < 300; ++round) {

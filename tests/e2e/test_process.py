@@ -323,9 +323,19 @@ print(before, len(os.listdir("/proc/self/task")), version.value)
     assert "session started" not in own_host.log
 
 
-@pytest.mark.parametrize("way", ["sys.exit(3)", "os._exit(3)"])
-def test_exit_without_clean_up(own_host: Host, transport: str, way: str) -> None:
-    """Streams, memory, work that still runs and a thread inside a wait: the process just ends."""
+@pytest.mark.parametrize(
+    ("way", "status"),
+    [
+        ("sys.exit(3)", 3),
+        ("os._exit(3)", 3),
+        ("os.abort()", -signal.SIGABRT),
+        ("import ctypes; ctypes.string_at(8)", -signal.SIGSEGV),
+    ],
+)
+def test_exit_without_clean_up(own_host: Host, transport: str, way: str, status: int) -> None:
+    """Streams, memory, work that still runs and a thread inside a wait: the process just ends, by
+    its own will or in a crash.
+    """
     text = WAITER.replace("{handler}", "import os").replace("{delay}", "60")
     head, _, _ = text.partition('print("running"')
     text = f"""{head}
@@ -341,7 +351,7 @@ sys.stdin.readline()
     wait_for_line(client, "running")
     worker = worker_of(own_host)
     _, errors = client.communicate("go\n", timeout=10)
-    assert client.returncode == 3
+    assert client.returncode == status
     assert errors == ""
     own_host.wait_until(lambda: gone(worker), "the worker to end", timeout_s=5)
 

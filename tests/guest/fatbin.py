@@ -16,6 +16,7 @@ PTX_VERSION = (0, 7)  # minor, major: 7.0
 ENTRY_HEADER_BYTES = 80
 OPTIONS_AT = 64  # where the header says where ptxas's options are: right behind, an empty string
 FLAG_64_BIT_LINUX = 0x11
+FLAG_LZ4 = 0x2000
 
 
 class Wrapper(ctypes.Structure):
@@ -29,14 +30,24 @@ class Wrapper(ctypes.Structure):
     )
 
 
-def fatbin(ptx: str, target: int) -> bytes:
+def lz4(data: bytes) -> bytes:
+    """An LZ4 block of literals alone."""
+    more = len(data) - 15
+    assert more >= 0
+    return bytes([0xF0]) + b"\xff" * (more // 255) + bytes([more % 255]) + data
+
+
+def fatbin(ptx: str, target: int, compressed: bool = False) -> bytes:
     """A fatbin with one PTX entry for sm_`target`."""
-    body = ptx.encode() + b"\0"
+    text = ptx.encode() + b"\0"
+    body = lz4(text) if compressed else text
+    sizes = (len(body), len(text)) if compressed else (0, 0)
+    flags = FLAG_64_BIT_LINUX | (FLAG_LZ4 if compressed else 0)
     body += b"\0" * (-len(body) % 8)
     entry = struct.pack(
         "<HHIQIIHHIIIQQQQQ",
-        KIND_PTX, 0x101, ENTRY_HEADER_BYTES, len(body), 0, OPTIONS_AT, *PTX_VERSION, target, 0, 0,
-        FLAG_64_BIT_LINUX, 0, 0, OPTIONS_AT + 8, 0,
+        KIND_PTX, 0x101, ENTRY_HEADER_BYTES, len(body), sizes[0], OPTIONS_AT, *PTX_VERSION,
+        target, 0, 0, flags, 0, sizes[1], OPTIONS_AT + 8, 0,
     )  # fmt: skip
     assert len(entry) == ENTRY_HEADER_BYTES
     return struct.pack("<IHHQ", FATBIN_MAGIC, 1, 16, len(entry) + len(body)) + entry + body

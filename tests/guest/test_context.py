@@ -283,3 +283,199 @@ same(driver.cuStreamEndCapture(stream, byref(graph)), INVALIDATED)
 same(driver.cuCtxSynchronize(), 0)
 """,
     )
+
+
+def test_a_reset_takes_everything_of_the_context_along(host: Host, transport: str) -> None:
+    """Arrays, executable graphs and linker states; the next retain starts anew."""
+    host.run_python(
+        transport,
+        PRELUDE
+        + """
+class Array(ctypes.Structure):
+    _fields_ = [("width", c_size_t), ("height", c_size_t), ("format", c_uint), ("channels", c_uint)]
+class Array3D(ctypes.Structure):
+    _fields_ = [("width", c_size_t), ("height", c_size_t), ("depth", c_size_t), ("format", c_uint),
+                ("channels", c_uint), ("flags", c_uint)]
+NOT_SUPPORTED = 801
+def make():
+    array, mipmapped, graph, executable, linker = [c_void_p() for _ in range(5)]
+    same(driver.cuArrayCreate_v2(byref(array), byref(Array(64, 64, 0x20, 1))), 0)
+    shape = Array3D(64, 64, 0, 0x20, 1, 0)
+    assert driver.cuMipmappedArrayCreate(byref(mipmapped), byref(shape), 2) in (0, NOT_SUPPORTED)
+    same(driver.cuGraphCreate(byref(graph), 0), 0)
+    same(driver.cuGraphAddEmptyNode(byref(c_void_p()), graph, None, c_size_t(0)), 0)
+    same(driver.cuGraphInstantiateWithFlags(byref(executable), graph, c_ulonglong(0)), 0)
+    same(driver.cuLinkCreate_v2(0, None, None, byref(linker)), 0)
+    return array, mipmapped, executable, linker
+def free(objects):
+    array, mipmapped, executable, linker = objects
+    ended = driver.cuArrayDestroy(array)
+    if mipmapped.value:
+        same(driver.cuMipmappedArrayDestroy(mipmapped) != 0, ended != 0)
+    return [ended, driver.cuGraphExecDestroy(executable), driver.cuLinkDestroy(linker)]
+for _ in range(20):
+    context = retain()
+    same(driver.cuCtxSetCurrent(context), 0)
+    objects = make()
+    same(driver.cuDevicePrimaryCtxReset_v2(0), 0)
+    same(driver.cuDevicePrimaryCtxRelease_v2(0), 0)
+    context = retain()
+    same(driver.cuCtxSetCurrent(context), 0)
+    ended = free(objects)
+    assert 0 not in ended, ended
+    same(free(make()), [0, 0, 0])
+    same(driver.cuDevicePrimaryCtxRelease_v2(0), 0)
+# A created context takes its own along and leaves those of others.
+one = create()
+kept = make()
+two = create()
+gone = make()
+same(driver.cuCtxDestroy_v2(two), 0)
+same(driver.cuCtxSetCurrent(one), 0)
+ended = free(gone)
+assert 0 not in ended, ended
+same(free(kept), [0, 0, 0])
+""",
+    )
+
+
+def test_a_context_destroyed_under_a_wait_does_not_hang_it(host: Host, transport: str) -> None:
+    """Threads wait for their streams while another destroys the context: each wait ends."""
+    host.run_python(
+        transport,
+        PRELUDE
+        + """
+for _ in range(10):
+    context = create()
+    memory = c_ulonglong()
+    same(driver.cuMemAlloc_v2(byref(memory), c_size_t(1 << 20)), 0)
+    ended, started = [], threading.Barrier(5)
+    def work():
+        driver.cuCtxSetCurrent(context)
+        stream = c_void_p()
+        same(driver.cuStreamCreate(byref(stream), 1), 0)
+        started.wait()
+        result = 0
+        while result == 0:
+            result = driver.cuMemsetD8Async(memory, 1, c_size_t(1 << 20), stream)
+            if result == 0:
+                result = driver.cuStreamSynchronize(stream)
+        ended.append(result)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for each in threads: each.start()
+    started.wait()
+    same(driver.cuCtxDestroy_v2(context), 0)
+    for each in threads: each.join(20)
+    assert len(ended) == 4, ended
+""",
+    )
+
+
+def test_every_way_to_make_a_context(host: Host, transport: str) -> None:
+    """All four create functions, attaching, and what cannot be had: affinity without MPS, CIG."""
+    host.run_python(
+        transport,
+        PRELUDE
+        + """
+NOT_SUPPORTED, AFFINITY = 801, 224
+made = []
+for call in (
+    lambda: driver.cuCtxCreate(byref(out), 0, 0),
+    lambda: driver.cuCtxCreate_v2(byref(out), 1, 0),
+    lambda: driver.cuCtxCreate_v3(byref(out), None, 0, 2, 0),
+    lambda: driver.cuCtxCreate_v4(byref(out), None, 4, 0),
+):
+    same(call(), 0)
+    same(current(), out.value)
+    made.append(c_void_p(out.value))
+same(len({each.value for each in made}), 4)
+same(len({context_id(each) for each in made}), 4)
+same(flags(), 4)
+affinity = (c_uint * 2)(0, 8)
+same(driver.cuCtxCreate_v3(byref(out), affinity, 1, 0, 0), AFFINITY)
+parameters = (c_void_p * 3)(None, None, ctypes.addressof(affinity))
+same(driver.cuCtxCreate_v4(byref(out), parameters, 0, 0), NOT_SUPPORTED)
+same(driver.cuCtxGetExecAffinity(affinity, 0), 0)
+assert affinity[1] > 0
+same(driver.cuCtxGetExecAffinity(affinity, 1), AFFINITY)
+same(driver.cuCtxSetFlags(1), 0)
+same(flags() & 7, 1)
+same(driver.cuCtxSetFlags(3), INVALID_VALUE)
+# Attached twice: destroyed by the last detach.
+same(driver.cuCtxAttach(byref(out), 0), 0)
+same(out.value, current())
+same(driver.cuCtxAttach(byref(out), 1), INVALID_VALUE)
+same(driver.cuCtxDetach(out), 0)
+same(driver.cuCtxSynchronize(), 0)
+same(driver.cuCtxDetach(out), 0)
+same(current(), made[2].value)
+same(driver.cuCtxPushCurrent_v2(out), 0)
+same(driver.cuCtxSynchronize(), IS_DESTROYED)
+same(driver.cuCtxPopCurrent_v2(None), 0)
+for context in reversed(made[:3]):
+    same(driver.cuCtxDestroy(context), 0)
+same(current(), None)
+""",
+    )
+
+
+def test_a_floating_context_serves_one_thread_after_another(host: Host, transport: str) -> None:
+    """Popped here and pushed there, with what was made in it."""
+    host.run_python(
+        transport,
+        PRELUDE
+        + """
+context = create()
+address = c_ulonglong()
+same(driver.cuMemAlloc_v2(byref(address), c_size_t(4096)), 0)
+same(driver.cuCtxPopCurrent_v2(byref(out)), 0)
+same((out.value, current()), (context.value, None))
+results = []
+def work(value):
+    buffer = (ctypes.c_ubyte * 4096)()
+    results.append((
+        current(), driver.cuCtxPushCurrent_v2(context),
+        driver.cuMemsetD8_v2(address, value, c_size_t(4096)),
+        driver.cuMemcpyDtoH_v2(buffer, address, c_size_t(4096)), set(buffer),
+        driver.cuCtxPopCurrent_v2(byref(c_void_p())), current(),
+    ))
+for value in range(1, 6):
+    thread = threading.Thread(target=work, args=(value,))
+    thread.start()
+    thread.join()
+same(results, [(None, 0, 0, 0, {value}, 0, None) for value in range(1, 6)])
+same(current(), None)
+same(driver.cuCtxDestroy_v2(context), 0)
+""",
+    )
+
+
+def test_events_of_whole_contexts(host: Host, transport: str) -> None:
+    """cuCtxRecordEvent covers every stream of the context, cuCtxWaitEvent holds them back."""
+    host.run_python(
+        transport,
+        PRELUDE
+        + """
+context = create()
+address = c_ulonglong()
+same(driver.cuMemAlloc_v2(byref(address), c_size_t(1 << 20)), 0)
+streams = [c_void_p() for _ in range(4)]
+event = c_void_p()
+same(driver.cuEventCreate(byref(event), 2), 0)
+for stream in streams:
+    same(driver.cuStreamCreate(byref(stream), 1), 0)
+    same(driver.cuMemsetD8Async(address, 7, c_size_t(1 << 20), stream), 0)
+same(driver.cuCtxRecordEvent(context, event), 0)
+same(driver.cuCtxWaitEvent(context, event), 0)
+same(driver.cuEventSynchronize(event), 0)
+for stream in streams:
+    same(driver.cuStreamQuery(stream), 0)
+same(driver.cuCtxRecordEvent(context, None), 400)
+other = create()
+same(driver.cuCtxRecordEvent(other, event), 400)
+same(driver.cuCtxWaitEvent(other, event), 0)
+same(driver.cuCtxSynchronize(), 0)
+for each in (context, other):
+    same(driver.cuCtxDestroy_v2(each), 0)
+""",
+    )

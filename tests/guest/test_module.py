@@ -222,3 +222,29 @@ for turn in range(300):
     d.call("cuModuleUnload", module)
 d.synchronize()
 """)  # fmt: skip
+
+
+def test_every_compiler_option(host: Host, transport: str) -> None:
+    """Each is taken, refused in words, or unknown; none is dropped in silence."""
+    run(host, transport, """
+def load(*options):
+    values = (c_void_p * len(options))(*[value for _, value in options])
+    kinds = (c_int * len(options))(*[option for option, _ in options])
+    module = c_void_p()
+    return lib.cuModuleLoadDataEx(byref(module), PTX, len(options), kinds, values), values
+text = ctypes.create_string_buffer(4096)
+taken = [(0, 32), (1, 64), (2, 0), (7, 0), (7, 4), (8, 0), (10, 0), (11, 0), (12, 1), (13, 1),
+         (14, 0), (14, 1), (16, 0)]
+for option, value in taken:
+    result, values = load((option, value))
+    equal((option, value, result), (option, value, 0))
+result, values = load((2, 0), (7, 2), (12, 1), (3, addressof(text)), (4, 4096))
+equal(result, 0)
+equal(values[1], 2)
+equal(values[4] or 0, len(text.value))
+for option in (17, 18, 19, 25, 26, 27, 28):
+    equal((option, load((option, 0))[0]), (option, 801))
+for option in (99, -1):
+    equal((option, load((option, 0))[0]), (option, INVALID_VALUE))
+equal(lib.cuModuleLoadDataEx(byref(c_void_p()), PTX, 1, None, None), INVALID_VALUE)
+""")  # fmt: skip

@@ -249,3 +249,21 @@ assert not failures, failures
 assert not any(t.is_alive() for t in threads)
 """,
     )
+
+
+def test_the_context_waits_for_a_stream_destroyed_meanwhile(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        PRELUDE
+        + """
+import threading
+s = stream()
+number = alloc(4)
+hold(s)
+ok(launch(s, number, 5))
+ok(driver.cuStreamDestroy_v2(s))
+threading.Timer(0.3, let_go).start()
+ok(driver.cuCtxSynchronize())
+same(read(number), 5)
+""",
+    )

@@ -29,6 +29,31 @@ struct FatbinHeader {
 };
 static_assert(sizeof(FatbinHeader) == 16);
 
+// What precedes each piece of code in a fatbin. Not documented by NVIDIA; known from public descriptions and
+// checked against what nvcc 11 to 13 write (`nvcc -fatbin -compress-mode=...`). The first 32 bytes are in all
+// of them; the rest is there when `header_bytes` says so.
+struct FatbinEntry {
+  u16 kind;
+  u16 version;
+  u32 header_bytes;
+  u64 payload_bytes;     // padded
+  u32 compressed_bytes;  // without the padding
+  u32 options_place;
+  u32 code_version;
+  u32 architecture;  // 90 for sm_90
+  u32 name_offset;
+  u32 name_bytes;
+  u64 flags;
+  u64 reserved;
+  u64 uncompressed_bytes;
+
+  static constexpr u16 kPtx = 1;
+  static constexpr u16 kCubin = 2;
+  static constexpr u64 kLz4 = 0x2000;
+  static constexpr u64 kZstd = 0x8000;
+};
+static_assert(sizeof(FatbinEntry) == 64);
+
 // __fatBinC_Wrapper_t. Version 1: `data` is a fatbin. Version 2: `data` is the device-linked fatbin and
 // `prelinked` a null-terminated array of the fatbins it was linked from, which the driver links again where
 // the linked one does not fit the device.

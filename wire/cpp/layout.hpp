@@ -83,10 +83,20 @@ struct Control {
   alignas(128) std::atomic<u64> host_released;
 };
 
+// What kernels had printed, and which of their assertions failed, when the context was lost. The worker
+// writes it before Control::fatal_error; the client reads it after. Printed text comes first.
+inline constexpr u64 kFaultTextBytes = 1u << 19;
+struct FaultOutput {
+  u32 printed_bytes;
+  u32 error_bytes;
+  char text[kFaultTextBytes];
+};
+
 inline constexpr u64 kControlOffset = 0;
 inline constexpr u64 kWordsOffset = 0x1'0000;
 inline constexpr u64 kRingOffset = 0x10'0000;
 inline constexpr u64 kReplyOffset = 0x30'0000;
+inline constexpr u64 kFaultOutputOffset = 0x70'0000;
 inline constexpr u64 kStagingOffset = 0x80'0000;
 inline constexpr u64 kHeapOffset =
     0x200'0000;  // pinned memory and large payloads; before it: registered at start
@@ -95,7 +105,8 @@ inline constexpr u64 kWindowMinBytes = kHeapOffset + 0x200'0000;
 
 static_assert(kWordsOffset + kWords * sizeof(Word) <= kRingOffset);
 static_assert(kRingOffset + kRingSlots * sizeof(Slot) <= kReplyOffset);
-static_assert(kReplyOffset + kThreads * sizeof(ReplyBox) <= kStagingOffset);
+static_assert(kReplyOffset + kThreads * sizeof(ReplyBox) <= kFaultOutputOffset);
+static_assert(kFaultOutputOffset + sizeof(FaultOutput) <= kStagingOffset);
 static_assert(sizeof(Control) <= kWordsOffset);
 
 // Typed access to a mapped window. Does not own the mapping.
@@ -110,6 +121,9 @@ struct Window {
   }
   [[nodiscard]] ReplyBox& reply(u32 thread) const {
     return reinterpret_cast<ReplyBox*>(base + kReplyOffset)[thread];
+  }
+  [[nodiscard]] FaultOutput& fault_output() const {
+    return *reinterpret_cast<FaultOutput*>(base + kFaultOutputOffset);
   }
   // True when [offset, +bytes) lies in the part of the window that carries data (staging or heap).
   [[nodiscard]] bool holds_data(u64 offset, u64 bytes) const {

@@ -59,7 +59,11 @@ Stream* adopt_stream(Context& context, ImplicitStream kind, CUresult& error) {
     return nullptr;
   }
   stream->handle = handle;
-  stream->context = &context;
+  stream->context = context.owner;
+  stream->green = context.green ? &context : nullptr;
+  // Nothing is known of how a green context's default stream and the primary context's order each other: each
+  // is waited for by itself.
+  stream->flags = context.green ? CU_STREAM_NON_BLOCKING : CU_STREAM_DEFAULT;
   stream->id = new_stream_id();
   stream->implicit = true;
   const ScopedContext scope(&context);
@@ -72,8 +76,11 @@ Stream* adopt_stream(Context& context, ImplicitStream kind, CUresult& error) {
     handles(wire::HandleKind::stream).give_back(handle);
     return nullptr;
   }
+  {
+    const std::lock_guard lock(context.owner->mutex);
+    context.owner->streams.push_back(stream);
+  }
   const std::lock_guard lock(context.mutex);
-  context.streams.push_back(stream);
   if (kind == ImplicitStream::per_thread) context.details->per_thread.push_back(stream);
   return stream;
 }
@@ -89,18 +96,23 @@ void read_description(Call& call, ContextDetails& details) {
   }
 }
 
-// Asks the worker for a context (primary or not) and gives it its legacy stream.
+// Takes in the worker's answer and gives the context its legacy stream.
+CUresult finish_opening(Call& call, Context& context) {
+  read_description(call, *context.details);
+  context.alive.store(true, std::memory_order_release);  // from here on slots may name it
+  CUresult error = CUDA_SUCCESS;
+  context.legacy = adopt_stream(context, ImplicitStream::legacy, error);
+  return error;
+}
+
+// Asks the worker for a context (primary or not).
 CUresult open_context(Context& context, wire::Function function, u32 flags) {
   Call call(function);
   call.put<u64>(context.handle.bits);
   call.put<i32>(session_device(context.device));
   call.put<u32>(flags);
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
-  read_description(call, *context.details);
-  context.alive.store(true, std::memory_order_release);  // from here on slots may name it
-  CUresult error = CUDA_SUCCESS;
-  context.legacy = adopt_stream(context, ImplicitStream::legacy, error);
-  return error;
+  return finish_opening(call, context);
 }
 
 }  // namespace
@@ -161,6 +173,55 @@ Context* create_context(CUdevice device, u32 flags, CUresult& error) {
   return nullptr;
 }
 
+Context* create_green_context(CUdevice device, Context& primary, u64 description, u32 flags,
+                              CUresult& error) {
+  Context* context = new_context_object(device, error);
+  if (context == nullptr) return nullptr;
+  context->green = true;
+  context->owner = &primary;
+  context->flags.store(primary.flags.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  Call call(wire::Function::cuGreenCtxCreate);
+  call.put<u64>(context->handle.bits);
+  call.put<u64>(primary.handle.bits);
+  call.put<u64>(description);
+  call.put<i32>(session_device(device));
+  call.put<u32>(flags);
+  error = call.wait();
+  if (error == CUDA_SUCCESS) error = finish_opening(call, *context);
+  if (error == CUDA_SUCCESS) return context;
+  handles(wire::HandleKind::context).give_back(context->handle);
+  g_contexts.destroy(context);
+  return nullptr;
+}
+
+// The context lives on as an object that is dead, as other destroyed contexts do.
+CUresult destroy_green_context(Context& context) {
+  Context& primary = *context.owner;
+  const CUresult pending = Session::current()->synchronize(primary);
+  const std::lock_guard lifetime(context_lifetime_mutex());
+  if (!context.alive.load(std::memory_order_acquire))
+    return CUDA_ERROR_CONTEXT_IS_DESTROYED;  // another thread
+  context.alive.store(false, std::memory_order_release);
+  context.owner = &context;
+  std::vector<Stream*> streams;
+  {
+    const std::lock_guard lock(primary.mutex);
+    for (Stream* stream : primary.streams)
+      if (stream->green == &context) streams.push_back(stream);
+    std::erase_if(primary.streams, [&](const Stream* stream) { return stream->green == &context; });
+  }
+  Call call(wire::Function::cuGreenCtxDestroy);
+  call.put<u64>(context.handle.bits);
+  const CUresult result = call.wait();
+  for (Stream* stream : streams) {
+    handles(wire::HandleKind::stream).give_back(stream->handle);
+    g_streams.destroy(stream);
+  }
+  handles(wire::HandleKind::context).give_back(context.handle);
+  graveyard().bury(&context);
+  return result != CUDA_SUCCESS ? result : pending;
+}
+
 CUresult open_primary(Context& context, u32 flags) {
   return open_context(context, wire::Function::cuDevicePrimaryCtxRetain, flags);
 }
@@ -185,7 +246,7 @@ void return_per_thread_stream(const PerThreadStream& entry) {
   if (stream == nullptr) return;
   // The id tells this stream's context from one that came after it in the same memory. Contexts are not
   // unmapped, so reading one that ends right now is harmless.
-  Context* context = stream->context;
+  Context* context = stream->green != nullptr ? stream->green : stream->context;
   if (context->id != entry.context_id || !context->alive.load(std::memory_order_acquire)) return;
   const std::lock_guard lock(context->mutex);
   context->details->spare_per_thread.push_back(stream);
@@ -209,11 +270,13 @@ void end_context(Context& context) {
 }
 
 CUresult destroy_context(Context& context) {
-  const std::lock_guard lifetime(context_lifetime_mutex());
   if (!context.alive.load(std::memory_order_acquire)) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-  Session* session = Session::current();
-  // Waiting here, on memory, leaves the worker's dispatcher free for other threads.
-  const CUresult pending = session->synchronize(context);
+  // Waiting here, on memory, leaves the worker's dispatcher free for other threads; and before the lock, so
+  // that they can make and end contexts meanwhile.
+  const CUresult pending = Session::current()->synchronize(context);
+  const std::lock_guard lifetime(context_lifetime_mutex());
+  if (!context.alive.load(std::memory_order_acquire))
+    return CUDA_ERROR_CONTEXT_IS_DESTROYED;  // another thread
   end_context(context);
   Call call(wire::Function::cuCtxDestroy_v2);
   call.put<u64>(context.handle.bits);

@@ -60,6 +60,10 @@ Context* new_context_object(CUdevice device, CUresult& error);
 CUresult open_primary(Context& context, u32 flags);
 // Waits for the context's work, ends it and destroys it in the worker. Not for primary contexts.
 CUresult destroy_context(Context& context);
+// A green context with the resources of a descriptor (green_context.cpp), on top of an active primary
+// context.
+Context* create_green_context(CUdevice device, Context& primary, u64 description, u32 flags, CUresult& error);
+CUresult destroy_green_context(Context& context);
 // An id that no context of this process has had.
 u64 new_context_id();
 

@@ -24,7 +24,7 @@ CUresult create(CUcontext* out, u32 flags, CUdevice device) {
 
 // The context a query names: null means the current one.
 CUresult named_or_current(CUcontext handle, Context*& context) {
-  context = handle == nullptr ? current_context() : find(handle);
+  context = handle == nullptr ? top_context() : find(handle);
   if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
   return context->alive.load(std::memory_order_acquire) ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
@@ -73,8 +73,8 @@ CUresult cuCtxCreate_v4(CUcontext* out, CUctxCreateParams* params, unsigned int 
 CUresult cuCtxDestroy_v2(CUcontext handle) {
   if (handle == nullptr) return CUDA_ERROR_INVALID_VALUE;
   Context* context = find(handle);
-  if (context == nullptr || context->primary) return CUDA_ERROR_INVALID_CONTEXT;
-  const bool current = current_context() == context;
+  if (context == nullptr || context->primary || context->green) return CUDA_ERROR_INVALID_CONTEXT;
+  const bool current = top_context() == context;
   const CUresult result = destroy_context(*context);
   if (current && result != CUDA_ERROR_CONTEXT_IS_DESTROYED) pop_context();
   return result;
@@ -114,7 +114,7 @@ CUresult cuCtxPushCurrent(CUcontext handle) {
 }
 
 CUresult cuCtxPopCurrent_v2(CUcontext* out) {
-  if (current_context() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  if (top_context() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
   Context* context = pop_context();
   if (out != nullptr) *out = handle_of(context);
   return CUDA_SUCCESS;
@@ -128,7 +128,7 @@ CUresult cuCtxPopCurrent(CUcontext* out) {
 CUresult cuCtxSetCurrent(CUcontext handle) {
   Context* const context = handle != nullptr ? find(handle) : nullptr;
   if (handle != nullptr && context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
-  Context* before = current_context();
+  Context* before = top_context();
   if (before == context) return CUDA_SUCCESS;
   if (before != nullptr) pop_context();
   if (context != nullptr) push_context(context);
@@ -137,7 +137,7 @@ CUresult cuCtxSetCurrent(CUcontext handle) {
 
 CUresult cuCtxGetCurrent(CUcontext* out) {
   if (out == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  *out = handle_of(current_context());
+  *out = handle_of(top_context());
   return CUDA_SUCCESS;
 }
 
@@ -194,6 +194,9 @@ CUresult cuCtxGetApiVersion(CUcontext handle, unsigned int* version) {
 CUresult cuCtxSynchronize_v2(CUcontext handle) {
   Context* context = nullptr;
   if (const CUresult result = named_or_current(handle, context); result != CUDA_SUCCESS) return result;
+  // What runs in a green context is among its primary context's streams.
+  context = context->owner;
+  if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
   if (const CUresult result = refuse_captures(*context); result != CUDA_SUCCESS) return result;
   if (const CUresult result = check_context_synchronize(*context); result != CUDA_SUCCESS) return result;
   return Session::current()->synchronize(*context);

@@ -7,6 +7,7 @@
 #include "guest/runtime/manual/context.hpp"
 #include "guest/runtime/manual/device.hpp"
 #include "guest/runtime/manual/limits.hpp"
+#include "guest/runtime/message.hpp"
 #include "guest_api.hpp"
 
 namespace gpupool::guest {
@@ -68,6 +69,11 @@ CUresult activate(Primary& primary, CUdevice device) {
 CUresult deactivate(Primary& primary) {
   Context& context = *primary.context.load(std::memory_order_relaxed);
   const CUresult result = Session::current()->synchronize(context);
+  {
+    const ScopedContext scope(&context);
+    Call call(wire::Function::context_empty);
+    static_cast<void>(call.wait());  // a session that has failed has nothing to empty
+  }
   end_context(context);
   primary.active.store(false, std::memory_order_release);
   primary.flags.store(0, std::memory_order_relaxed);

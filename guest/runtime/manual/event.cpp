@@ -280,10 +280,10 @@ CUresult cuStreamWaitEvent(CUstream stream_handle, CUevent event_handle, unsigne
 }
 
 CUresult cuCtxRecordEvent(CUcontext context_handle, CUevent event_handle) {
-  Context* context = context_handle == nullptr ? current_context() : find(context_handle);
+  Context* context = context_handle == nullptr ? top_context() : find(context_handle);
   if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
   Event* event = find(event_handle);
-  if (event == nullptr || event->context != context) return CUDA_ERROR_INVALID_HANDLE;
+  if (event == nullptr || event->context != context->owner) return CUDA_ERROR_INVALID_HANDLE;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   CUresult error = CUDA_ERROR_OUT_OF_MEMORY;
   Stream* stream = watching_stream(*context, error);
@@ -299,7 +299,7 @@ CUresult cuCtxRecordEvent(CUcontext context_handle, CUevent event_handle) {
 }
 
 CUresult cuCtxWaitEvent(CUcontext context_handle, CUevent event_handle) {
-  Context* context = context_handle == nullptr ? current_context() : find(context_handle);
+  Context* context = context_handle == nullptr ? top_context() : find(context_handle);
   if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
   const Event* event = find(event_handle);
   if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;

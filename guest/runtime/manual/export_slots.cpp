@@ -77,7 +77,7 @@ CUresult load_compilers() {
 
 CUresult current_context(CUcontext* context) {
   if (context == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  *context = handle_of(guest::current_context());
+  *context = handle_of(guest::top_context());
   return CUDA_SUCCESS;
 }
 

@@ -90,6 +90,7 @@ struct ExecContents {
   std::mutex mutex;
   std::shared_ptr<GraphContents> contents =
       std::make_shared<GraphContents>();  // replaced by updates, never changed
+  const Context* context = nullptr;       // it ends with it
   u64 flags = 0;
   // For launches that fill and empty pieces: those are the graph's, not the launch's.
   std::mutex launching;

@@ -3,6 +3,7 @@
 #include <unordered_map>
 
 #include "guest/runtime/manual/capture.hpp"
+#include "guest/runtime/manual/context.hpp"
 #include "guest/runtime/manual/graph.hpp"
 #include "guest/runtime/manual/graph_host_copy.hpp"
 #include "guest/runtime/message.hpp"
@@ -181,9 +182,23 @@ void remember_exec(u64 exec, u64 flags, GraphContents contents) {
   auto entry = std::make_shared<ExecContents>();
   entry->contents = std::make_shared<GraphContents>(std::move(contents));
   entry->flags = flags;
+  entry->context = current_context();
   const std::lock_guard lock(registry().mutex);
   registry().execs[exec] = std::move(entry);
 }
+
+// The worker destroys them with the rest of the context.
+static void forget_execs(Context& context) {
+  std::vector<std::shared_ptr<ExecContents>> dropped;  // destroyed after the lock is gone
+  const std::lock_guard lock(registry().mutex);
+  std::erase_if(registry().execs, [&](const auto& each) {
+    if (each.second->context != &context) return false;
+    dropped.push_back(each.second);
+    return true;
+  });
+}
+
+[[maybe_unused]] static const bool kRegistered = at_context_end(&forget_execs);
 
 std::shared_ptr<ExecContents> find_exec(u64 exec) {
   const std::lock_guard lock(registry().mutex);

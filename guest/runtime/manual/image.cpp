@@ -182,4 +182,17 @@ CUresult JitOptions::take(Call& call) {
   return CUDA_SUCCESS;
 }
 
+CUresult load_image(wire::Function message, wire::Handle handle, const Image& image, JitOptions& options) {
+  ImageUpload upload;
+  Call call(message);
+  call.put(handle);
+  options.put(call);
+  if (const CUresult result = upload.attach(call, image); result != CUDA_SUCCESS) return result;
+  if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+  const auto result = static_cast<CUresult>(call.get<i32>());
+  const CUresult taken = options.take(call);
+  if (result == CUDA_SUCCESS) Session::current()->image_loaded();
+  return result != CUDA_SUCCESS ? result : taken;
+}
+
 }  // namespace gpupool::guest

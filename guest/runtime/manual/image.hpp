@@ -62,4 +62,8 @@ class JitOptions {
   Log info_, error_;
 };
 
+// Has the worker load an image as the module or library of that handle: sends `message` with the options and
+// brings their results back, also those of a load that failed.
+CUresult load_image(wire::Function message, wire::Handle handle, const Image& image, JitOptions& options);
+
 }  // namespace gpupool::guest

@@ -9,29 +9,17 @@ namespace gpupool::guest {
 
 namespace {
 
-// The start of each entry, as nvcc 11 to 13 write it.
-struct EntryHeader {
-  u16 kind;
-  u16 version;
-  u32 header_bytes;
-  u64 payload_bytes;
-  u32 compressed_bytes;
-  u32 options_place;
-  u32 code_version;
-  u32 architecture;
-};
-static_assert(sizeof(EntryHeader) == 32);
+// The part of an entry that every version of nvcc writes.
+constexpr u64 kEntryBytes = offsetof(wire::FatbinEntry, name_offset);
 
-constexpr u16 kPtx = 1;
-constexpr u16 kCubin = 2;
-
-bool usable(const EntryHeader& entry, std::span<const Architecture> devices) {
+bool usable(const wire::FatbinEntry& entry, std::span<const Architecture> devices) {
   // Other kinds (code for the linker) say less about where they fit.
-  if (entry.kind != kPtx && entry.kind != kCubin) return true;
+  if (entry.kind != wire::FatbinEntry::kPtx && entry.kind != wire::FatbinEntry::kCubin) return true;
   return std::any_of(devices.begin(), devices.end(), [&entry](Architecture device) {
     // PTX runs on its architecture and all later ones; machine code on later ones of the same generation
     // (CUDA programming guide, "Binary compatibility").
-    return entry.architecture <= device && (entry.kind == kPtx || entry.architecture / 10 == device / 10);
+    return entry.architecture <= device &&
+           (entry.kind == wire::FatbinEntry::kPtx || entry.architecture / 10 == device / 10);
   });
 }
 
@@ -48,11 +36,11 @@ FatbinSelection select_entries(std::span<const u8> fatbin, std::span<const Archi
   u64 kept = 0;
   u64 place = header.header_bytes;
   while (place < fatbin.size()) {
-    if (fatbin.size() - place < sizeof(EntryHeader)) return whole(fatbin);
-    EntryHeader entry;
-    std::memcpy(&entry, fatbin.data() + place, sizeof entry);
+    if (fatbin.size() - place < kEntryBytes) return whole(fatbin);
+    wire::FatbinEntry entry{};
+    std::memcpy(&entry, fatbin.data() + place, kEntryBytes);
     const u64 left = fatbin.size() - place;
-    if (entry.header_bytes < sizeof(EntryHeader) || entry.header_bytes > left ||
+    if (entry.header_bytes < kEntryBytes || entry.header_bytes > left ||
         entry.payload_bytes > left - entry.header_bytes)
       return whole(fatbin);
     const u64 bytes = entry.header_bytes + entry.payload_bytes;

@@ -50,17 +50,7 @@ CUresult load(CUlibrary* out, const void* code, JitOptions& options) {
   if (const CUresult result = find_image(code, image); result != CUDA_SUCCESS) return result;
   Library* library = make_library();
   if (library == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
-  ImageUpload upload;
-  Call call(wire::Function::cuLibraryLoadData);
-  call.put(library->handle);
-  options.put(call);
-  CUresult result = upload.attach(call, image);
-  if (result == CUDA_SUCCESS) result = call.wait();
-  if (result == CUDA_SUCCESS) {
-    result = static_cast<CUresult>(call.get<i32>());
-    const CUresult taken = options.take(call);
-    if (result == CUDA_SUCCESS) result = taken;
-  }
+  const CUresult result = load_image(wire::Function::cuLibraryLoadData, library->handle, image, options);
   if (result != CUDA_SUCCESS) {
     destroy_library(library);
     return result;

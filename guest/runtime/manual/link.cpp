@@ -2,6 +2,7 @@
 // outlive: the log buffers given at creation and the finished cubin.
 #include <unordered_map>
 
+#include "guest/runtime/manual/context.hpp"
 #include "guest/runtime/manual/image.hpp"
 #include "guest_api.hpp"
 
@@ -11,6 +12,7 @@ namespace {
 
 struct LinkState {
   wire::Handle handle;
+  const Context* context = nullptr;  // it ends with it
   JitOptions options;
   std::vector<u8> cubin;
 };
@@ -25,6 +27,19 @@ LinkStates& link_states() {
   static auto& all = *new LinkStates();
   return all;
 }
+
+// The worker destroys its side with the rest of the context.
+void forget_states(Context& context) {
+  LinkStates& all = link_states();
+  const std::lock_guard lock(all.mutex);
+  std::erase_if(all.states, [&context](const auto& each) {
+    if (each.second->context != &context) return false;
+    handles(wire::HandleKind::link_state).give_back(each.second->handle);
+    return true;
+  });
+}
+
+[[maybe_unused]] const bool kRegistered = at_context_end(&forget_states);
 
 std::shared_ptr<LinkState> find_state(CUlinkState state) {
   LinkStates& all = link_states();
@@ -75,6 +90,7 @@ CUresult cuLinkCreate_v2(unsigned int numOptions, CUjit_option* options, void** 
   if (stateOut == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
   auto state = std::make_shared<LinkState>();
+  state->context = current_context();
   CUresult result = state->options.read(numOptions, options, optionValues);
   if (result != CUDA_SUCCESS) return result;
   state->handle = handles(wire::HandleKind::link_state).take();

@@ -41,17 +41,7 @@ CUresult load(CUmodule* out, const Image& image, JitOptions& options) {
   if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
   Module* module = make_module(*context, nullptr);
   if (module == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
-  ImageUpload upload;
-  Call call(wire::Function::cuModuleLoadDataEx);
-  call.put(module->handle);
-  options.put(call);
-  CUresult result = upload.attach(call, image);
-  if (result == CUDA_SUCCESS) result = call.wait();
-  if (result == CUDA_SUCCESS) {
-    result = static_cast<CUresult>(call.get<i32>());
-    const CUresult taken = options.take(call);
-    if (result == CUDA_SUCCESS) result = taken;
-  }
+  const CUresult result = load_image(wire::Function::cuModuleLoadDataEx, module->handle, image, options);
   if (result != CUDA_SUCCESS) {
     destroy_module(module);
     return result;

@@ -105,10 +105,13 @@ CUresult check_wait(Stream& stream) {
   return check_unsafe_call();
 }
 
-void forget_stream(Stream& stream, u64 last_value) {
+void forget_stream(const Session& session, Stream& stream, u64 last_value) {
   {
-    const std::lock_guard lock(stream.context->mutex);
-    std::erase(stream.context->streams, &stream);
+    Context& context = *stream.context;
+    const std::lock_guard lock(context.mutex);
+    std::erase(context.streams, &stream);
+    std::erase_if(context.leaving, [&](const auto& each) { return session.word(each.first) >= each.second; });
+    context.leaving.emplace_back(stream.handle.index(), last_value);
   }
   const std::lock_guard lock(g_retired_mutex);
   retired().push_back({stream.handle, last_value});
@@ -132,6 +135,7 @@ CUresult cuStreamCreateWithPriority(CUstream* out, unsigned int flags, int prior
 
   stream->handle = handle;
   stream->context = context;
+  stream->green = top_context()->green ? top_context() : nullptr;
   stream->flags = flags;
   // Lower numbers are greater priorities; a number out of range is clamped (cuda.h).
   stream->priority =
@@ -166,7 +170,9 @@ CUresult cuStreamDestroy_v2(CUstream handle) {
   call.on(*stream);
   call.mark();
   const CUresult result = call.send();
-  forget_stream(*stream, call.ticket() + 1);
+  // A call that was not sent leaves the stream behind in a session that has failed.
+  const u64 last_value = result == CUDA_SUCCESS ? call.ticket() + 1 : 0;
+  forget_stream(*Session::current(), *stream, last_value);
   g_streams.destroy(stream);
   return result;
 }
@@ -203,7 +209,7 @@ CUresult cuStreamSynchronize(CUstream handle) {
   Stream* stream = resolve_stream(handle, error);
   if (stream == nullptr) return error;
   if (const CUresult result = check_wait(*stream); result != CUDA_SUCCESS) return result;
-  if (finished(session, *stream)) return session.take_async_error();
+  if (finished(session, *stream)) return session.wait_word(stream->handle.index(), 0);
   const u64 needed = needed_value(session, *stream);
   if (stream->last_mark.load(std::memory_order_acquire) >= needed)
     return session.wait_word(stream->handle.index(), needed);
@@ -215,7 +221,7 @@ CUresult cuStreamGetFlags(CUstream handle, unsigned int* flags) {
   CUresult error = CUDA_SUCCESS;
   const Stream* stream = resolve_stream(handle, error);
   if (stream == nullptr) return error;
-  *flags = stream->flags;
+  *flags = stream->implicit ? 0 : stream->flags;
   return CUDA_SUCCESS;
 }
 
@@ -248,8 +254,8 @@ CUresult cuStreamGetCtx(CUstream handle, CUcontext* context) {
 
 CUresult cuStreamGetCtx_v2(CUstream handle, CUcontext* context, CUgreenCtx* green) {
   if (context == nullptr || green == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  *green = nullptr;  // green contexts are not forwarded: no stream belongs to one
-  return api::cuStreamGetCtx(handle, context);
+  const CUresult result = api::cuStreamGetCtx(handle, context);
+  return result == CUDA_SUCCESS ? api::cuStreamGetGreenCtx(handle, green) : result;
 }
 
 CUresult cuStreamGetDevice(CUstream handle, CUdevice* device) {

@@ -166,10 +166,13 @@ class Stream final : public Transport {
     }
   }
 
-  // Data goes to the data area, or to one reply box behind its `done`.
+  // Data goes to the data area, to one reply box behind its `done`, or to where the output of a fault is.
   bool valid_data(const wire::Frame& frame) const {
     if (frame.size > wire::kMaxDataPerFrame) return false;
     if (window_.holds_data(frame.offset, frame.size)) return true;
+    const u64 in_fault = frame.offset - wire::kFaultOutputOffset;
+    if (in_fault < sizeof(wire::FaultOutput) && frame.size <= sizeof(wire::FaultOutput) - in_fault)
+      return true;
     const u64 in_replies = frame.offset - wire::kReplyOffset;
     if (in_replies >= wire::kThreads * sizeof(wire::ReplyBox)) return false;
     const u64 in_box = in_replies % sizeof(wire::ReplyBox);

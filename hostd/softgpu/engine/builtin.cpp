@@ -1,5 +1,7 @@
 #include "hostd/softgpu/engine/builtin.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -179,12 +181,29 @@ void print_lanes(Lanes& x, const CallSite& site) {
   }
 }
 
+// As the driver prints it (CUDA Programming Guide, "Assertion"), a line for each thread.
+void print_assertion(const Lanes& x, const std::string& before, const std::string& message) {
+  const Block& block = *x.block;
+  const Dim3& shape = x.launch->block;
+  std::string text;
+  for (u32 left = x.mask; left != 0; left &= left - 1) {
+    const u32 thread = x.warp->index * kWarpLanes + first_lane(left);
+    text += before + ": block: [" + std::to_string(block.id.x) + "," + std::to_string(block.id.y) + "," +
+            std::to_string(block.id.z) + "], thread: [" + std::to_string(thread % shape.x) + "," +
+            std::to_string(thread / shape.x % shape.y) + "," + std::to_string(thread / shape.x / shape.y) +
+            "] Assertion `" + message + "` failed.\n";
+  }
+  // A closed stderr is the host's choice.
+  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, text.data(), text.size());
+}
+
 void fail_assertion(Lanes& x, const CallSite& site) {
   const u32 lane = first_lane(x.mask);
   const std::string message = read_string(x, lane, argument(x, site, 0, lane));
   const std::string file = read_string(x, lane, argument(x, site, 1, lane));
   const u32 line = static_cast<u32>(argument(x, site, 2, lane));
   const std::string function = read_string(x, lane, argument(x, site, 3, lane));
+  print_assertion(x, file + ":" + std::to_string(line) + ": " + function, message);
   throw LaunchFault{
       Fault::assertion,
       file + ":" + std::to_string(line) + ": " + function + ": assertion `" + message + "` failed", lane};

@@ -1,59 +1,16 @@
-// Finds PTX in images. The fatbin layout is not documented by NVIDIA; it is known from public descriptions
-// and was checked against what nvcc 13.0 writes (`nvcc -fatbin -compress-mode=...`):
-//   file header: u32 magic 0xBA55ED50, u16 version, u16 header bytes, u64 bytes of all entries
-//   entry: u16 kind (1 PTX, 2 ELF), u16 version, u32 header bytes, u64 payload bytes (padded), u32 compressed
-//   bytes,
-//          ... u32 at 28: architecture, u64 at 40: flags (0x2000 LZ4, 0x8000 zstd), u64 at 56: bytes
-//          uncompressed
-// An image is a pointer without a size (cuModuleLoadData): headers say how far to read.
+// Finds PTX in images. An image is a pointer without a size (cuModuleLoadData): headers say how far to read.
+#include "wire/cpp/image.hpp"
+
 #include <cstring>
 
-#include "hostd/softgpu/engine/compression.hpp"
+#include "hostd/compression/compression.hpp"
 #include "hostd/softgpu/engine/engine.hpp"
 
 namespace gpupool::softgpu::engine {
 namespace {
 
-constexpr u32 kFatbinMagic = 0xBA55'ED50;
-constexpr u32 kWrapperMagic = 0x4662'43B1;
-constexpr u64 kFlagLz4 = 0x2000;
-constexpr u64 kFlagZstd = 0x8000;
-constexpr u16 kKindPtx = 1;
-constexpr u16 kKindElf = 2;
+using Entry = wire::FatbinEntry;
 constexpr u64 kMaxPtxBytes = 1ull << 30;
-
-struct FileHeader {
-  u32 magic;
-  u16 version;
-  u16 header_bytes;
-  u64 bytes;
-};
-static_assert(sizeof(FileHeader) == 16);
-
-struct Entry {
-  u16 kind;
-  u16 version;
-  u32 header_bytes;
-  u64 payload_bytes;
-  u32 compressed_bytes;
-  u32 reserved;
-  u16 minor;
-  u16 major;
-  u32 architecture;
-  u32 name_offset;
-  u32 name_bytes;
-  u64 flags;
-  u64 reserved2;
-  u64 uncompressed_bytes;
-};
-static_assert(sizeof(Entry) == 64);
-
-struct Wrapper {
-  u32 magic;
-  u32 version;
-  const void* data;
-  const void* more;  // version 2: the fatbins of the linker, a null-terminated list
-};
 
 struct Found {
   bool any = false;
@@ -64,11 +21,11 @@ struct Found {
 };
 
 void look_at_entry(const Entry& entry, std::span<const u8> payload, u64 architecture, Found& found) {
-  if (entry.kind == kKindElf) {
+  if (entry.kind == Entry::kCubin) {
     found.machine_code += (found.machine_code.empty() ? "sm_" : ", sm_") + std::to_string(entry.architecture);
     return;
   }
-  if (entry.kind != kKindPtx || entry.architecture > architecture) return;
+  if (entry.kind != Entry::kPtx || entry.architecture > architecture) return;
   if (found.any && entry.architecture <= found.architecture) return;
   found.any = true;
   found.architecture = entry.architecture;
@@ -77,14 +34,14 @@ void look_at_entry(const Entry& entry, std::span<const u8> payload, u64 architec
 }
 
 bool look_at_fatbin(const u8* image, u64 architecture, Found& found, std::string& error) {
-  FileHeader header;
+  wire::FatbinHeader header;
   std::memcpy(&header, image, sizeof header);
-  if (header.magic != kFatbinMagic || header.header_bytes < sizeof header) {
+  if (header.magic != wire::kFatbinMagic || header.header_bytes < sizeof header) {
     error = "image is neither PTX nor a fatbin";
     return false;
   }
   const u8* at = image + header.header_bytes;
-  u64 left = header.bytes;
+  u64 left = header.payload_bytes;
   while (left >= sizeof(Entry)) {
     Entry entry;
     std::memcpy(&entry, at, sizeof entry);
@@ -103,17 +60,17 @@ bool look_at_fatbin(const u8* image, u64 architecture, Found& found, std::string
 bool extract(const Found& found, std::string& ptx, std::string& error) {
   const Entry& entry = found.entry;
   ptx.clear();
-  if ((entry.flags & (kFlagLz4 | kFlagZstd)) == 0) {
+  if ((entry.flags & (Entry::kLz4 | Entry::kZstd)) == 0) {
     ptx.assign(reinterpret_cast<const char*>(found.payload.data()), found.payload.size());
   } else {
-    const bool lz4 = (entry.flags & kFlagLz4) != 0;
+    const bool lz4 = (entry.flags & Entry::kLz4) != 0;
     if (entry.compressed_bytes > found.payload.size() || entry.uncompressed_bytes > kMaxPtxBytes) {
       error = "fatbin is malformed";
       return false;
     }
     const std::span<const u8> data = found.payload.first(entry.compressed_bytes);
-    const bool good = lz4 ? decompress_lz4(data, entry.uncompressed_bytes, ptx)
-                          : decompress_zstd(data, entry.uncompressed_bytes, ptx);
+    const bool good = lz4 ? compression::decompress_lz4(data, entry.uncompressed_bytes, ptx)
+                          : compression::decompress_zstd(data, entry.uncompressed_bytes, ptx);
     if (!good) {
       error = std::string("compressed PTX (") + (lz4 ? "LZ4" : "zstd") + ") is malformed";
       return false;
@@ -140,7 +97,7 @@ bool find_ptx(const void* image, u64 architecture, std::string& ptx, std::string
   const size_t prefix = strnlen(text, sizeof magic);
   if (prefix == sizeof magic) std::memcpy(&magic, text, sizeof magic);
   const u8* const bytes = static_cast<const u8*>(image);
-  const bool binary = magic == engine::kFatbinMagic || magic == engine::kWrapperMagic ||
+  const bool binary = magic == wire::kFatbinMagic || magic == wire::kFatbinWrapperMagic ||
                       (bytes[0] == 0x7f && prefix == 4 && std::memcmp(text + 1, "ELF", 3) == 0);
   if (!binary) {
     ptx = text;
@@ -153,10 +110,10 @@ bool find_ptx(const void* image, u64 architecture, std::string& ptx, std::string
     return false;
   }
   engine::Found found;
-  if (magic == engine::kFatbinMagic) {
+  if (magic == wire::kFatbinMagic) {
     if (!engine::look_at_fatbin(bytes, architecture, found, error)) return false;
   } else {
-    engine::Wrapper wrapper;
+    wire::FatbinWrapper wrapper;
     std::memcpy(&wrapper, image, sizeof wrapper);
     if (wrapper.data == nullptr ||
         !engine::look_at_fatbin(static_cast<const u8*>(wrapper.data), architecture, found, error)) {

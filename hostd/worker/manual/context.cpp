@@ -48,19 +48,22 @@ CUresult open_primary(Worker& worker, i32 device, CUcontext& context) {
   return CUDA_SUCCESS;
 }
 
-// What the client keeps about a context; the other end is read_description() in
-// guest/runtime/manual/context.cpp.
-void describe_context(const DriverApi& driver, wire::Writer& out) {
-  int least = 0;
-  int greatest = 0;
-  if (driver.cuCtxGetStreamPriorityRange(&least, &greatest) != CUDA_SUCCESS) least = greatest = 0;
-  out.put<i32>(least);
-  out.put<i32>(greatest);
-  for (u32 i = 0; i < kLimits; ++i) {
-    size_t value = 0;
-    const bool known =
-        i < CU_LIMIT_MAX && driver.cuCtxGetLimit(&value, static_cast<CUlimit>(i)) == CUDA_SUCCESS;
-    out.put<u64>(known ? value : ~u64{0});
+// Forgets the streams of a context that is gone. Whoever still waits for one of their words learns that there
+// is nothing to wait for any more.
+void end_streams(Worker& worker, u32 context) {
+  std::vector<std::pair<wire::Handle, u64>> ended;
+  worker.streams.each([&](wire::Handle stream, const StreamEntry& entry) {
+    if (entry.context == context) ended.emplace_back(stream, entry.last_mark);
+  });
+  wire::Control& control = worker.window.control();
+  for (const auto& [stream, last_mark] : ended) {
+    worker.streams.take(stream);
+    std::atomic<u64>& word = worker.window.word(stream.index()).value;
+    if (word.load(std::memory_order_acquire) >= last_mark) continue;
+    u32 none = 0;
+    control.async_error.compare_exchange_strong(none, CUDA_ERROR_CONTEXT_IS_DESTROYED,
+                                                std::memory_order_acq_rel);
+    word.store(last_mark, std::memory_order_release);
   }
 }
 
@@ -81,6 +84,29 @@ Wanted read_wanted(const Worker& worker, Request& request) {
 }
 
 }  // namespace
+
+void describe_context(const DriverApi& driver, wire::Writer& out) {
+  int least = 0;
+  int greatest = 0;
+  if (driver.cuCtxGetStreamPriorityRange(&least, &greatest) != CUDA_SUCCESS) least = greatest = 0;
+  out.put<i32>(least);
+  out.put<i32>(greatest);
+  for (u32 i = 0; i < kLimits; ++i) {
+    size_t value = 0;
+    const bool known =
+        i < CU_LIMIT_MAX && driver.cuCtxGetLimit(&value, static_cast<CUlimit>(i)) == CUDA_SUCCESS;
+    out.put<u64>(known ? value : ~u64{0});
+  }
+}
+
+void put_context(Worker& worker, wire::Handle handle, CUcontext context) {
+  worker.contexts.put(by_index(handle), context);
+}
+
+void forget_context(Worker& worker, wire::Handle handle) {
+  worker.contexts.take(by_index(handle));
+  end_streams(worker, handle.index());
+}
 
 CUcontext find_context(Worker& worker, wire::Handle handle) {
   const CUcontext* context = worker.contexts.find(by_index(handle));
@@ -133,16 +159,17 @@ CUresult handle_cuCtxDestroy_v2(Worker& worker, Request& request) {
   const CUcontext context = *found;
   for (const CUcontext primary : g_opened.primary)
     if (primary == context) throw wire::ProtocolError("destruction of a primary context");
-  worker.contexts.take(handle);
-  std::vector<wire::Handle> streams;  // they end with the context
-  worker.streams.each([&](wire::Handle stream, const StreamEntry& entry) {
-    if (entry.context == handle.index()) streams.push_back(stream);
-  });
-  for (const wire::Handle stream : streams) worker.streams.take(stream);
-  drop_modules(worker, handle.index());
+  if (worker.green_contexts.contains(handle.index()))
+    throw wire::ProtocolError("destruction of a green context");
   worker.context_changed = true;
+  if (const CUresult result = worker.driver.cuCtxSetCurrent(context); result == CUDA_SUCCESS)
+    empty_context(worker, handle.index());
+  worker.contexts.take(handle);
+  drop_modules(worker, handle.index());
   --g_opened.contexts;
-  return worker.driver.cuCtxDestroy_v2(context);
+  const CUresult result = worker.driver.cuCtxDestroy_v2(context);
+  end_streams(worker, handle.index());
+  return result;
 }
 
 CUresult handle_cuCtxEnablePeerAccess(Worker& worker, Request& request) {

@@ -26,6 +26,17 @@ class KeepCurrent {
 // generation is always 0.
 CUcontext find_context(Worker& worker, wire::Handle handle);
 
+// Destroys what was made in a context and the client does not end by itself: executable graphs, arrays,
+// texture and surface objects, linker states. The context must be current.
+void empty_context(Worker& worker, u32 owner);
+
+// Enters a context under the client's handle; forgets it and its streams.
+void put_context(Worker& worker, wire::Handle handle, CUcontext context);
+void forget_context(Worker& worker, wire::Handle handle);
+// Writes what the client keeps about the current context; the other end is read_description() in
+// guest/runtime/manual/context.cpp.
+void describe_context(const DriverApi& driver, wire::Writer& out);
+
 // The driver's device for the session's index `device`. Throws ProtocolError when there is none.
 CUdevice device_at(const Worker& worker, i32 device);
 

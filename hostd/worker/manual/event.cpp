@@ -64,7 +64,10 @@ CUresult handle_cuCtxRecordEvent(Worker& worker, Request& request) {
   const EventEntry* entry = worker.events.find(handle);
   if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   if (worker.driver.cuCtxRecordEvent == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
-  const CUresult result = worker.driver.cuCtxRecordEvent(request.context, entry->event);
+  const auto green = worker.green_contexts.find(request.stream_context);
+  const CUresult result = green == worker.green_contexts.end()
+                              ? worker.driver.cuCtxRecordEvent(request.context, entry->event)
+                              : worker.driver.cuGreenCtxRecordEvent(green->second.context, entry->event);
   if (result != CUDA_SUCCESS) return result;
   // The slot's stream does nothing but carry the mark of this event.
   return worker.driver.cuStreamWaitEvent(request.stream, entry->event, CU_EVENT_WAIT_DEFAULT);
@@ -75,7 +78,10 @@ CUresult handle_cuCtxWaitEvent(Worker& worker, Request& request) {
   const EventEntry* entry = worker.events.find(handle);
   if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   if (worker.driver.cuCtxWaitEvent == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
-  return worker.driver.cuCtxWaitEvent(request.context, entry->event);
+  const auto green = worker.green_contexts.find(request.context_index);
+  return green == worker.green_contexts.end()
+             ? worker.driver.cuCtxWaitEvent(request.context, entry->event)
+             : worker.driver.cuGreenCtxWaitEvent(green->second.context, entry->event);
 }
 
 }  // namespace gpupool::worker

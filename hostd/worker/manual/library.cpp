@@ -1,3 +1,4 @@
+#include "hostd/worker/image_scan.hpp"
 #include "hostd/worker/manual/function.hpp"
 #include "hostd/worker/manual/memory.hpp"
 #include "hostd/worker/manual/module.hpp"
@@ -21,7 +22,10 @@ CUresult handle_cuLibraryLoadData(Worker& worker, Request& request) {
     result = worker.driver.cuLibraryLoadData(&entry.library, entry.image->code(), jit.options(), jit.values(),
                                              jit.count(), &option, &value, 1);
   }
-  if (result == CUDA_SUCCESS) worker.libraries.put(handle, std::move(entry));
+  if (result == CUDA_SUCCESS) {
+    scan_image(entry.image);
+    worker.libraries.put(handle, std::move(entry));
+  }
   request.out->put(static_cast<i32>(result));
   jit.answer(worker, request);
   return CUDA_SUCCESS;
@@ -101,7 +105,7 @@ CUresult handle_cuLibraryGetModule(Worker& worker, Request& request) {
                               ? CUDA_ERROR_INVALID_HANDLE
                               : worker.driver.cuLibraryGetModule(&entry.module, library->library);
   if (result == CUDA_SUCCESS) {
-    entry.context = request.context_index;
+    entry.context = worker.owner_of(request.context_index);
     entry.of_library = true;
     worker.modules.put(handle, std::move(entry));
     library->modules.push_back(handle);

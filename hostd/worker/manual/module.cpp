@@ -1,5 +1,6 @@
 #include "hostd/worker/manual/module.hpp"
 
+#include "hostd/worker/image_scan.hpp"
 #include "hostd/worker/manual/function.hpp"
 #include "hostd/worker/manual/memory.hpp"
 #include "hostd/worker/manual/module_image.hpp"
@@ -34,8 +35,9 @@ CUresult handle_cuModuleLoadDataEx(Worker& worker, Request& request) {
   if (result == CUDA_SUCCESS) {
     ModuleEntry entry;
     entry.module = module;
-    entry.context = request.context_index;
+    entry.context = worker.owner_of(request.context_index);
     worker.modules.put(handle, std::move(entry));
+    scan_image(image);
   }
   request.out->put(static_cast<i32>(result));
   jit.answer(worker, request);

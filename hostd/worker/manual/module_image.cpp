@@ -74,6 +74,7 @@ CUresult ImageCopy::check(const std::vector<u64>& sizes, const std::vector<u64>&
     if (extent.kind == wire::ImageKind::invalid) return CUDA_ERROR_INVALID_IMAGE;
     // Only fatbins are linked from others.
     if (sizes.size() > 1 && extent.kind != wire::ImageKind::fatbin) return CUDA_ERROR_INVALID_IMAGE;
+    parts_.emplace_back(memory_ + places[i], extent.bytes);
     if (i > 0) prelinked_.push_back(memory_ + places[i]);
   }
   if (sizes.size() > 1) {

@@ -28,6 +28,8 @@ class ImageCopy {
     return wrapper_.magic != 0 ? static_cast<const void*>(&wrapper_) : memory_;
   }
   [[nodiscard]] u64 bytes() const { return bytes_; }
+  // Each image by itself: more than one when a fatbin is linked from others.
+  [[nodiscard]] const std::vector<std::span<const u8>>& parts() const { return parts_; }
 
  private:
   ImageCopy() = default;
@@ -35,6 +37,7 @@ class ImageCopy {
 
   u8* memory_ = nullptr;
   u64 bytes_ = 0;  // of the mapping
+  std::vector<std::span<const u8>> parts_;
   std::vector<const void*> prelinked_;
   wire::FatbinWrapper wrapper_{};
 };

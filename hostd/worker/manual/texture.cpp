@@ -1,9 +1,26 @@
 // Texture and surface objects: the resource description names arrays by their wire handles.
-#include "hostd/worker/worker.hpp"
+#include "hostd/worker/manual/texture.hpp"
+
+#include <unordered_map>
+
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
 namespace {
+
+// The objects alive, and the handle index of the context that each was made in. Names that no object has are
+// refused here: what the driver does with them is not documented.
+std::unordered_map<u64, u32> g_textures;
+std::unordered_map<u64, u32> g_surfaces;
+
+template <typename Destroy>
+void destroy_owned(std::unordered_map<u64, u32>& objects, u32 owner, Destroy destroy) {
+  std::erase_if(objects, [&](const auto& each) {
+    if (each.second != owner) return false;
+    destroy(each.first);
+    return true;
+  });
+}
 
 // Reads a description with handles where the driver has pointers, and puts the driver's pointers there.
 CUresult read_resource(Worker& worker, Request& request, CUDA_RESOURCE_DESC& resource) {
@@ -54,6 +71,11 @@ CUresult answer_resource(Worker& worker, Request& request, CUDA_RESOURCE_DESC re
 
 }  // namespace
 
+void destroy_textures(Worker& worker, u32 owner) {
+  destroy_owned(g_textures, owner, [&](u64 object) { worker.driver.cuTexObjectDestroy(object); });
+  destroy_owned(g_surfaces, owner, [&](u64 object) { worker.driver.cuSurfObjectDestroy(object); });
+}
+
 CUresult handle_cuTexObjectCreate(Worker& worker, Request& request) {
   if (worker.driver.cuTexObjectCreate == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUDA_RESOURCE_DESC resource{};
@@ -66,8 +88,17 @@ CUresult handle_cuTexObjectCreate(Worker& worker, Request& request) {
   CUtexObject object = 0;
   const CUresult result =
       worker.driver.cuTexObjectCreate(&object, &resource, &texture, has_view ? &view : nullptr);
-  if (result == CUDA_SUCCESS) request.out->put<u64>(object);
-  return result;
+  if (result != CUDA_SUCCESS) return result;
+  g_textures[object] = g_owner;
+  request.out->put<u64>(object);
+  return CUDA_SUCCESS;
+}
+
+// u64 object.
+CUresult handle_cuTexObjectDestroy(Worker& worker, Request& request) {
+  const auto object = request.in.get<u64>();
+  request.in.finish();
+  return g_textures.erase(object) != 0 ? worker.driver.cuTexObjectDestroy(object) : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult handle_cuTexObjectGetResourceDesc(Worker& worker, Request& request) {
@@ -87,8 +118,17 @@ CUresult handle_cuSurfObjectCreate(Worker& worker, Request& request) {
   if (found != CUDA_SUCCESS) return found;
   CUsurfObject object = 0;
   const CUresult result = worker.driver.cuSurfObjectCreate(&object, &resource);
-  if (result == CUDA_SUCCESS) request.out->put<u64>(object);
-  return result;
+  if (result != CUDA_SUCCESS) return result;
+  g_surfaces[object] = g_owner;
+  request.out->put<u64>(object);
+  return CUDA_SUCCESS;
+}
+
+// u64 object.
+CUresult handle_cuSurfObjectDestroy(Worker& worker, Request& request) {
+  const auto object = request.in.get<u64>();
+  request.in.finish();
+  return g_surfaces.erase(object) != 0 ? worker.driver.cuSurfObjectDestroy(object) : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult handle_cuSurfObjectGetResourceDesc(Worker& worker, Request& request) {

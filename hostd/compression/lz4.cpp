@@ -1,6 +1,6 @@
-#include "hostd/softgpu/engine/compression.hpp"
+#include "hostd/compression/compression.hpp"
 
-namespace gpupool::softgpu::engine {
+namespace gpupool::compression {
 namespace {
 
 // A length of 15 in the token goes on in bytes until one is not 255.
@@ -39,4 +39,4 @@ bool decompress_lz4(std::span<const u8> data, u64 limit, std::string& out) {
   return true;
 }
 
-}  // namespace gpupool::softgpu::engine
+}  // namespace gpupool::compression

@@ -3,10 +3,10 @@
 #include <array>
 #include <cstring>
 
-#include "hostd/softgpu/engine/compression.hpp"
-#include "hostd/softgpu/engine/zstd_entropy.hpp"
+#include "hostd/compression/compression.hpp"
+#include "hostd/compression/zstd_entropy.hpp"
 
-namespace gpupool::softgpu::engine {
+namespace gpupool::compression {
 namespace zstd {
 namespace {
 
@@ -289,4 +289,4 @@ bool decompress_zstd(std::span<const u8> data, u64 limit, std::string& out) {
   return true;
 }
 
-}  // namespace gpupool::softgpu::engine
+}  // namespace gpupool::compression

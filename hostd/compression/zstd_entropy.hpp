@@ -7,7 +7,7 @@
 
 #include "wire/cpp/types.hpp"
 
-namespace gpupool::softgpu::engine::zstd {
+namespace gpupool::compression::zstd {
 
 // Malformed data. Caught by decompress_zstd().
 struct Malformed {};
@@ -69,4 +69,4 @@ HuffmanTable read_huffman_table(std::span<const u8> data, size_t& used);
 // Decodes exactly out.size() symbols, which must use up the stream.
 void decode_huffman(const HuffmanTable& table, std::span<const u8> stream, std::span<u8> out);
 
-}  // namespace gpupool::softgpu::engine::zstd
+}  // namespace gpupool::compression::zstd

@@ -1,9 +1,9 @@
-#include "hostd/softgpu/engine/zstd_entropy.hpp"
+#include "hostd/compression/zstd_entropy.hpp"
 
 #include <bit>
 #include <cstring>
 
-namespace gpupool::softgpu::engine::zstd {
+namespace gpupool::compression::zstd {
 namespace {
 
 u32 highest_bit(u32 value) {
@@ -218,4 +218,4 @@ void decode_huffman(const HuffmanTable& table, std::span<const u8> stream, std::
   require(bits.left() == 0);
 }
 
-}  // namespace gpupool::softgpu::engine::zstd
+}  // namespace gpupool::compression::zstd

@@ -347,17 +347,17 @@ def test_a_context_destroyed_under_a_wait_does_not_hang_it(host: Host, transport
         + """
 for _ in range(10):
     context = create()
-    memory = c_ulonglong()
-    same(driver.cuMemAlloc_v2(byref(memory), c_size_t(1 << 20)), 0)
     ended, started = [], threading.Barrier(5)
     def work():
         driver.cuCtxSetCurrent(context)
         stream = c_void_p()
+        event = c_void_p()
         same(driver.cuStreamCreate(byref(stream), 1), 0)
+        same(driver.cuEventCreate(byref(event), 2), 0)
         started.wait()
         result = 0
         while result == 0:
-            result = driver.cuMemsetD8Async(memory, 1, c_size_t(1 << 20), stream)
+            result = driver.cuEventRecord(event, stream)
             if result == 0:
                 result = driver.cuStreamSynchronize(stream)
         ended.append(result)

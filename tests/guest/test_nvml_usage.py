@@ -91,6 +91,15 @@ d.call("cuMemAllocAsync", byref(p), c_size_t(3 * MIB), None)
 used(3 * MIB)
 d.call("cuMemFreeAsync", p, None)
 used(0)
+
+class Array(Structure):
+    _fields_ = [("width", c_size_t), ("height", c_size_t), ("format", c_int), ("channels", c_uint)]
+
+array, FLOAT = c_void_p(), 0x20
+d.call("cuArrayCreate_v2", byref(array), byref(Array(64, 32, FLOAT, 2)))
+used(64 * 32 * 2 * 4)
+d.call("cuArrayDestroy", array)
+used(0)
 """,
     )
 

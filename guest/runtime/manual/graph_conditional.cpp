@@ -8,6 +8,8 @@ namespace gpupool::guest {
 
 CUresult add_conditional(const Place& place, CUDA_CONDITIONAL_NODE_PARAMS& params) {
   if (!place.valid() || params.size == 0 || params.size > wire::kMostBodies) return CUDA_ERROR_INVALID_VALUE;
+  // A kind that this version does not know: a newer driver might.
+  if (static_cast<u32>(params.type) > CU_GRAPH_COND_TYPE_SWITCH) return CUDA_ERROR_INVALID_VALUE;
   u32 context = 0;
   if (const CUresult result = context_index(params.ctx, context); result != CUDA_SUCCESS) return result;
   Call call(wire::Function::cuGraphAddNode);

@@ -103,11 +103,7 @@ std::shared_ptr<GraphFreeOperation> make_free(u64 address) {
   auto operation = std::make_shared<GraphFreeOperation>();
   operation->address = address;
   operation->memory = find_graph_memory(address);
-  if (operation->memory == nullptr) {
-    const auto found = memory_table().find(address);
-    require(found && found->base == address &&
-            (found->kind == MemoryKind::pooled || found->kind == MemoryKind::device));
-  }
+  require(operation->memory != nullptr);  // cuda.h: what no node has allocated
   return operation;
 }
 
@@ -122,11 +118,6 @@ CUresult AllocationOperation::run(Context&) const {
 }
 
 CUresult GraphFreeOperation::run(Context&) const {
-  if (memory != nullptr) return CUDA_SUCCESS;
-  if (const auto taken = memory_table().take(address)) {
-    forget_pooled(*taken);
-    release_device(*taken);
-  }
   return CUDA_SUCCESS;
 }
 
@@ -137,8 +128,7 @@ void note_memory_of_launch(const std::vector<GraphStep>& steps, bool free_first)
   for (const GraphStep& step : steps) {
     if (const auto* allocation = dynamic_cast<const AllocationOperation*>(step.operation.get()))
       set_taken(*allocation->memory, true);
-    if (const auto* free = dynamic_cast<const GraphFreeOperation*>(step.operation.get());
-        free && free->memory)
+    if (const auto* free = dynamic_cast<const GraphFreeOperation*>(step.operation.get()); free)
       set_taken(*free->memory, false);
   }
 }

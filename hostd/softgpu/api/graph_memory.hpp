@@ -30,7 +30,7 @@ class AllocationOperation final : public Operation {
 class GraphFreeOperation final : public Operation {
  public:
   u64 address = 0;
-  std::shared_ptr<GraphMemory> memory;  // null: ordinary stream-ordered memory
+  std::shared_ptr<GraphMemory> memory;
   CUgraphNodeType type() const override { return CU_GRAPH_NODE_TYPE_MEM_FREE; }
   CUresult run(Context& context) const override;
 };

@@ -27,7 +27,8 @@ CUresult handle_cuGraphAddNode(Worker& worker, Request& request) {
   CUgraphNodeParams params{};
   params.type = CU_GRAPH_NODE_TYPE_CONDITIONAL;
   params.conditional.handle = request.in.get<u64>();
-  params.conditional.type = static_cast<CUgraphConditionalNodeType>(request.in.get_enum<u32>(0xff));
+  params.conditional.type =
+      static_cast<CUgraphConditionalNodeType>(request.in.get_enum<u32>(CU_GRAPH_COND_TYPE_SWITCH));
   params.conditional.size = request.in.get_enum<u32>(wire::kMostBodies);
   params.conditional.ctx = find_context(worker, request, request.in.get<u32>());
   if (worker.driver.cuGraphAddNode == nullptr) return CUDA_ERROR_NOT_SUPPORTED;

@@ -59,9 +59,10 @@ wire::Place place_of(Worker& worker, CUmemorytype type, const void* host, CUdevi
   if (type == CU_MEMORYTYPE_ARRAY) {
     place.kind = wire::PlaceKind::array;
     place.address = worker.arrays.name_of(array).bits;
-  } else if (type == CU_MEMORYTYPE_HOST && in_window(address)) {
+  } else if (const u64 where = type == CU_MEMORYTYPE_HOST ? address : device; in_window(where)) {
+    // The driver may name pinned memory as host memory or as unified memory.
     place.kind = wire::PlaceKind::piece;
-    place.address = address - base;
+    place.address = where - base;
   } else {
     // A host address outside the window is ours and stays here; the client learns only that it is no pinned
     // one.

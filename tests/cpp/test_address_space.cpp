@@ -75,6 +75,23 @@ TEST_CASE("only the right kind of memory is taken, and never by an address insid
   CHECK(space.take(4096, {MemoryKind::pinned}));
 }
 
+TEST_CASE("memory of graphs gives way to whatever the driver puts at its address") {
+  AddressSpace space;
+  REQUIRE(space.insert(device_memory(0x1000, 0x100, MemoryKind::graph)));
+  REQUIRE(space.insert(device_memory(0x1100, 0x100, MemoryKind::graph)));
+  REQUIRE(space.insert(device_memory(0x2000, 0x100)));
+  CHECK(space.insert(device_memory(0x1080, 0x10)));  // inside the first
+  CHECK(space.find(0x1000) == std::nullopt);
+  CHECK(space.find(0x1100)->kind == MemoryKind::graph);
+  CHECK_FALSE(space.insert(device_memory(0x1088, 0x10)));
+  // Ordinary memory that a graph may free does the same from then on.
+  CHECK_FALSE(space.insert(device_memory(0x2000, 0x10)));
+  space.lend(0x2000);
+  CHECK(space.take(0x2000, {MemoryKind::device}) == std::nullopt);
+  CHECK(space.insert(device_memory(0x20f0, 0x20)));
+  CHECK(space.find(0x2000) == std::nullopt);
+}
+
 TEST_CASE("empty and wrapping ranges are refused") {
   AddressSpace space;
   CHECK_FALSE(space.insert(device_memory(4096, 0)));

@@ -104,6 +104,17 @@ for number in range(1, 700):
 same(ran_by(executable), [699]); same(ran_by(instantiate(graph)), [699])
 ok(driver.cuGraphNodeSetParams(node, byref(any_of(3, bytes(host_params(5))))))
 same(ran_by(instantiate(graph)), [5])
+# Many nodes, so that what is held for those of destroyed graphs is given up meanwhile.
+for _ in range(3):
+    graph, last = new_graph(), []
+    for number in range(300):
+        last = [add_host(graph, last, 0)]
+        ok(driver.cuGraphHostNodeSetParams(last[0], byref(host_params(number + 1))))
+    gc.collect()
+    executable = instantiate(graph)
+    ok(driver.cuGraphDestroy(graph))
+    same(ran_by(executable), list(range(1, 301)))
+    ok(driver.cuGraphExecDestroy(executable))
 """,
     )
 

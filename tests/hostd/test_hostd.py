@@ -17,7 +17,8 @@ import pytest
 
 from gpupool.cli import admin
 from gpupool.hostd.adapters.worker_process import start_ticks
-from gpupool.wire.hello import HELLO_BYTES, WelcomeStatus
+from gpupool.wire.hello import HELLO_BYTES, Welcome, WelcomeStatus
+from gpupool.wire.query import REPORT_MAGIC, Query
 from tests.fakes.daemon import (
     HELLO,
     TCP_HELLO,
@@ -79,6 +80,54 @@ def test_a_client_over_tcp(daemon: Daemon) -> None:
     assert daemon.sessions()[0]["transport"] == "tcp"
     answer.close()
     eventually(lambda: not daemon.sessions(), "the session ends with its client")
+
+
+def ask(address: str, raw: bytes) -> bytes:
+    """Sends these bytes and reads to the end."""
+    with connect(address) as connection:
+        connection.sendall(raw)
+        connection.shutdown(socket.SHUT_WR)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+    return received
+
+
+def test_a_query_is_answered_without_a_worker(daemon: Daemon) -> None:
+    daemon.start()
+    raw = ask(daemon.unix, Query(memory_mib=256).encode())
+    assert raw[:4] == REPORT_MAGIC.to_bytes(4, "little")
+    assert b"Fake GPU" in raw
+    assert daemon.sessions() == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "text"),
+    [
+        (Query().encode()[:40], WelcomeStatus.BAD_REQUEST, "ended after 40"),
+        (Query(protocol_major=9).encode(), WelcomeStatus.VERSION, "speaks protocol 9.0"),
+        (
+            Query().encode()[:8] + b"\xff\xff\xff\xff",
+            WelcomeStatus.BAD_REQUEST,
+            "Query says it has 4294967295 bytes",
+        ),
+    ],
+)
+def test_a_query_that_is_refused(
+    daemon: Daemon, raw: bytes, status: WelcomeStatus, text: str
+) -> None:
+    daemon.start()
+    welcome = Welcome.decode(ask(daemon.unix, raw))
+    assert welcome.status is status
+    assert text in welcome.text
+    assert ask(daemon.unix, Query().encode())  # it lives
+
+
+def test_a_query_needs_the_token(daemon: Daemon) -> None:
+    daemon.start()
+    welcome = Welcome.decode(ask(daemon.tcp, Query(token=b"wrong").encode()))
+    assert welcome.status is WelcomeStatus.TOKEN
+    assert b"Fake GPU" in ask(daemon.tcp, Query(token=token(daemon)).encode())
 
 
 def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:

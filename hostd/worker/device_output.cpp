@@ -6,8 +6,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <future>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -145,6 +148,16 @@ std::string take_assertions() {
   const std::lock_guard lock(all.mutex);
   if (all.printed_fd >= 0) read_all(all);
   return std::exchange(all.assertions, {});
+}
+
+void wait_for_assertions(const DriverApi& driver, CUcontext context) {
+  auto done = std::make_shared<std::promise<void>>();  // the thread may outlive this call
+  std::future<void> waited = done->get_future();
+  std::thread([&driver, context, done] {
+    if (driver.cuCtxSetCurrent(context) == CUDA_SUCCESS) driver.cuCtxSynchronize();
+    done->set_value();
+  }).detach();
+  waited.wait_for(std::chrono::milliseconds(500));
 }
 
 void publish_fault_output(const wire::Window& window) {

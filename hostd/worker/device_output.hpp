@@ -22,6 +22,10 @@ bool take_printed(u64 limit, std::string& out);
 // Failed assertions so far.
 std::string take_assertions();
 
+// Has the driver wait in a context that a failed assertion has ended, which makes it print which one. Only
+// for the end of a session: it is done by a thread of its own, and not waited for for ever.
+void wait_for_assertions(const DriverApi& driver, CUcontext context);
+
 // Puts what is left of both where the client finds it once it has seen the fault (wire::FaultOutput).
 void publish_fault_output(const wire::Window& window);
 

@@ -202,7 +202,11 @@ CUresult Dispatcher::finish(Request& request, CUresult result) {
 void Dispatcher::report(const Request& request, CUresult result) {
   wire::Control& control = worker_.window.control();
   if (is_fatal(result)) {
-    if (control.fatal_error.load(std::memory_order_relaxed) == 0) publish_fault_output(worker_.window);
+    if (control.fatal_error.load(std::memory_order_relaxed) == 0) {
+      // Whoever met the fault may only have asked, and the driver prints within its own waits.
+      if (result == CUDA_ERROR_ASSERT) wait_for_assertions(worker_.driver, current_);
+      publish_fault_output(worker_.window);
+    }
     u32 none = 0;
     if (control.fatal_error.compare_exchange_strong(none, static_cast<u32>(result),
                                                     std::memory_order_acq_rel))

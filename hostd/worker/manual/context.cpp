@@ -2,6 +2,7 @@
 // the session ends: the client emulates release and reset, since those would drop the window's registration.
 #include "hostd/worker/manual/context.hpp"
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -99,6 +100,10 @@ void describe_context(const DriverApi& driver, wire::Writer& out) {
   }
 }
 
+bool is_primary(CUcontext context) {
+  return context != nullptr && std::ranges::find(g_opened.primary, context) != g_opened.primary.end();
+}
+
 void put_context(Worker& worker, wire::Handle handle, CUcontext context) {
   worker.contexts.put(by_index(handle), context);
 }
@@ -157,8 +162,7 @@ CUresult handle_cuCtxDestroy_v2(Worker& worker, Request& request) {
   const CUcontext* found = worker.contexts.find(handle);
   if (found == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
   const CUcontext context = *found;
-  for (const CUcontext primary : g_opened.primary)
-    if (primary == context) throw wire::ProtocolError("destruction of a primary context");
+  if (is_primary(context)) throw wire::ProtocolError("destruction of a primary context");
   if (worker.green_contexts.contains(handle.index()))
     throw wire::ProtocolError("destruction of a green context");
   worker.context_changed = true;

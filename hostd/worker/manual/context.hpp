@@ -30,6 +30,9 @@ CUcontext find_context(Worker& worker, wire::Handle handle);
 // texture and surface objects, linker states. The context must be current.
 void empty_context(Worker& worker, u32 owner);
 
+// Whether it is the primary context of one of the session's devices. Those live as long as the session.
+bool is_primary(CUcontext context);
+
 // Enters a context under the client's handle; forgets it and its streams.
 void put_context(Worker& worker, wire::Handle handle, CUcontext context);
 void forget_context(Worker& worker, wire::Handle handle);

@@ -13,6 +13,7 @@ namespace {
 // Neither has an end in the driver's interface, so a session may not make more than these.
 constexpr u64 kMaxKept = 65536;
 constexpr u64 kMaxDescriptions = 4096;
+constexpr u64 kMaxGreen = 256;  // alive at a time
 
 std::vector<CUdevResource> g_resources;                    // number n is at n - 1
 std::map<std::vector<u64>, CUdevResourceDesc> g_by_parts;  // the same parts make the same descriptor
@@ -148,7 +149,10 @@ CUresult handle_cuGreenCtxCreate(Worker& worker, Request& request) {
   const CUdevice device = device_at(worker, request.in.get<i32>());
   const auto flags = request.in.get<u32>();
   request.in.finish();
-  if (find_context(worker, owner) == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
+  // What is made in a green context outlives it: its owner must outlive both.
+  if (!is_primary(find_context(worker, owner)))
+    throw wire::ProtocolError("a green context of no primary one");
+  if (worker.green_contexts.size() >= kMaxGreen) return CUDA_ERROR_OUT_OF_MEMORY;
   if (number == 0 || number > g_descriptions.size()) return CUDA_ERROR_INVALID_VALUE;
   if (worker.driver.cuGreenCtxCreate == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUgreenCtx green = nullptr;

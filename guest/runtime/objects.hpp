@@ -66,6 +66,9 @@ struct Event {
   std::atomic<u64> recorded{0};
   std::shared_ptr<Capture>
       capture;  // set when last recorded into a capturing stream; guarded by capture_mutex()
+
+  // Other processes may record it too: no word says when it is complete, the worker must be asked.
+  [[nodiscard]] bool interprocess() const { return (flags & CU_EVENT_INTERPROCESS) != 0; }
 };
 
 struct Parameter {

@@ -17,6 +17,7 @@
 
 #include "driver_api.hpp"  // generated: struct worker::DriverApi, one typed pointer an export
 #include "hostd/worker/code_entries.hpp"
+#include "hostd/worker/exchange.hpp"
 #include "hostd/worker/handle_table.hpp"
 #include "hostd/worker/parcels.hpp"
 #include "hostd/worker/usage_page.hpp"
@@ -83,6 +84,8 @@ class Worker {
   HandleTable<CUmemGenericAllocationHandle> mem_allocations{wire::HandleKind::mem_allocation};
   // Descriptors that the client has sent; shared memory only.
   Parcels parcels;
+  // What sessions of one tenant share.
+  Exchange exchange;
   // By client thread: what the compiler answered, when it is longer than a reply (manual/module_image.cpp).
   std::unordered_map<u32, std::vector<u8>> jit_results;
 

@@ -27,7 +27,7 @@ def count():
 """
 
 # What a program may not rely on: CUdevice_attribute numbers.
-ALWAYS_ZERO = (88, 91, 100, 101, 103, 110, 116, 119, 124, 125, 128, 132)
+ALWAYS_ZERO = (88, 91, 100, 101, 110, 116, 124, 128, 132)
 CAN_MAP_HOST_MEMORY = 19
 
 

@@ -51,12 +51,6 @@ bool AddressSpace::insert(Allocation allocation) {
   return true;
 }
 
-bool AddressSpace::overlaps(u64 address, u64 size) const {
-  const std::shared_lock lock(mutex_);
-  const auto next = allocations_.lower_bound(address);
-  return (next != allocations_.end() && next->first - address < size) || locate(address) != nullptr;
-}
-
 void AddressSpace::forget_graph_memory(u64 begin, u64 end) {
   auto at = allocations_.upper_bound(begin);
   if (at != allocations_.begin()) --at;

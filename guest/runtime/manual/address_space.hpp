@@ -68,8 +68,6 @@ class AddressSpace {
   // Adds an allocation; graph memory that it overlaps has gone and is forgotten. False when it overlaps one
   // that is known: then the worker has answered nonsense.
   bool insert(Allocation allocation);
-  // Whether any known allocation has a byte in [address, +size).
-  bool overlaps(u64 address, u64 size) const;
   // Says that the driver may free the allocation that begins here without telling us, and then hand the
   // address out again: from now on it gives way to a new one.
   void lend(u64 address);

@@ -28,8 +28,10 @@ void free_allocation(Session& session, const Allocation& allocation) {
     case MemoryKind::graph:
     case MemoryKind::mapped:
     case MemoryKind::global:
-    case MemoryKind::imported:
       return;  // not the context's, or gone with its module or graph
+    case MemoryKind::imported:
+      forget_imported(allocation);
+      return;
     case MemoryKind::registered:
       static_cast<void>(unmap_registered(allocation));
       return;

@@ -41,6 +41,27 @@ void free_events(Context& context) {
 
 }  // namespace
 
+CUresult make_event(CUevent* out, Context& context, u32 flags,
+                    const std::function<CUresult(const Event&)>& create) {
+  const wire::Handle handle = handles(wire::HandleKind::event).take();
+  if (!handle) return CUDA_ERROR_OUT_OF_MEMORY;
+  Event* event = g_events.create();
+  if (event == nullptr) {
+    handles(wire::HandleKind::event).give_back(handle);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
+  event->handle = handle;
+  event->context = &context;
+  event->flags = flags;
+  if (const CUresult result = create(*event); result != CUDA_SUCCESS) {
+    g_events.destroy(event);
+    handles(wire::HandleKind::event).give_back(handle);
+    return result;
+  }
+  *out = reinterpret_cast<CUevent>(event);
+  return CUDA_SUCCESS;
+}
+
 namespace api {
 namespace {
 
@@ -124,6 +145,22 @@ Stream* watching_stream(Context& context, CUresult& error) {
   return g_streams.find(handle);
 }
 
+CUresult query_interprocess(const Event& event) {
+  Call call(wire::Function::cuEventQuery);
+  call.put(event.handle);
+  return call.wait();
+}
+
+// The dispatcher never waits for the GPU, so we ask again and again.
+CUresult wait_interprocess(const Event& event) {
+  wire::Backoff backoff(0, 500);
+  while (true) {
+    const CUresult result = query_interprocess(event);
+    if (result != CUDA_ERROR_NOT_READY) return result;
+    backoff.step();
+  }
+}
+
 }  // namespace
 
 CUresult cuEventCreate(CUevent* out, unsigned int flags) {
@@ -131,31 +168,15 @@ CUresult cuEventCreate(CUevent* out, unsigned int flags) {
   if ((flags & CU_EVENT_INTERPROCESS) != 0) {
     // cuda.h: an interprocess event cannot take times.
     if ((flags & CU_EVENT_DISABLE_TIMING) == 0) return CUDA_ERROR_INVALID_VALUE;
-    log_unsupported("cuEventCreate with CU_EVENT_INTERPROCESS");
-    return CUDA_ERROR_NOT_SUPPORTED;
   }
   Context* context = current_context();
   if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
-  const wire::Handle handle = handles(wire::HandleKind::event).take();
-  if (!handle) return CUDA_ERROR_OUT_OF_MEMORY;
-  Event* event = g_events.create();
-  if (event == nullptr) {
-    handles(wire::HandleKind::event).give_back(handle);
-    return CUDA_ERROR_OUT_OF_MEMORY;
-  }
-  event->handle = handle;
-  event->context = context;
-  event->flags = flags;
-  Call call(wire::Function::cuEventCreate);
-  call.put(handle);
-  call.put(static_cast<u32>(flags));
-  if (const CUresult result = call.send(); result != CUDA_SUCCESS) {
-    g_events.destroy(event);
-    handles(wire::HandleKind::event).give_back(handle);
-    return result;
-  }
-  *out = reinterpret_cast<CUevent>(event);
-  return CUDA_SUCCESS;
+  return make_event(out, *context, flags, [](const Event& event) {
+    Call call(wire::Function::cuEventCreate);
+    call.put(event.handle);
+    call.put(static_cast<u32>(event.flags));
+    return event.interprocess() ? call.wait() : call.send();
+  });
 }
 
 CUresult cuEventDestroy_v2(CUevent handle) {
@@ -191,6 +212,8 @@ CUresult cuEventRecordWithFlags(CUevent handle, CUstream stream_handle, unsigned
   call.mark();
   call.put(event->handle);
   call.put(static_cast<u32>(flags));
+  // Another process may be told at once to wait for this record: it must have been issued by then.
+  if (event->interprocess()) return call.wait();
   if (const CUresult result = call.send(); result != CUDA_SUCCESS) return result;
   set_recorded(*event, stream->handle.index(), call.ticket() + 1);
   return CUDA_SUCCESS;
@@ -206,6 +229,7 @@ CUresult cuEventQuery(CUevent handle) {
   const u64 recorded = event->recorded.load(std::memory_order_acquire);
   if (recorded == kRecordedInCapture) return refuse_captured(*event, true);
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  if (event->interprocess()) return query_interprocess(*event);
   Session& session = *Session::current();
   if (complete(session, recorded)) return session.take_async_error();
   const CUresult result = poll_for_fault(session);
@@ -218,6 +242,7 @@ CUresult cuEventSynchronize(CUevent handle) {
   const u64 recorded = event->recorded.load(std::memory_order_acquire);
   if (recorded == kRecordedInCapture) return refuse_captured(*event, true);
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
+  if (event->interprocess()) return wait_interprocess(*event);
   Session& session = *Session::current();
   if (recorded == 0) return session.take_async_error();
   return session.wait_word(record_word(recorded), record_value(recorded));
@@ -270,13 +295,16 @@ CUresult cuStreamWaitEvent(CUstream stream_handle, CUevent event_handle, unsigne
     return wait_in_capture(*stream, *event, flags);
   if (flags == CU_EVENT_WAIT_EXTERNAL) return CUDA_ERROR_ILLEGAL_STATE;  // cuda.h: only while capturing
   // Complete already, or recorded on this very stream: its order says the same.
-  if (complete(*Session::current(), recorded) || record_word(recorded) == stream->handle.index())
+  const bool interprocess = event->interprocess();
+  if (!interprocess &&
+      (complete(*Session::current(), recorded) || record_word(recorded) == stream->handle.index()))
     return CUDA_SUCCESS;
   Call call(wire::Function::cuStreamWaitEvent);
   call.on(*stream);
   call.put(event->handle);
   call.put(static_cast<u32>(flags));
-  return call.send();
+  // What is waited for is the record as it is now, and another process may make the next one at any time.
+  return interprocess ? call.wait() : call.send();
 }
 
 CUresult cuCtxRecordEvent(CUcontext context_handle, CUevent event_handle) {
@@ -293,6 +321,7 @@ CUresult cuCtxRecordEvent(CUcontext context_handle, CUevent event_handle) {
   call.on(*stream);
   call.mark();
   call.put(event->handle);
+  if (event->interprocess()) return call.wait();
   if (const CUresult result = call.send(); result != CUDA_SUCCESS) return result;
   set_recorded(*event, stream->handle.index(), call.ticket() + 1);
   return CUDA_SUCCESS;
@@ -309,7 +338,7 @@ CUresult cuCtxWaitEvent(CUcontext context_handle, CUevent event_handle) {
   const ScopedContext scope(context);
   Call call(wire::Function::cuCtxWaitEvent);
   call.put(event->handle);
-  return call.send();
+  return event->interprocess() ? call.wait() : call.send();
 }
 
 }  // namespace api

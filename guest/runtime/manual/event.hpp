@@ -1,6 +1,8 @@
 // What other parts need to know of events.
 #pragma once
 
+#include <functional>
+
 #include "guest/runtime/session.hpp"
 
 namespace gpupool::guest {
@@ -21,5 +23,9 @@ constexpr u64 record_value(u64 recorded) {
 // Says that the event will complete when the word reaches `value`, unless a newer record says otherwise
 // already.
 void set_recorded(Event& event, u32 word, u64 value);
+
+// A new event of the context; `create` has the worker make its counterpart.
+CUresult make_event(CUevent* out, Context& context, u32 flags,
+                    const std::function<CUresult(const Event&)>& create);
 
 }  // namespace gpupool::guest

@@ -182,7 +182,7 @@ CUresult cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned int flags) {
   allocation.context = context;
   allocation.device = context->device;
   allocation.flags = flags;
-  if (address_space().overlaps(allocation.address, allocation.size))
+  if (!address_space().empty(allocation.address, allocation.size))
     return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
   map_in_worker(*Session::current(), allocation);
   if (address_space().insert(allocation)) return CUDA_SUCCESS;

@@ -26,6 +26,9 @@ CUresult free_to_window(const Allocation& allocation);
 // Undoes the worker's mapping of registered memory, if there is one, once the work that may use it is done.
 CUresult unmap_registered(const Allocation& allocation);
 
+// Closes memory of another process as often as it was opened.
+void forget_imported(const Allocation& allocation);
+
 // Forgets what the program advised about managed memory that it frees.
 void forget_advice(const Allocation& allocation);
 

@@ -112,6 +112,7 @@ CUresult memory_attribute(const Allocation& memory, u64 pointer, CUpointer_attri
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
       return write<u32>(data, memory.kind == MemoryKind::managed);
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
+      return write<u32>(data, memory.kind == MemoryKind::device);
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:  // no adapter in the guest reaches the host's GPU
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
       return write<u32>(data, 0);

@@ -7,6 +7,7 @@
 #include "guest/runtime/manual/address_space.hpp"
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/device.hpp"
+#include "guest/runtime/manual/share.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"  // generated
@@ -111,7 +112,9 @@ CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
   if (block.kind() != wire::HandleKind::mem_allocation) return CUDA_ERROR_INVALID_VALUE;
   Call call(wire::Function::cuMemRelease);
   call.put(block);
-  return call.send();
+  const CUresult result = call.send();
+  collect_token_files(false);
+  return result;
 }
 
 CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle* handle, void* address) {

@@ -1,5 +1,6 @@
 // The address space that device memory comes from.
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -58,10 +59,12 @@ bool Arena::reserve() {
 }
 
 // Cuts a piece out of the first free range it fits in; 0 when there is none.
-u64 Arena::take(std::map<u64, u64>& free, u64 bytes, u64 alignment) {
+// With `within`, pieces do not cross its multiples.
+u64 Arena::take(std::map<u64, u64>& free, u64 bytes, u64 alignment, u64 within) {
   for (auto range = free.begin(); range != free.end(); ++range) {
     const u64 begin = range->first, end = begin + range->second;
-    const u64 at = round_up(begin, alignment);
+    u64 at = round_up(begin, alignment);
+    if (within != 0 && at / within != (at + bytes - 1) / within) at = round_up(at, within);
     if (at >= end || end - at < bytes) continue;
     free.erase(range);
     if (at > begin) free[begin] = at - begin;
@@ -93,9 +96,9 @@ u64 Arena::allocate(u64 bytes, u64 alignment) {
   if (begin_ == 0 && !reserve()) return 0;
   const bool small = bytes < kLargeBytes;
   if (small)
-    if (const u64 address = take(small_, bytes, alignment); address != 0) return address;
+    if (const u64 address = take(small_, bytes, alignment, kLargeAlignment); address != 0) return address;
   const u64 whole = round_up(bytes, kLargeAlignment);
-  const u64 address = take(large_, whole, std::max(alignment, kLargeAlignment));
+  const u64 address = take(large_, whole, std::max(alignment, kLargeAlignment), 0);
   if (address == 0) return 0;
   if (address + whole > committed_) {
     if (mprotect(reinterpret_cast<void*>(committed_), address + whole - committed_, PROT_READ | PROT_WRITE) !=
@@ -109,11 +112,47 @@ u64 Arena::allocate(u64 bytes, u64 alignment) {
   return address;
 }
 
+std::shared_ptr<SharedFile> Arena::share(u64 address, u64 bytes, u64& offset) {
+  const u64 begin = address / kLargeAlignment * kLargeAlignment;
+  const u64 size = round_up(address + bytes, kLargeAlignment) - begin;
+  offset = address - begin;
+  const std::lock_guard lock(mutex_);
+  if (const auto known = shared_.find(begin); known != shared_.end()) return known->second;
+  auto file = SharedFile::create(size);
+  const std::vector<u8> zeroes(kLargeAlignment);
+  for (u64 at = 0; at < size; at += kLargeAlignment) {
+    const void* block = reinterpret_cast<const void*>(begin + at);
+    if (std::memcmp(block, zeroes.data(), kLargeAlignment) == 0) continue;  // the file is empty, too
+    require(pwrite(file->fd(), block, kLargeAlignment, static_cast<off_t>(at)) ==
+                static_cast<ssize_t>(kLargeAlignment),
+            CUDA_ERROR_OUT_OF_MEMORY);
+  }
+  file->map(reinterpret_cast<void*>(begin));
+  shared_.emplace(begin, file);
+  return file;
+}
+
+// Back to memory of our own, empty.
+void Arena::unshare(std::map<u64, std::shared_ptr<SharedFile>>::iterator shared) {
+  void* const begin = reinterpret_cast<void*>(shared->first);
+  const u64 bytes = shared->second->bytes();
+  if (mmap(begin, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+           0) == MAP_FAILED)
+    std::memset(begin, 0, bytes);
+  else
+    shared_.erase(shared);
+}
+
 void Arena::release(u64 address, u64 bytes) {
   const bool small = bytes < kLargeBytes;
   const u64 whole = small ? bytes : round_up(bytes, kLargeAlignment);
-  empty(address, whole);
   const std::lock_guard lock(mutex_);
+  if (const auto shared = shared_.find(address / kLargeAlignment * kLargeAlignment); shared == shared_.end())
+    empty(address, whole);
+  else if (small)
+    std::memset(reinterpret_cast<void*>(address), 0, whole);  // its block stays in its file
+  else
+    unshare(shared);
   if (!small) {
     give(large_, address, whole);
     return;
@@ -124,6 +163,8 @@ void Arena::release(u64 address, u64 bytes) {
   const u64 begin = range->first, end = begin + range->second;
   const u64 first = round_up(begin, kLargeAlignment), last = end / kLargeAlignment * kLargeAlignment;
   if (first >= last) return;
+  for (auto shared = shared_.lower_bound(first); shared != shared_.end() && shared->first < last;)
+    unshare(shared++);
   small_.erase(range);
   if (first > begin) small_[begin] = first - begin;
   if (last < end) small_[last] = end - last;

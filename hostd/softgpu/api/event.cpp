@@ -19,6 +19,10 @@ i64 now_ns() {
 // Stands for a stream's place in its order; the recording's fence is that of the work.
 void record(const std::shared_ptr<Stream>& stream, const std::shared_ptr<Event>& event, bool external) {
   require(event->context->device == stream->context->device, CUDA_ERROR_INVALID_HANDLE);
+  if (event->shared) {
+    refuse_while_capturing(*stream);
+    return event->shared->record(*stream);
+  }
   if (record_captured(*stream, event, external)) return;
   auto operation = std::make_shared<MarkOperation>();
   const auto recording = std::make_shared<Recording>();
@@ -29,6 +33,7 @@ void record(const std::shared_ptr<Stream>& stream, const std::shared_ptr<Event>&
 }
 
 CUresult query(Event& event) {
+  if (event.shared) return event.shared->complete() ? event.context->state() : CUDA_ERROR_NOT_READY;
   refuse_captured_event(event);
   const auto recording = event.newest();
   if (recording && !recording->done->done()) return CUDA_ERROR_NOT_READY;
@@ -119,8 +124,10 @@ GPUPOOL_CUDA CUresult cuEventCreate(CUevent* out, unsigned int flags) {
   return call([&] {
     constexpr u32 kKnown = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
     require(out != nullptr && (flags & ~kKnown) == 0);
-    require((flags & CU_EVENT_INTERPROCESS) == 0, CUDA_ERROR_NOT_SUPPORTED);
+    const bool interprocess = (flags & CU_EVENT_INTERPROCESS) != 0;
+    require(!interprocess || (flags & CU_EVENT_DISABLE_TIMING) != 0);
     auto event = std::make_shared<Event>();
+    if (interprocess) event->shared = SharedRecords::create();
     event->context = current_context();
     event->flags = flags;
     *out = events().add(std::move(event));
@@ -146,6 +153,7 @@ GPUPOOL_CUDA CUresult cuCtxRecordEvent(CUcontext handle, CUevent event_handle) {
     context->require_healthy();
     const auto event = events().get(event_handle);
     require(event->context == context, CUDA_ERROR_INVALID_HANDLE);
+    require(event->shared == nullptr, CUDA_ERROR_NOT_SUPPORTED);
     std::vector<std::shared_ptr<Stream>> all;
     {
       const std::lock_guard lock(context->submit_mutex);
@@ -176,6 +184,7 @@ GPUPOOL_CUDA CUresult cuCtxWaitEvent(CUcontext handle, CUevent event_handle) {
     const auto context = context_of(handle);
     context->require_healthy();
     const auto event = events().get(event_handle);
+    require(event->shared == nullptr, CUDA_ERROR_NOT_SUPPORTED);
     refuse_captured_event(*event);
     const auto recording = event->newest();
     if (!recording || recording->done->done()) return;
@@ -191,6 +200,7 @@ GPUPOOL_CUDA CUresult cuEventQuery(CUevent handle) {
 GPUPOOL_CUDA CUresult cuEventSynchronize(CUevent handle) {
   return call([&] {
     const auto event = events().get(handle);
+    if (event->shared) event->shared->wait();
     refuse_captured_event(*event);
     if (const auto recording = event->newest()) recording->done->wait();
     return event->context->state();
@@ -210,6 +220,10 @@ GPUPOOL_CUDA CUresult cuStreamWaitEvent(CUstream handle, CUevent event_handle, u
     require((flags & ~static_cast<u32>(CU_EVENT_WAIT_EXTERNAL)) == 0);
     const auto stream = resolve_stream(handle);
     const auto event = events().get(event_handle);
+    if (event->shared) {
+      refuse_while_capturing(*stream);
+      return event->shared->wait_on(*stream);
+    }
     if (wait_captured(stream, event, (flags & CU_EVENT_WAIT_EXTERNAL) != 0)) return;
     const auto recording = event->newest();
     if (!recording || recording->done->done()) return;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "hostd/softgpu/api/context.hpp"
+#include "hostd/softgpu/api/shared_file.hpp"
 #include "hostd/softgpu/engine/engine.hpp"
 
 namespace gpupool::softgpu {
@@ -26,7 +27,7 @@ constexpr u64 round_up(u64 value, u64 to) {
   return (value + to - 1) / to * to;
 }
 
-enum class MemoryKind : u8 { device, pooled, mapped, pinned, registered, global, graph };
+enum class MemoryKind : u8 { device, pooled, mapped, pinned, registered, global, graph, imported };
 
 struct Allocation {
   u64 base = 0;
@@ -42,6 +43,8 @@ struct Allocation {
   u64 pool = 0;            // CUmemoryPool handle of pooled memory
   bool freeing = false;    // a stream-ordered free is queued
   u64 mapping_handle = 0;  // CUmemGenericAllocationHandle of mapped memory
+  u64 mapping = 0;         // another process's memory: where the whole of its file is mapped here
+  u64 mapping_bytes = 0;
   std::shared_ptr<std::atomic<bool>> sync_memops;
 
   bool host() const { return kind == MemoryKind::pinned || kind == MemoryKind::registered; }
@@ -97,16 +100,21 @@ class Arena {
   u64 allocate(u64 bytes, u64 alignment);
   // Empties and frees what allocate() gave.
   void release(u64 address, u64 bytes);
+  // Moves the memory of an allocation into a file that other processes can map, where it is not in one
+  // already. Nothing may use it meanwhile. Small allocations share the file of their whole block.
+  std::shared_ptr<SharedFile> share(u64 address, u64 bytes, u64& offset);
 
  private:
   bool reserve();
-  u64 take(std::map<u64, u64>& free, u64 bytes, u64 alignment);
+  void unshare(std::map<u64, std::shared_ptr<SharedFile>>::iterator shared);
+  static u64 take(std::map<u64, u64>& free, u64 bytes, u64 alignment, u64 within);
   static void give(std::map<u64, u64>& free, u64 address, u64 bytes);
 
   std::mutex mutex_;
   u64 begin_ = 0, end_ = 0, committed_ = 0;
   std::map<u64, u64> large_;  // free ranges: begin to size
   std::map<u64, u64> small_;  // free ranges within blocks that hold small allocations
+  std::map<u64, std::shared_ptr<SharedFile>> shared_;  // by the address they are mapped at
 };
 
 Arena& arena();
@@ -115,6 +123,11 @@ Arena& arena();
 Allocation allocate_device(Context& context, u64 bytes, MemoryKind kind, u64 pool = 0);
 // Undoes it. The caller has taken the allocation from the table.
 void release_device(const Allocation& allocation);
+
+// A handle with which other processes can open the memory.
+SharedHandle share_memory(const Allocation& allocation);
+// Maps memory of another process and enters it in the table. Error INVALID_VALUE, INVALID_CONTEXT.
+Allocation open_shared_memory(const SharedHandle& handle, Context& context, MemoryKind kind);
 
 // Frees everything a context allocated.
 void free_context_memory(Context& context);

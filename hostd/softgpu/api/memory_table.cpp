@@ -1,4 +1,6 @@
 // The table of live memory: what is where, and what kernels may touch.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -156,6 +158,10 @@ Allocation allocate_device(Context& context, u64 bytes, MemoryKind kind, u64 poo
 }
 
 void release_device(const Allocation& allocation) {
+  if (allocation.mapping != 0) {  // another process's: it is charged there
+    munmap(reinterpret_cast<void*>(allocation.mapping), allocation.mapping_bytes);
+    return;
+  }
   arena().release(allocation.base, allocation.reserved);
   device_of(allocation.device).release(allocation.reserved);
 }

@@ -32,7 +32,7 @@ void read_attribute(void* out, CUpointer_attribute attribute, const Allocation& 
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
       return write<int>(out, a.device);
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
-      return write<int>(out, 0);
+      return write<int>(out, a.kind == MemoryKind::device ? 1 : 0);
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
     case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:
       return write<CUdeviceptr>(out, a.base);

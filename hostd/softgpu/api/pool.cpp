@@ -1,7 +1,12 @@
 // Stream-ordered memory. An allocation is usable at once; a free takes effect when its stream gets there.
 // Nothing is kept back for later: what is freed returns to the device, so the reserved and the used amounts
 // are the same.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <array>
+#include <cstdio>
+#include <cstring>
 #include <map>
 
 #include "hostd/softgpu/api/capture.hpp"
@@ -17,6 +22,8 @@ struct Pool {
   CUmemoryPool handle = nullptr;
   Device* device = nullptr;
   bool standard = false;  // a device's default pool
+  bool exportable = false;
+  bool imported = false;  // another process's: it allocates, we only open
   u64 limit_bytes = ~0ull;
   std::mutex mutex;
   u64 used = 0, high = 0;
@@ -157,7 +164,7 @@ Device& device_at(const CUmemLocation& location) {
 }  // namespace
 
 void forget_pooled(const Allocation& allocation) {
-  if (allocation.kind != MemoryKind::pooled) return;
+  if (allocation.kind != MemoryKind::pooled || allocation.mapping != 0) return;
   if (const auto pool = pools().find(reinterpret_cast<CUmemoryPool>(allocation.pool)))
     pool->release(allocation.reserved);
 }
@@ -181,7 +188,9 @@ GPUPOOL_CUDA CUresult cuMemAllocFromPoolAsync(CUdeviceptr* out, size_t bytes, CU
                                               CUstream stream) {
   return call([&] {
     require(out != nullptr);
-    *out = allocate(*pool_of(pool), bytes, stream);
+    const auto from = pool_of(pool);
+    require(!from->imported);
+    *out = allocate(*from, bytes, stream);
   });
 }
 
@@ -226,8 +235,11 @@ GPUPOOL_CUDA CUresult cuMemPoolCreate(CUmemoryPool* out, const CUmemPoolProps* p
   return call([&] {
     require(out != nullptr && properties != nullptr &&
             properties->allocType == CU_MEM_ALLOCATION_TYPE_PINNED);
-    require(properties->handleTypes == CU_MEM_HANDLE_TYPE_NONE, CUDA_ERROR_NOT_SUPPORTED);
+    require(properties->handleTypes == CU_MEM_HANDLE_TYPE_NONE ||
+                properties->handleTypes == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+            CUDA_ERROR_NOT_SUPPORTED);
     auto pool = std::make_shared<Pool>();
+    pool->exportable = properties->handleTypes == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
     pool->device = &device_at(properties->location);
     if (properties->maxSize != 0) pool->limit_bytes = properties->maxSize;
     *out = pools().add(std::move(pool));
@@ -287,6 +299,62 @@ GPUPOOL_CUDA CUresult cuMemPoolGetAccess(CUmemAccess_flags* flags, CUmemoryPool 
     *flags = &device == pool->device       ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
              : found == pool->access.end() ? CU_MEM_ACCESS_FLAGS_PROT_NONE
                                            : found->second;
+  });
+}
+
+// A pool's descriptor says which device it is on, in its name; all else is said by each pointer's data.
+GPUPOOL_CUDA CUresult cuMemPoolExportToShareableHandle(void* out, CUmemoryPool handle,
+                                                       CUmemAllocationHandleType type,
+                                                       unsigned long long flags) {
+  return call([&] {
+    require(out != nullptr && flags == 0 && type == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+    const auto pool = pool_of(handle);
+    require(pool->exportable);
+    char name[48];
+    std::snprintf(name, sizeof name, "gpupool-softpool-%d", pool->device->ordinal);
+    const int file = memfd_create(name, MFD_CLOEXEC);
+    require(file >= 0, CUDA_ERROR_OPERATING_SYSTEM);
+    std::memcpy(out, &file, sizeof file);
+  });
+}
+
+GPUPOOL_CUDA CUresult cuMemPoolImportFromShareableHandle(CUmemoryPool* out, void* handle,
+                                                         CUmemAllocationHandleType type,
+                                                         unsigned long long flags) {
+  return call([&] {
+    require(out != nullptr && flags == 0 && type == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+    char link[64], target[256] = {};
+    std::snprintf(link, sizeof link, "/proc/self/fd/%d", static_cast<int>(reinterpret_cast<i64>(handle)));
+    int ordinal = -1;
+    require(readlink(link, target, sizeof target - 1) > 0 &&
+            std::sscanf(target, "/memfd:gpupool-softpool-%d", &ordinal) == 1);
+    auto pool = std::make_shared<Pool>();
+    pool->device = &device_of(ordinal);
+    pool->imported = true;
+    *out = pools().add(std::move(pool));
+  });
+}
+
+GPUPOOL_CUDA CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData* out, CUdeviceptr address) {
+  return call([&] {
+    require(out != nullptr);
+    const auto found = memory_table().find(address);
+    require(found && found->base == address && found->kind == MemoryKind::pooled);
+    const auto pool = pools().find(reinterpret_cast<CUmemoryPool>(found->pool));
+    require(pool != nullptr && pool->exportable);
+    const SharedHandle handle = share_memory(*found);
+    static_assert(sizeof handle == sizeof *out);
+    std::memcpy(out, &handle, sizeof handle);
+  });
+}
+
+GPUPOOL_CUDA CUresult cuMemPoolImportPointer(CUdeviceptr* out, CUmemoryPool pool_handle,
+                                             CUmemPoolPtrExportData* data) {
+  return call([&] {
+    require(out != nullptr && data != nullptr && pool_of(pool_handle)->imported);
+    SharedHandle handle;
+    std::memcpy(static_cast<void*>(&handle), data, sizeof handle);
+    *out = open_shared_memory(handle, *current_context(), MemoryKind::pooled).base;
   });
 }
 

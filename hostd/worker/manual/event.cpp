@@ -1,5 +1,6 @@
 // Events on the worker's side. The client never asks about their completion: a record's slot carries a mark.
 #include "hostd/worker/manual/capture.hpp"
+#include "hostd/worker/manual/share.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
@@ -7,8 +8,6 @@ namespace gpupool::worker {
 CUresult handle_cuEventCreate(Worker& worker, Request& request) {
   const auto handle = request.in.get<wire::Handle>();
   const auto flags = request.in.get<u32>();
-  // Events of other processes would need handles that hostd has checked.
-  if ((flags & CU_EVENT_INTERPROCESS) != 0) return CUDA_ERROR_NOT_SUPPORTED;
   CUevent event = nullptr;
   const CUresult result = worker.driver.cuEventCreate(&event, flags);
   if (result == CUDA_SUCCESS) worker.events.put(handle, EventEntry{event});
@@ -17,7 +16,9 @@ CUresult handle_cuEventCreate(Worker& worker, Request& request) {
 
 CUresult handle_cuEventDestroy_v2(Worker& worker, Request& request) {
   const std::optional<EventEntry> entry = worker.events.take(request.in.get<wire::Handle>());
-  return entry ? worker.driver.cuEventDestroy_v2(entry->event) : CUDA_ERROR_INVALID_HANDLE;
+  if (!entry) return CUDA_ERROR_INVALID_HANDLE;
+  forget_shared_event(worker, entry->event);
+  return worker.driver.cuEventDestroy_v2(entry->event);
 }
 
 CUresult handle_cuEventRecordWithFlags(Worker& worker, Request& request) {
@@ -30,6 +31,13 @@ CUresult handle_cuEventRecordWithFlags(Worker& worker, Request& request) {
   if ((request.flags & wire::kMark) != 0)
     request.marked = worker.mark(request.stream_handle, request.ticket) == CUDA_SUCCESS;
   return worker.driver.cuEventRecordWithFlags(entry->event, request.stream, flags);
+}
+
+// Only events that other processes may record; all others complete by their word.
+CUresult handle_cuEventQuery(Worker& worker, Request& request) {
+  const EventEntry* entry = worker.events.find(request.in.get<wire::Handle>());
+  request.in.finish();
+  return entry == nullptr ? CUDA_ERROR_INVALID_HANDLE : worker.driver.cuEventQuery(entry->event);
 }
 
 CUresult handle_cuStreamWaitEvent(Worker& worker, Request& request) {

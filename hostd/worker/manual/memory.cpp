@@ -1,6 +1,7 @@
 // Device memory: allocated by the driver, cleared before the client learns its address.
 #include "hostd/worker/manual/memory.hpp"
 
+#include "hostd/worker/manual/share.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
@@ -76,6 +77,7 @@ CUresult handle_cuMemAlloc_v2(Worker& worker, Request& request) {
 CUresult handle_cuMemFree_v2(Worker& worker, Request& request) {
   const auto address = request.in.get<u64>();
   request.in.finish();
+  forget_shared_memory(worker, address);
   return worker.driver.cuMemFree_v2(address);
 }
 

@@ -1,6 +1,7 @@
 // Stream-ordered memory. The driver gives the address at once; the zeroes are written in the stream's order,
 // which is when the client may first use the memory.
 #include "hostd/worker/manual/memory.hpp"
+#include "hostd/worker/manual/share.hpp"
 #include "wire/cpp/device_info.hpp"
 #include "worker_manual.hpp"  // generated
 
@@ -73,6 +74,7 @@ CUresult handle_cuMemFreeAsync(Worker& worker, Request& request) {
   need_stream(request);
   const auto address = request.in.get<u64>();
   request.in.finish();
+  forget_shared_memory(worker, address);
   return worker.driver.cuMemFreeAsync(address, request.stream);
 }
 

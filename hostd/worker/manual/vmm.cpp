@@ -1,24 +1,65 @@
 // Virtual memory management. Physical blocks are cleared when a device may write to them for the first time,
 // which is the earliest moment at which they have an address.
+#include <algorithm>
 #include <map>
 
+#include "hostd/worker/manual/context.hpp"
 #include "hostd/worker/manual/memory.hpp"
+#include "hostd/worker/manual/share.hpp"
 #include "wire/cpp/device_info.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
 namespace {
 
-// Mappings of blocks that have not been cleared: address -> size. Only the dispatcher's thread comes here.
-std::map<u64, u64>& uncleared() {
-  static thread_local std::map<u64, u64> mappings;
+struct Uncleared {
+  u64 size = 0;
+  CUmemGenericAllocationHandle block = 0;
+};
+
+// Mappings of blocks that have not been cleared, by address. Only the dispatcher's thread comes here.
+std::map<u64, Uncleared>& uncleared() {
+  static thread_local std::map<u64, Uncleared> mappings;
   return mappings;
 }
 
-// Driver handles of blocks that were created and never written to.
-std::unordered_map<u64, bool>& fresh_blocks() {
-  static thread_local std::unordered_map<u64, bool> blocks;
+// Driver handles of blocks that were created and never mapped, with their sizes.
+std::unordered_map<u64, u64>& fresh_blocks() {
+  static thread_local std::unordered_map<u64, u64> blocks;
   return blocks;
+}
+
+// Makes some context of the device current. False when the session has none there.
+bool enter_device(Worker& worker, CUdevice wanted) {
+  bool entered = false;
+  worker.contexts.each([&](wire::Handle, CUcontext context) {
+    CUdevice device = 0;
+    entered = entered || (worker.driver.cuCtxSetCurrent(context) == CUDA_SUCCESS &&
+                          worker.driver.cuCtxGetDevice(&device) == CUDA_SUCCESS && device == wanted);
+  });
+  return entered;
+}
+
+// Clears a block through an address of its own, which goes again at once.
+CUresult clear_aside(Worker& worker, CUmemGenericAllocationHandle block, u64 size) {
+  CUmemAllocationProp properties{};
+  CUresult result = worker.driver.cuMemGetAllocationPropertiesFromHandle(&properties, block);
+  const KeepCurrent keep(worker.driver);
+  if (result == CUDA_SUCCESS && !enter_device(worker, properties.location.id))
+    result = CUDA_ERROR_INVALID_CONTEXT;
+  CUdeviceptr address = 0;
+  if (result == CUDA_SUCCESS) result = worker.driver.cuMemAddressReserve(&address, size, 0, 0, 0);
+  if (result != CUDA_SUCCESS) return result;
+  result = worker.driver.cuMemMap(address, size, 0, block, 0);
+  if (result == CUDA_SUCCESS) {
+    const CUmemAccessDesc access{properties.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    result = worker.driver.cuMemSetAccess(address, size, &access, 1);
+    if (result == CUDA_SUCCESS) result = clear_memory(worker, address, size);
+    const CUresult unmapped = worker.driver.cuMemUnmap(address, size);
+    if (result == CUDA_SUCCESS) result = unmapped;
+  }
+  worker.driver.cuMemAddressFree(address, size);
+  return result;
 }
 
 CUresult read_properties(Worker& worker, Request& request, CUmemAllocationProp& properties) {
@@ -28,6 +69,18 @@ CUresult read_properties(Worker& worker, Request& request, CUmemAllocationProp& 
 }
 
 }  // namespace
+
+CUresult clear_block(Worker& worker, CUmemGenericAllocationHandle block) {
+  const auto waiting = std::find_if(uncleared().begin(), uncleared().end(),
+                                    [&](const auto& mapping) { return mapping.second.block == block; });
+  const auto fresh = fresh_blocks().find(block);
+  if (waiting == uncleared().end() && fresh == fresh_blocks().end()) return CUDA_SUCCESS;
+  const u64 size = fresh != fresh_blocks().end() ? fresh->second : waiting->second.size;
+  if (const CUresult result = clear_aside(worker, block, size); result != CUDA_SUCCESS) return result;
+  if (fresh != fresh_blocks().end()) fresh_blocks().erase(fresh);
+  if (waiting != uncleared().end()) uncleared().erase(waiting);
+  return CUDA_SUCCESS;
+}
 
 CUresult handle_cuMemAddressReserve(Worker& worker, Request& request) {
   if (worker.driver.cuMemAddressReserve == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
@@ -67,7 +120,10 @@ CUresult handle_cuMemCreate(Worker& worker, Request& request) {
     worker.driver.cuMemRelease(block);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
-  fresh_blocks()[block] = true;
+  // A number that the driver gives out again is another block from now on.
+  for (auto& [address, mapping] : uncleared())
+    if (mapping.block == block) mapping.block = 0;
+  fresh_blocks()[block] = size;
   request.out->put(handle);
   return CUDA_SUCCESS;
 }
@@ -113,7 +169,7 @@ CUresult handle_cuMemMap(Worker& worker, Request& request) {
   if (block == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   const CUresult result = worker.driver.cuMemMap(address, size, offset, *block, flags);
   if (result == CUDA_SUCCESS && fresh_blocks().contains(*block)) {
-    uncleared()[address] = size;
+    uncleared()[address] = {size, *block};
     // The driver maps whole blocks only (the offset must be 0, cuda.h): this mapping clears all of it.
     fresh_blocks().erase(*block);
   }
@@ -127,7 +183,7 @@ CUresult handle_cuMemUnmap(Worker& worker, Request& request) {
   request.in.finish();
   const CUresult result = worker.driver.cuMemUnmap(address, size);
   if (result == CUDA_SUCCESS) {
-    std::map<u64, u64>& waiting = uncleared();
+    std::map<u64, Uncleared>& waiting = uncleared();
     for (auto mapping = waiting.lower_bound(address);
          mapping != waiting.end() && mapping->first - address < size;)
       mapping = waiting.erase(mapping);
@@ -150,10 +206,10 @@ CUresult handle_cuMemSetAccess(Worker& worker, Request& request) {
   }
   const CUresult result = worker.driver.cuMemSetAccess(address, size, access.data(), access.size());
   if (result != CUDA_SUCCESS || !writable) return result;
-  std::map<u64, u64>& waiting = uncleared();
+  std::map<u64, Uncleared>& waiting = uncleared();
   for (auto mapping = waiting.lower_bound(address);
        mapping != waiting.end() && mapping->first - address < size;) {
-    if (const CUresult cleared = clear_memory(worker, mapping->first, mapping->second);
+    if (const CUresult cleared = clear_memory(worker, mapping->first, mapping->second.size);
         cleared != CUDA_SUCCESS)
       return cleared;
     mapping = waiting.erase(mapping);

@@ -1,0 +1,99 @@
+#include "hostd/worker/exchange.hpp"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "hostd/worker/log.hpp"
+
+namespace gpupool::worker {
+namespace {
+
+constexpr int kAnswerWithinMs = 5000;
+
+}  // namespace
+
+bool Exchange::ask(ExchangeMessage& message, int fd, Descriptor& received) {
+  if (connection_.get() < 0) return false;
+  message.sequence = ++sequence_;
+  iovec piece{&message, sizeof message};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr header{};
+  header.msg_iov = &piece;
+  header.msg_iovlen = 1;
+  if (fd >= 0) {
+    header.msg_control = control;
+    header.msg_controllen = sizeof control;
+    cmsghdr* rights = CMSG_FIRSTHDR(&header);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+  }
+  const u64 sequence = message.sequence;
+  const bool sent = sendmsg(connection_.get(), &header, MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof message;
+  // An answer that came too late for an earlier request is skipped.
+  while (sent && receive(message, received))
+    if (message.sequence == sequence) return true;
+  log(LogLevel::warning, "hostd does not answer: nothing can be shared with other sessions",
+      sent ? "" : std::strerror(errno));
+  return false;
+}
+
+bool Exchange::receive(ExchangeMessage& answer, Descriptor& received) {
+  pollfd readable{connection_.get(), POLLIN, 0};
+  if (poll(&readable, 1, kAnswerWithinMs) <= 0) return false;
+  iovec piece{&answer, sizeof answer};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr header{};
+  header.msg_iov = &piece;
+  header.msg_iovlen = 1;
+  header.msg_control = control;
+  header.msg_controllen = sizeof control;
+  if (recvmsg(connection_.get(), &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) != sizeof answer) return false;
+  const cmsghdr* rights = CMSG_FIRSTHDR(&header);
+  if (rights != nullptr && rights->cmsg_type == SCM_RIGHTS) {
+    int fd = -1;
+    std::memcpy(&fd, CMSG_DATA(rights), sizeof fd);
+    received = Descriptor(fd);
+  }
+  return answer.magic == ExchangeMessage::kMagic && answer.size <= sizeof answer.payload;
+}
+
+CUresult Exchange::put(wire::ShareKind kind, std::span<const u8> payload, int fd, wire::ShareToken& token) {
+  ExchangeMessage message;
+  if (payload.size() > sizeof message.payload) return CUDA_ERROR_INVALID_VALUE;
+  message.operation = ExchangeMessage::kPut;
+  message.kind = static_cast<u32>(kind);
+  message.size = static_cast<u32>(payload.size());
+  if (!payload.empty()) std::memcpy(message.payload, payload.data(), payload.size());
+  Descriptor none;
+  if (!ask(message, fd, none)) return CUDA_ERROR_OPERATING_SYSTEM;
+  token = message.token;
+  return message.operation == ExchangeMessage::kOk ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult Exchange::get(wire::ShareKind kind, const wire::ShareToken& token, std::vector<u8>& payload,
+                       Descriptor& fd) {
+  ExchangeMessage message;
+  message.operation = ExchangeMessage::kGet;
+  message.kind = static_cast<u32>(kind);
+  message.token = token;
+  if (!ask(message, -1, fd)) return CUDA_ERROR_OPERATING_SYSTEM;
+  if (message.operation != ExchangeMessage::kOk) return CUDA_ERROR_INVALID_HANDLE;
+  payload.assign(message.payload, message.payload + message.size);
+  return CUDA_SUCCESS;
+}
+
+void Exchange::drop(const wire::ShareToken& token) {
+  ExchangeMessage message;
+  message.operation = ExchangeMessage::kDrop;
+  message.token = token;
+  Descriptor none;
+  // Without an answer there is nothing more to take back: what is left goes with the session.
+  static_cast<void>(ask(message, -1, none));
+}
+
+}  // namespace gpupool::worker

@@ -88,9 +88,9 @@ class SubprocessWorkers:
         self._groups = groups if sandbox.cgroup else None
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
-    def isolation(self, session_id: int) -> tuple[str, ...]:
-        """What the worker of that session will have given up."""
-        return self._sandbox.words(session_id)
+    def isolation(self, tenant: int) -> tuple[str, ...]:
+        """What the workers of that tenant will have given up."""
+        return self._sandbox.words(tenant)
 
     def start(self, order: WorkerOrder) -> WorkerProcess:
         """Starts a worker. Raises PortError."""
@@ -99,7 +99,7 @@ class SubprocessWorkers:
                 "gpupool-worker is not built or not installed; run `gpupool doctor` on the host"
             )
         sandbox = self._sandbox
-        command = [str(self._program), *arguments(order), *sandbox.arguments(order.session_id)]
+        command = [str(self._program), *arguments(order), *sandbox.arguments(order.tenant)]
         command += self._tail
         ours = (order.socket_fd, order.window_fd, order.usage_fd, order.exchange_fd)
         fds = tuple(fd for fd in (*ours, order.client_pidfd) if fd is not None)
@@ -133,7 +133,7 @@ class SubprocessWorkers:
                 extra=fields({"session": session_id, "error": str(error)}),
             )
 
-    def find(self, session_id: int) -> WorkerProcess | None:
+    def find(self, session_id: int, tenant: int) -> WorkerProcess | None:
         """Looks through /proc for our worker program serving that session."""
         if self._program is None:
             return None
@@ -143,7 +143,7 @@ class SubprocessWorkers:
                 continue
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                user = self._sandbox.user(session_id)
+                user = self._sandbox.user(tenant)
                 possible = {os.getuid(), user.uid if user else os.getuid()}
                 if (
                     os.fsencode(self._program) not in words[:2]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gpupool.hostd.core.admission import (
@@ -65,6 +65,7 @@ class Ports:
     clients: Clients
 
 
+<<<<<<< HEAD
 def tenant_of(session: Session) -> str:
     """Who may share memory with whom: the user behind an endpoint.
 
@@ -81,6 +82,8 @@ def owner_of(peer: Peer, door: Door) -> str:
     return f"{door.name} {who}"
 
 
+=======
+>>>>>>> 017ef6f (Workers of one tenant run as one user, as drivers want it of processes that share memory)
 class Host:
     """The table of sessions and the decisions about it."""
 
@@ -107,7 +110,7 @@ class Host:
                 session.worker_pid, session.worker_start_ticks
             )
             if session.state is SessionState.STARTING:
-                process = self._ports.workers.find(session.id)
+                process = self._ports.workers.find(session.id, session.tenant_number)
                 if process is not None:
                     session = session.with_worker(process.pid, process.start_ticks)
             if process is None or not self._watch(session.id, process):
@@ -183,12 +186,12 @@ class Host:
             compute_percent=grant.compute_percent,
             memory_mib=grant.memory_mib,
             since=self._ports.clock.utc_text(),
-            isolation=self._ports.workers.isolation(session_id),
             client_start_ticks=client.start_ticks,
             client_address=client.address,
             owner=owner_of(peer, door),
             client_pid=hello.pid,
         )
+        session = replace(session, isolation=self._ports.workers.isolation(session.tenant_number))
         self._ports.store.save(session)
         try:
             process = self._spawn(session, peer, grant, socket_fd)
@@ -231,8 +234,12 @@ class Host:
         usage_fd = self._ports.store.create_usage(session.id)
         window_fd = exchange_fd = None
         try:
+<<<<<<< HEAD
             window_fd = self._ports.windows.create(grant.window_bytes) if shared else None
             exchange_fd = self._ports.exchange.join(session.id, tenant_of(session))
+=======
+            exchange_fd = self._ports.exchange.join(session.id, session.tenant)
+>>>>>>> 017ef6f (Workers of one tenant run as one user, as drivers want it of processes that share memory)
             return self._ports.workers.start(
                 WorkerOrder(
                     session_id=session.id,
@@ -248,6 +255,7 @@ class Host:
                     compute_percent=grant.compute_percent,
                     memory_mib=grant.memory_mib,
                     exchange_fd=exchange_fd,
+                    tenant=session.tenant_number,
                 )
             )
         finally:

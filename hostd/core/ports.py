@@ -60,6 +60,7 @@ class WorkerOrder:
     compute_percent: int
     memory_mib: int
     exchange_fd: int | None = None
+    tenant: int = 0  # Session.tenant_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +102,11 @@ class WorkerProcesses(Protocol):
         """Starts one. Raises PortError."""
         ...
 
-    def isolation(self, session_id: int) -> tuple[str, ...]:
-        """What keeps the worker of that session from the rest of the machine, in words."""
+    def isolation(self, tenant: int) -> tuple[str, ...]:
+        """What keeps the workers of that tenant from the rest of the machine, in words."""
         ...
 
-    def find(self, session_id: int) -> WorkerProcess | None:
+    def find(self, session_id: int, tenant: int) -> WorkerProcess | None:
         """Looks for a running worker of that session that nobody wrote down.
 
         None when there is none.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-UIDS = 1 << 24  # users of their own that sessions get in turn
+UIDS = 1 << 24  # users of their own that tenants get
+_SESSIONS_OF_A_TENANT = 64  # at their most threads
 AUTO_USER = "gpupool-worker"
 
 
@@ -61,22 +62,25 @@ class Sandbox:
     landlock: int = 0
     cgroup: bool = False
     account: Account | None = None  # all workers run as this user
-    uid_base: int = 0  # else each as one of its own from here on; 0: they keep hostd's
+    uid_base: int = 0  # else each tenant's as one of its own from here on; 0: they keep hostd's
     device_groups: tuple[int, ...] = ()
     cache_folder: str = ""
     threads: int = 0
     missing: tuple[str, ...] = field(default=())
 
-    def user(self, session_id: int) -> Account | None:
-        """Whom the worker of that session runs as; None: as hostd."""
+    def user(self, tenant: int) -> Account | None:
+        """Whom the workers of that tenant run as; None: as hostd.
+
+        One user a tenant and not a session: drivers share memory between processes of one user.
+        """
         if self.account is not None or not self.uid_base:
             return self.account
-        uid = self.uid_base + session_id % UIDS
+        uid = self.uid_base + tenant % UIDS
         return Account("", uid, uid, self.device_groups)
 
-    def words(self, session_id: int) -> tuple[str, ...]:
-        """What that session has, for `gpupool status`."""
-        user = self.user(session_id)
+    def words(self, tenant: int) -> tuple[str, ...]:
+        """What that tenant's sessions have, for `gpupool status`."""
+        user = self.user(tenant)
         found = [f"user {user.name or user.uid}"] if user else []
         if self.seccomp != "off":
             found.append("seccomp" if self.seccomp == "on" else "seccomp (report)")
@@ -86,18 +90,18 @@ class Sandbox:
             found.append("cgroup")
         return tuple(found)
 
-    def arguments(self, session_id: int) -> list[str]:
+    def arguments(self, tenant: int) -> list[str]:
         """What the worker is told (hostd/worker/options.cpp)."""
         words = ["--sandbox-calls", self.seccomp]
         words += ["--sandbox-files", "yes" if self.landlock else "no"]
         if self.cache_folder:
             words += ["--cache-folder", self.cache_folder]
-        user = self.user(session_id)
+        user = self.user(tenant)
         if user is not None:
             words += ["--user", str(user.uid), "--group", str(user.gid)]
             words += ["--groups", ",".join(str(group) for group in user.groups)]
-            if self.account is None:  # only then does the kernel count one session's threads
-                words += ["--threads", str(self.threads)]
+            if self.account is None:  # only then does the kernel count one tenant's threads
+                words += ["--threads", str(self.threads * _SESSIONS_OF_A_TENANT)]
         return words
 
 

@@ -7,6 +7,7 @@ until that process is gone. Nothing here touches a process; `host` drives it.
 from __future__ import annotations
 
 import enum
+import hashlib
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -62,6 +63,19 @@ class Session:
     client_address: str = ""  # over TCP
     owner: str = ""  # who sees it through NVML (host.owner_of); nobody, in an older record
     client_pid: int = 0  # as the client told it: in its own pid namespace
+
+    @property
+    def tenant(self) -> str:
+        """Who may share memory with whom: the user behind an endpoint.
+
+        Over TCP nobody is told apart but by the endpoint's token.
+        """
+        return f"{self.uid} {self.endpoint}"
+
+    @property
+    def tenant_number(self) -> int:
+        """24 bits that stand for the tenant, the same after a restart."""
+        return int.from_bytes(hashlib.sha256(self.tenant.encode()).digest()[:3], "big")
 
     def moved(self, state: SessionState) -> Session:
         """This session in `state`. Raises IllegalTransitionError."""

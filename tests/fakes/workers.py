@@ -29,11 +29,11 @@ class FakeWorkers:
         self.running[order.session_id] = process
         return process
 
-    def isolation(self, session_id: int) -> tuple[str, ...]:
-        """One word that names the session."""
-        return (f"user {session_id}",)
+    def isolation(self, tenant: int) -> tuple[str, ...]:
+        """One word that names the tenant."""
+        return (f"user {tenant}",)
 
-    def find(self, session_id: int) -> WorkerProcess | None:
+    def find(self, session_id: int, tenant: int) -> WorkerProcess | None:  # noqa: ARG002
         """A running worker of that session."""
         return self.running.get(session_id)
 

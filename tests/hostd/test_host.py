@@ -267,5 +267,5 @@ def test_a_later_hostd_watches_the_clients_too(machine: Machine) -> None:
 
 def test_the_session_says_how_it_is_locked_in(machine: Machine) -> None:
     session = opened(machine.host())
-    assert session.isolation == (f"user {session.id}",)
-    assert session.as_dict()["isolation"] == [f"user {session.id}"]
+    assert session.isolation == (f"user {session.tenant_number}",)
+    assert session.as_dict()["isolation"] == [f"user {session.tenant_number}"]

@@ -43,7 +43,7 @@ async def found(workers: SubprocessWorkers, session_id: int) -> WorkerProcess | 
     fs/exec.c comes before create_elf_tables), so for a moment /proc shows none.
     """
     deadline_s = time.monotonic() + 20
-    while (process := workers.find(session_id)) is None and time.monotonic() < deadline_s:
+    while (process := workers.find(session_id, 0)) is None and time.monotonic() < deadline_s:
         await asyncio.sleep(0.01)
     return process
 
@@ -73,7 +73,7 @@ def test_a_worker_of_another_hostd(tmp_path: Path) -> None:
         # Not written again: the shell may not have read it yet.
         successor = SubprocessWorkers(tmp_path / "worker", ["--log-level", "info"])
         assert await found(successor, 5) == process
-        assert successor.find(6) is None
+        assert successor.find(6, 0) is None
         watching = asyncio.get_running_loop().create_task(end_of(successor, process))
         await asyncio.sleep(0)
         successor.stop(process, kill=True)

@@ -184,13 +184,13 @@ KEYS: tuple[Key, ...] = (
         str,
         "",
         "user that workers run as when hostd is root; empty: gpupool-worker if there is such a "
-        "user, else a user number of its own for each session",
+        "user, else a user number of its own for each tenant",
     ),
     Key(
         "sandbox.worker_uid_base",
         int,
         1_900_000_000,
-        "first of 16777216 user numbers for sessions; 0: workers stay root",
+        "first of 16777216 user numbers for tenants; 0: workers stay root",
         low=0,
         high=(1 << 31) - (1 << 24),
     ),

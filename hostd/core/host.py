@@ -65,15 +65,6 @@ class Ports:
     clients: Clients
 
 
-<<<<<<< HEAD
-def tenant_of(session: Session) -> str:
-    """Who may share memory with whom: the user behind an endpoint.
-
-    Over TCP nobody is told apart but by the endpoint's token.
-    """
-    return f"{session.uid} {session.endpoint}"
-
-
 def owner_of(peer: Peer, door: Door) -> str:
     """Whose sessions a guest sees through NVML: its tenant's, and over TCP only those of its own
     address, as process ids of another machine would mean nothing.
@@ -82,8 +73,6 @@ def owner_of(peer: Peer, door: Door) -> str:
     return f"{door.name} {who}"
 
 
-=======
->>>>>>> 017ef6f (Workers of one tenant run as one user, as drivers want it of processes that share memory)
 class Host:
     """The table of sessions and the decisions about it."""
 
@@ -234,12 +223,8 @@ class Host:
         usage_fd = self._ports.store.create_usage(session.id)
         window_fd = exchange_fd = None
         try:
-<<<<<<< HEAD
             window_fd = self._ports.windows.create(grant.window_bytes) if shared else None
-            exchange_fd = self._ports.exchange.join(session.id, tenant_of(session))
-=======
             exchange_fd = self._ports.exchange.join(session.id, session.tenant)
->>>>>>> 017ef6f (Workers of one tenant run as one user, as drivers want it of processes that share memory)
             return self._ports.workers.start(
                 WorkerOrder(
                     session_id=session.id,

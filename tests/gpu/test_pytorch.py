@@ -43,6 +43,33 @@ print(json.dumps({
 """
 
 
+# A tensor goes to another process and back; each sees what the other writes.
+SHARE = """
+import torch
+import torch.multiprocessing as mp
+
+def work(tensors, sums):
+    for _ in range(20):
+        tensor = tensors.get()
+        tensor += 1
+        sums.put(tensor.double().sum().item())
+        del tensor
+
+if __name__ == "__main__":
+    context = mp.get_context("spawn")
+    tensors, sums = context.Queue(), context.Queue()
+    child = context.Process(target=work, args=(tensors, sums))
+    child.start()
+    for turn in range(20):
+        tensor = torch.full((1 << 20,), turn, device="cuda")
+        tensors.put(tensor)
+        assert sums.get(timeout=100) == (turn + 1) * (1 << 20), turn
+        assert int(tensor[12345]) == turn + 1
+    child.join(100)
+    print("ok", child.exitcode)
+"""
+
+
 def native(python: str, *arguments: str) -> str:
     """Standard output of a program run on the GPU itself."""
     done = subprocess.run(
@@ -91,3 +118,19 @@ def test_no_device_file_is_needed(nvidia_host: Host, framework_python: str, tmp_
         *(framework_python, str(tmp_path / "program.py")),
     )
     assert (done.stdout, done.returncode) == ("8.0\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("allocator", ["", "expandable_segments:True"])
+def test_processes_share_tensors(
+    nvidia_host: Host, framework_python: str, transport: str, tmp_path: Path, allocator: str
+) -> None:
+    """torch.multiprocessing: cuIpc handles and events, or exported physical memory."""
+    (tmp_path / "share.py").write_text(SHARE)
+    done = nvidia_host.run(
+        transport,
+        framework_python,
+        str(tmp_path / "share.py"),
+        timeout_s=280,
+        PYTORCH_CUDA_ALLOC_CONF=allocator,
+    )
+    assert done.stdout == "ok 0\n", done.stderr

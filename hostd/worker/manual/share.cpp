@@ -64,15 +64,19 @@ CUresult look_up(Worker& worker, ShareKind kind, const ShareToken& token, Handle
   return CUDA_SUCCESS;
 }
 
-// Where the memory is and how long, which the client's table must know.
-CUresult answer_range(Worker& worker, Request& request, CUdeviceptr address) {
-  CUdeviceptr base = 0;
-  size_t size = 0;
-  const CUresult result = worker.driver.cuMemGetAddressRange_v2(&base, &size, address);
-  if (result != CUDA_SUCCESS) return result;
-  request.out->put<u64>(address);
-  request.out->put<u64>(size - (address - base));
-  return CUDA_SUCCESS;
+// A handle of memory, with its size as the exporting program knows it: the driver counts in larger units.
+template <typename Handle>
+struct Sized {
+  Handle handle;
+  u64 size;
+};
+
+// The driver's allocation around an address.
+CUresult range_of(Worker& worker, CUdeviceptr address, CUdeviceptr& base, u64& size) {
+  size_t bytes = 0;
+  const CUresult result = worker.driver.cuMemGetAddressRange_v2(&base, &bytes, address);
+  size = bytes;
+  return result;
 }
 
 void forget(Worker& worker, std::map<u64, ShareToken>& known, u64 address) {
@@ -102,12 +106,13 @@ CUresult handle_cuIpcGetMemHandle(Worker& worker, Request& request) {
   request.in.finish();
   if (worker.driver.cuIpcGetMemHandle == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUdeviceptr base = 0;
-  size_t size = 0;
-  const CUresult found = worker.driver.cuMemGetAddressRange_v2(&base, &size, address);
-  if (found != CUDA_SUCCESS) return found;
-  return give<u64, CUipcMemHandle>(
-      worker, given().memory, base, ShareKind::memory, request,
-      [&](CUipcMemHandle& handle) { return worker.driver.cuIpcGetMemHandle(&handle, base); });
+  u64 size = 0;
+  if (const CUresult found = range_of(worker, address, base, size); found != CUDA_SUCCESS) return found;
+  return give<u64, Sized<CUipcMemHandle>>(worker, given().memory, base, ShareKind::memory, request,
+                                          [&](Sized<CUipcMemHandle>& memory) {
+                                            memory.size = size;
+                                            return worker.driver.cuIpcGetMemHandle(&memory.handle, base);
+                                          });
 }
 
 // ShareToken, u32 flags -> u64 address, u64 size
@@ -116,15 +121,15 @@ CUresult handle_cuIpcOpenMemHandle_v2(Worker& worker, Request& request) {
   const auto flags = request.in.get<u32>();
   request.in.finish();
   if (worker.driver.cuIpcOpenMemHandle_v2 == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
-  CUipcMemHandle handle{};
-  CUresult result = look_up(worker, ShareKind::memory, token, handle);
+  Sized<CUipcMemHandle> memory{};
+  CUresult result = look_up(worker, ShareKind::memory, token, memory);
   if (result != CUDA_SUCCESS) return result;
   CUdeviceptr address = 0;
-  result = worker.driver.cuIpcOpenMemHandle_v2(&address, handle, flags);
+  result = worker.driver.cuIpcOpenMemHandle_v2(&address, memory.handle, flags);
   if (result != CUDA_SUCCESS) return result;
-  result = answer_range(worker, request, address);
-  if (result != CUDA_SUCCESS) worker.driver.cuIpcCloseMemHandle(address);
-  return result;
+  request.out->put<u64>(address);
+  request.out->put<u64>(memory.size);
+  return CUDA_SUCCESS;
 }
 
 // u64 address
@@ -248,9 +253,15 @@ CUresult handle_cuMemPoolExportPointer(Worker& worker, Request& request) {
   const auto address = request.in.get<u64>();
   request.in.finish();
   if (worker.driver.cuMemPoolExportPointer == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
-  return give<u64, CUmemPoolPtrExportData>(
-      worker, given().pointers, address, ShareKind::pool_pointer, request,
-      [&](CUmemPoolPtrExportData& data) { return worker.driver.cuMemPoolExportPointer(&data, address); });
+  CUdeviceptr base = 0;
+  u64 size = 0;
+  if (const CUresult found = range_of(worker, address, base, size); found != CUDA_SUCCESS) return found;
+  return give<u64, Sized<CUmemPoolPtrExportData>>(worker, given().pointers, address, ShareKind::pool_pointer,
+                                                  request, [&](Sized<CUmemPoolPtrExportData>& memory) {
+                                                    memory.size = size - (address - base);
+                                                    return worker.driver.cuMemPoolExportPointer(
+                                                        &memory.handle, address);
+                                                  });
 }
 
 // wire::Handle pool, ShareToken -> u64 address, u64 size
@@ -260,12 +271,15 @@ CUresult handle_cuMemPoolImportPointer(Worker& worker, Request& request) {
   request.in.finish();
   if (pool == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (worker.driver.cuMemPoolImportPointer == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
-  CUmemPoolPtrExportData data{};
-  CUresult result = look_up(worker, ShareKind::pool_pointer, token, data);
+  Sized<CUmemPoolPtrExportData> memory{};
+  CUresult result = look_up(worker, ShareKind::pool_pointer, token, memory);
   if (result != CUDA_SUCCESS) return result;
   CUdeviceptr address = 0;
-  result = worker.driver.cuMemPoolImportPointer(&address, *pool, &data);
-  return result == CUDA_SUCCESS ? answer_range(worker, request, address) : result;
+  result = worker.driver.cuMemPoolImportPointer(&address, *pool, &memory.handle);
+  if (result != CUDA_SUCCESS) return result;
+  request.out->put<u64>(address);
+  request.out->put<u64>(memory.size);
+  return CUDA_SUCCESS;
 }
 
 // ShareToken. Only what this session has left itself goes.

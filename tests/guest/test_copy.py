@@ -183,6 +183,59 @@ equal(d.result("cuMemcpyBatchAsync_v2", to, frm, sizes, 1, kinds, first, 1, None
 """)  # fmt: skip
 
 
+def test_batches_of_boxes(host: Host, transport: str) -> None:
+    """Pointers with and without pitches, arrays, elements of several bytes; a bad one is named."""
+    run(host, transport, """
+class Pointer(ctypes.Structure):
+    _fields_ = (("address", c_uint64), ("row", c_size_t), ("layer", c_size_t), ("hint", c_int * 2))
+class InArray(ctypes.Structure):
+    _fields_ = (("array", c_void_p), ("x", c_size_t), ("y", c_size_t), ("z", c_size_t))
+class Either(ctypes.Union):
+    _fields_ = (("pointer", Pointer), ("array", InArray))
+class Operand(ctypes.Structure):
+    _fields_ = (("type", c_int), ("op", Either))
+class Box(ctypes.Structure):
+    _fields_ = (("source", Operand), ("destination", Operand), ("extent", c_size_t * 3),
+                ("order", c_int), ("flags", c_uint))
+def at(address, row=0, layer=0):
+    return Operand(1, Either(pointer=Pointer(address, row, layer)))
+def inside(array, x=0, y=0):
+    return Operand(2, Either(array=InArray(array, x, y, 0)))
+def box(source, destination, *extent, order=1):
+    return Box(source, destination, (c_size_t * 3)(*extent), order, 0)
+s = d.stream()
+size = 64 * 32
+a, b, p = d.alloc(size), d.alloc(size), d.pinned(size)
+data = pattern(size)
+write_host(p, data)
+g = ctypes.create_string_buffer(size)
+boxes = (Box * 2)(box(at(p), at(a), 64, 32, 1), box(at(p, 64), at(b, 16), 16, 32, 1, order=2))
+failed = c_size_t(7)
+d.call("cuMemcpy3DBatchAsync", 2, boxes, byref(failed), 0, s)
+d.call("cuStreamSynchronize", s)
+equal(d.download(a, size), data)
+column = b"".join(data[row * 64:row * 64 + 16] for row in range(32))
+equal(d.download(b, 512), column)
+class Description(ctypes.Structure):
+    _fields_ = (("width", c_size_t), ("height", c_size_t), ("format", c_uint), ("channels", c_uint))
+array = c_void_p()
+d.call("cuArrayCreate_v2", byref(array), byref(Description(16, 32, 0x03, 1)))    # 32-bit elements
+boxes = (Box * 1)(box(at(a), inside(array.value), 16, 32, 1))
+d.call("cuMemcpy3DBatchAsync_v2", 1, boxes, 0, s)
+boxes = (Box * 1)(box(inside(array.value, 4, 2), at(ctypes.addressof(g), 8), 8, 4, 1))
+d.call("cuMemcpy3DBatchAsync_v2", 1, boxes, 0, s)
+d.call("cuStreamSynchronize", s)
+equal(g.raw[:128], b"".join(data[row * 64 + 16:row * 64 + 48] for row in range(2, 6)))
+bad = (Box * 2)(box(at(a), at(b), 64, 32, 1), box(at(a, 8), at(b), 64, 32, 1))   # rows too short
+equal(d.result("cuMemcpy3DBatchAsync", 2, bad, byref(failed), 0, s), INVALID_VALUE)
+equal(failed.value, 1)
+bad = (Box * 1)(box(at(a), at(b), 64, 0, 1))
+equal(d.result("cuMemcpy3DBatchAsync_v2", 1, bad, 0, s), INVALID_VALUE)
+equal(d.result("cuMemcpy3DBatchAsync_v2", 1, boxes, 0, None), INVALID_VALUE)     # legacy stream
+equal(d.result("cuMemcpy3DBatchAsync_v2", 1, boxes, 1, s), INVALID_VALUE)
+""")  # fmt: skip
+
+
 def test_bad_addresses_are_refused_at_once(host: Host, transport: str) -> None:
     """As the driver does for what it can see; and the session goes on."""
     run(host, transport, """

@@ -108,12 +108,13 @@ class TenantExchange:
             return self.leave(session_id)  # its worker is gone
         fd = fds[0] if fds else None
         try:
-            request = _parse(data) if data and not flags & socket.MSG_CTRUNC else None
+            request = _parse(data)
             if request is None:
                 if data:
                     log.error("worker broke the exchange", extra=fields({"session": session_id}))
                 return self.leave(session_id)
-            fd = self._answer(session_id, member, request, fd)
+            lost = bool(flags & socket.MSG_CTRUNC)  # hostd has no descriptors left
+            fd = self._answer(session_id, member, request, fd, lost=lost)
         except OSError as error:
             log.error(
                 "worker does not take its answer",
@@ -125,11 +126,13 @@ class TenantExchange:
                 os.close(fd)
 
     def _answer(
-        self, session_id: int, member: _Member, request: _Request, fd: int | None
+        self, session_id: int, member: _Member, request: _Request, fd: int | None, *, lost: bool
     ) -> int | None:
         """Does what was asked and says so. Returns the descriptor that nobody keeps."""
         status, token, payload, passed = OK, request.token, b"", None
-        if request.operation == PUT:
+        if request.operation == PUT and lost:
+            status = FULL
+        elif request.operation == PUT:
             status, token = self._put(session_id, member, request, fd)
             if status == OK:
                 fd = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -138,5 +139,24 @@ def test_what_one_session_may_leave_is_limited() -> None:
                 assert (await one.ask(PUT, NONE, 3, b"", file.fileno()))[0] == OK
             assert (await one.ask(PUT, NONE, 3, b"", file.fileno()))[0] == FULL
         exchange.leave(1)
+
+    run(test)
+
+
+def test_a_hostd_without_descriptors_says_so() -> None:
+    """The worker's descriptor is lost on the way; the worker itself is not."""
+
+    async def test(exchange: TenantExchange) -> None:
+        one = Worker(exchange, 1, "a")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        fd = os.memfd_create("test")
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 1, hard))
+            answer = await one.ask(PUT, NONE, 3, b"", fd)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert answer[0] == FULL
+        assert (await one.ask(PUT, NONE, 3, b"", fd))[0] == OK
+        os.close(fd)
 
     run(test)

@@ -1,5 +1,5 @@
-// Who else hears what our runtime says and which calls have failed: cuLogs* (manual/logs.cpp). The NVML library
-// logs with the same code and has no listener.
+// Who else hears what our runtime says and which calls have failed: cuLogs* (manual/logs.cpp). The NVML
+// library logs with the same code and has no listener.
 #pragma once
 
 #include <cstddef>

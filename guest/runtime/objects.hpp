@@ -48,7 +48,7 @@ struct Stream {
   wire::Handle handle;
   Context* context = nullptr;
   Context* green = nullptr;  // the green context it was made in, if any; `context` is then the primary one
-  u32 flags = 0;  // CUstream_flags
+  u32 flags = 0;             // CUstream_flags
   int priority = 0;
   u64 id = 0;                        // cuStreamGetId
   std::atomic<u64> last_work{0};     // ticket + 1 of the newest slot that put work on this stream

@@ -13,8 +13,8 @@
 
 namespace gpupool::worker {
 
-// Handle index of the context whose call is being executed: what is made belongs to it. One dispatcher executes
-// all calls of this process.
+// Handle index of the context whose call is being executed: what is made belongs to it. One dispatcher
+// executes all calls of this process.
 inline u32 g_owner = 0;
 
 template <typename T>

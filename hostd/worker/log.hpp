@@ -1,6 +1,6 @@
 // The worker's log: one line an event, key=value or JSON, on what was stderr at the start, which hostd's
-// journal collects. Text that came from a client is escaped, and repeated client mistakes are counted instead of
-// printed each time.
+// journal collects. Text that came from a client is escaped, and repeated client mistakes are counted instead
+// of printed each time.
 #pragma once
 
 #include <string_view>

@@ -1,5 +1,5 @@
-// Objects of other APIs: memory and semaphores of Vulkan, DirectX or NvSci, resources of graphics contexts. They
-// live in the program's process and driver, where the worker's driver cannot reach them, so none is ever
+// Objects of other APIs: memory and semaphores of Vulkan, DirectX or NvSci, resources of graphics contexts.
+// They live in the program's process and driver, where the worker's driver cannot reach them, so none is ever
 // imported: what makes one is refused, and what takes one meets no valid handle.
 #include <algorithm>
 
@@ -50,8 +50,7 @@ CUresult cuExternalMemoryGetMappedBuffer(CUdeviceptr* out, CUexternalMemory,
 }
 
 CUresult cuExternalMemoryGetMappedMipmappedArray(
-    CUmipmappedArray* out, CUexternalMemory,
-    const CUDA_EXTERNAL_MEMORY_MIPMAPPED_ARRAY_DESC* description) {
+    CUmipmappedArray* out, CUexternalMemory, const CUDA_EXTERNAL_MEMORY_MIPMAPPED_ARRAY_DESC* description) {
   if (out == nullptr || description == nullptr) return CUDA_ERROR_INVALID_VALUE;
   return CUDA_ERROR_INVALID_HANDLE;
 }

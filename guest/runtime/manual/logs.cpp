@@ -1,7 +1,7 @@
 // cuLogs*: what this runtime has logged in this process, and the calls that failed.
 //
-// An iterator is the number of a message, counted from the first; the newest messages are kept within the bytes
-// that cuda.h names for the driver's buffer.
+// An iterator is the number of a message, counted from the first; the newest messages are kept within the
+// bytes that cuda.h names for the driver's buffer.
 #include <fcntl.h>
 #include <unistd.h>
 

@@ -1,6 +1,6 @@
 // Notifications of a device. The only kind there is tells a program that it is over its memory budget because
-// the budget has shrunk (cuda.h, CU_ASYNC_NOTIFICATION_TYPE_OVER_BUDGET). A vGPU refuses memory beyond its quota
-// and takes none back, so a registration is kept and never has a reason to fire.
+// the budget has shrunk (cuda.h, CU_ASYNC_NOTIFICATION_TYPE_OVER_BUDGET). A vGPU refuses memory beyond its
+// quota and takes none back, so a registration is kept and never has a reason to fire.
 #include <mutex>
 #include <set>
 #include <utility>

@@ -9,7 +9,8 @@ namespace gpupool::worker {
 void empty_context(Worker& worker, u32 owner) {
   const DriverApi& driver = worker.driver;
   // Users before what they use.
-  worker.graph_execs.take_owned(owner, [&](wire::Handle, CUgraphExec exec) { driver.cuGraphExecDestroy(exec); });
+  worker.graph_execs.take_owned(owner,
+                                [&](wire::Handle, CUgraphExec exec) { driver.cuGraphExecDestroy(exec); });
   destroy_textures(worker, owner);
   worker.arrays.take_owned(owner, [&](wire::Handle handle, CUarray array) {
     // Those that the driver named are levels and planes of others.

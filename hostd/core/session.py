@@ -66,11 +66,11 @@ class Session:
 
     @property
     def tenant(self) -> str:
-        """Who may share memory with whom: the user behind an endpoint.
+        """Who may share memory with whom: the user behind an endpoint, over TCP the address.
 
-        Over TCP nobody is told apart but by the endpoint's token.
+        An older hostd's record knows no address.
         """
-        return f"{self.uid} {self.endpoint}"
+        return self.owner or f"{self.uid} {self.endpoint}"
 
     @property
     def tenant_number(self) -> int:

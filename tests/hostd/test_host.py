@@ -215,6 +215,8 @@ def test_sessions_of_one_user_at_one_endpoint_are_one_tenant(machine: Machine) -
         (PEER, DOOR),
         (PEER, DOOR),
         (Peer(pid=42, uid=1001), DOOR),
+        (Peer(address="10.0.0.1:5"), DOOR),
+        (Peer(address="10.0.0.2:5"), DOOR),
         (PEER, Door("unix:/y", DOOR.transports, b"")),
     ):
         session = host.open(HELLO, peer, door, 7)
@@ -222,10 +224,10 @@ def test_sessions_of_one_user_at_one_endpoint_are_one_tenant(machine: Machine) -
         tenants.append(machine.exchange.tenants[session.id])
         machine.workers.end(session.id)
     assert tenants[0] == tenants[1]
-    assert len(set(tenants)) == 3
+    assert len(set(tenants)) == 5
     assert machine.exchange.tenants == {}
     assert machine.exchange.open == set()
-    assert [order.exchange_fd is not None for order in machine.workers.orders] == [True] * 4
+    assert [order.exchange_fd is not None for order in machine.workers.orders] == [True] * 6
 
 
 def test_a_worker_that_does_not_start_leaves_the_exchange(machine: Machine) -> None:

@@ -47,17 +47,22 @@ bool is_fatal(CUresult result) {
 void Dispatcher::run() {
   u64 head = 0;
   while (true) {
-    wire::Slot& slot = worker_.window.slot(head);
-    if (slot.sequence.load(std::memory_order_acquire) != head + 1) {
+    if (!serve(head)) {
       wait_for(head);
       continue;
     }
-    alignas(64) u8 copy[sizeof(wire::Slot)];
-    std::memcpy(copy, static_cast<const void*>(&slot), sizeof copy);
-    execute(*reinterpret_cast<const wire::Slot*>(copy), head);
     ++head;
     if (head % kPublishHeadEvery == 0) worker_.window.control().head.store(head, std::memory_order_release);
   }
+}
+
+bool Dispatcher::serve(u64 head) {
+  wire::Slot& slot = worker_.window.slot(head);
+  if (slot.sequence.load(std::memory_order_acquire) != head + 1) return false;
+  alignas(64) u8 copy[sizeof(wire::Slot)];
+  std::memcpy(copy, static_cast<const void*>(&slot), sizeof copy);
+  execute(*reinterpret_cast<const wire::Slot*>(copy), head);
+  return true;
 }
 
 void Dispatcher::wait_for(u64 head) {

@@ -20,6 +20,8 @@ class Dispatcher {
   // Never returns: the process ends with the session. Throws wire::ProtocolError when the client breaks the
   // protocol.
   [[noreturn]] void run();
+  // Copies the slot `head` out of the window and executes it; false when it is not there yet.
+  bool serve(u64 head);
   // Executes one slot (already copied). Public for the fuzzer and tests.
   void execute(const wire::Slot& slot, u64 ticket);
 

@@ -92,6 +92,16 @@ TEST_CASE("PTX ends with its NUL") {
   CHECK(measure_image(text.c_str(), text.size()).kind == ImageKind::invalid);  // the NUL is beyond the limit
   CHECK(measure_image("", kMaxImageBytes).kind == ImageKind::invalid);
   CHECK(measure_image("\x01\x02", kMaxImageBytes).kind == ImageKind::invalid);
+  CHECK(measure_image("\xc3\xa4 "
+                      "text",
+                      kMaxImageBytes)
+            .kind == ImageKind::invalid);
+}
+
+// A driver takes it for what it is and follows its pointers, which in the worker are the client's to choose.
+TEST_CASE("a wrapper is no image") {
+  const FatbinWrapper wrapper{kFatbinWrapperMagic, 1, "anything", nullptr};
+  CHECK(measure_image(&wrapper, sizeof wrapper).kind == ImageKind::invalid);
 }
 
 TEST_CASE("a cubin goes as far as its tables and sections say") {

@@ -148,6 +148,12 @@ void connect(DriverApi& driver) {
     if (count != nullptr) *count = 1;
     return CUDA_SUCCESS;
   };
+  driver.cuStreamBeginCaptureToGraph = [](CUstream, CUgraph graph, const CUgraphNode*, const CUgraphEdgeData*,
+                                          size_t, CUstreamCaptureMode) {
+    g_fake.captured = graph;
+    g_fake.capturing = true;
+    return CUDA_SUCCESS;
+  };
   driver.cuStreamEndCapture = [](CUstream, CUgraph* out) {
     g_fake.capturing = false;
     *out = g_fake.end_result == CUDA_SUCCESS ? g_fake.captured : nullptr;
@@ -313,6 +319,15 @@ TEST_CASE("a memcpy node reaches no host memory but the window's data area") {
   CHECK_THROWS_AS(add(rows), ProtocolError);
   rows.source.pitch = 1ull << 62;
   CHECK_THROWS_AS(add(rows), ProtocolError);
+  // No pitch and no height mean rows and slices without gaps.
+  wire::BoxCopy tight = to_device(wire::kWindowMinBytes - 4096, 4096);
+  tight.source.pitch = tight.source.height = 0;
+  CHECK(add(tight) == CUDA_SUCCESS);
+  tight.height = 2;
+  CHECK_THROWS_AS(add(tight), ProtocolError);
+  tight.height = 1;
+  tight.depth = 2;
+  CHECK_THROWS_AS(add(tight), ProtocolError);
   wire::BoxCopy odd = to_device(wire::kHeapOffset, 64);
   odd.source.kind = static_cast<wire::PlaceKind>(9);
   CHECK_THROWS_AS(add(odd), ProtocolError);
@@ -387,6 +402,44 @@ TEST_CASE("handles given out during a capture that fails do not outlive it") {
     CHECK(session.worker.graph_nodes.find(node) == nullptr);
     CHECK(g_fake.graphs.empty());
   }
+}
+
+// The fuzzer's finding: a capture into the client's own graph destroyed it when it was discarded, and its
+// handle stayed.
+TEST_CASE("a graph that is captured into outlives the capture, and is not destroyed during it") {
+  for (const bool discarded : {false, true}) {
+    Session session;
+    const Handle graph = session.graph();
+    wire::Writer begin = Session::place(graph);
+    REQUIRE(session.call(Function::cuStreamBeginCaptureToGraph, begin, wire::kReply, session.stream) ==
+            CUDA_SUCCESS);
+    wire::Writer destroy;
+    destroy.put(graph);
+    CHECK(session.call(Function::cuGraphDestroy, destroy) == CUDA_ERROR_INVALID_VALUE);
+    wire::Writer end;
+    end.put<u32>(discarded);
+    CHECK(session.call(Function::cuStreamEndCapture, end, wire::kReply, session.stream) == CUDA_SUCCESS);
+    if (!discarded) CHECK(session.answer() == graph);
+    REQUIRE(session.worker.graphs.find(graph) != nullptr);
+    CHECK(g_fake.graphs.contains(*session.worker.graphs.find(graph)));
+    CHECK(session.call(Function::cuGraphDestroy, destroy) == CUDA_SUCCESS);
+    CHECK(g_fake.graphs.empty());
+  }
+}
+
+TEST_CASE("a stream that goes takes the graph that was being captured with it") {
+  Session session;
+  session.call(Function::cuStreamBeginCapture_v2, {}, wire::kReply, session.stream);
+  wire::Writer ask;
+  ask.put<u32>(0);
+  ask.put<u64>(16);
+  REQUIRE(session.call(Function::cuStreamGetCaptureInfo_v3, ask, wire::kReply, session.stream) ==
+          CUDA_SUCCESS);
+  const Handle graph = session.answer();
+  REQUIRE(session.worker.graphs.find(graph) != nullptr);
+  session.call(Function::cuStreamDestroy_v2, {}, wire::kMark, session.stream);
+  CHECK(session.worker.graphs.find(graph) == nullptr);
+  CHECK(g_fake.graphs.empty());
 }
 
 TEST_CASE("a destroyed stream's last word comes, and its place can be taken again") {

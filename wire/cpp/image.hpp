@@ -129,10 +129,12 @@ inline u64 fatbin_bytes(const u8* image, u64 limit) {
   return end <= limit ? end : 0;
 }
 
-// Text ends with its NUL; the terminator counts. 0 when there is none within the limit or it is no text.
+// Text ends with its NUL; the terminator counts. 0 when there is none within the limit or it is no text. Only
+// ASCII begins one: a driver looks at the first bytes for what else an image may be, and would follow the
+// pointers of a FatbinWrapper (0xb1 ...).
 inline u64 text_bytes(const u8* image, u64 limit) {
   const bool begins = limit != 0 && (image[0] == '\t' || image[0] == '\n' || image[0] == '\r' ||
-                                     (image[0] >= ' ' && image[0] < 0x7f) || image[0] >= 0x80);
+                                     (image[0] >= ' ' && image[0] < 0x7f));
   if (!begins) return 0;
   const void* end = std::memchr(image, 0, limit);
   return end == nullptr ? 0 : static_cast<u64>(static_cast<const u8*>(end) - image) + 1;

@@ -40,8 +40,8 @@ class Reader {
     if (count > limit)
       throw ProtocolError("array of " + std::to_string(count) + " elements, at most " +
                           std::to_string(limit));
+    const u8* data = take(count * sizeof(T), 8);  // before the memory for it is there
     std::vector<T> values(count);
-    const u8* data = take(count * sizeof(T), 8);
     if (count != 0) std::memcpy(values.data(), data, count * sizeof(T));
     return values;
   }
@@ -86,6 +86,17 @@ class Reader {
   std::span<const u8> bytes_;
   u64 used_ = 0;
 };
+
+// The number in an enum of a struct that was received as bytes: any may stand there, also none of the enum's,
+// and reading that as the enum would be undefined.
+template <typename Enum>
+  requires std::is_enum_v<Enum>
+u32 number_in(const Enum& field) {
+  static_assert(sizeof(Enum) == sizeof(u32));
+  u32 number = 0;
+  std::memcpy(&number, &field, sizeof number);
+  return number;
+}
 
 // Builds an answer in the same encoding.
 class Writer {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "hostd/worker/log.hpp"
+#include "hostd/worker/manual/capture.hpp"
 #include "wire/cpp/device_info.hpp"
 #include "worker_manual.hpp"
 
@@ -166,6 +167,7 @@ CUresult handle_cuCtxDestroy_v2(Worker& worker, Request& request) {
   if (worker.green_contexts.contains(handle.index()))
     throw wire::ProtocolError("destruction of a green context");
   worker.context_changed = true;
+  abandon_captures(worker, handle.index());
   if (const CUresult result = worker.driver.cuCtxSetCurrent(context); result == CUDA_SUCCESS)
     empty_context(worker, handle.index());
   worker.contexts.take(handle);
@@ -173,6 +175,8 @@ CUresult handle_cuCtxDestroy_v2(Worker& worker, Request& request) {
   --g_opened.contexts;
   const CUresult result = worker.driver.cuCtxDestroy_v2(context);
   end_streams(worker, handle.index());
+  // The driver's events go with the context; an honest client names them no more.
+  worker.events.take_owned(handle.index(), [](wire::Handle, const EventEntry&) {});
   return result;
 }
 

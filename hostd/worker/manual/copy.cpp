@@ -25,16 +25,17 @@ CUcontext find_context(Worker& worker, u32 index) {
 
 // Bytes from a place's first to one past its last; false when that is more than 64 bits can hold.
 bool extent(const wire::Place& place, const wire::BoxCopy& box, u64& bytes) {
+  // Drivers take 0 for "as narrow as the box".
+  u64 pitch = place.pitch;
+  if (pitch == 0 && __builtin_add_overflow(place.x_bytes, box.width_bytes, &pitch)) return false;
+  u64 plane = place.height;
+  if (plane == 0 && __builtin_add_overflow(place.y, box.height, &plane)) return false;
   u64 rows = 0;
-  u64 before = 0;
-  if (__builtin_add_overflow(place.z, box.depth - 1, &rows) ||
-      __builtin_mul_overflow(rows, place.height, &rows) || __builtin_add_overflow(rows, place.y, &rows) ||
-      __builtin_add_overflow(rows, box.height - 1, &rows))
+  if (__builtin_add_overflow(place.z, box.depth - 1, &rows) || __builtin_mul_overflow(rows, plane, &rows) ||
+      __builtin_add_overflow(rows, place.y, &rows) || __builtin_add_overflow(rows, box.height - 1, &rows) ||
+      __builtin_mul_overflow(rows, pitch, &bytes) || __builtin_add_overflow(bytes, place.x_bytes, &bytes))
     return false;
-  if (__builtin_mul_overflow(rows, place.pitch, &before) ||
-      __builtin_add_overflow(before, place.x_bytes, &before))
-    return false;
-  return !__builtin_add_overflow(before, box.width_bytes, &bytes);
+  return !__builtin_add_overflow(bytes, box.width_bytes, &bytes);
 }
 
 // One side of the copy in the driver's terms.
@@ -54,7 +55,7 @@ CUresult resolve(Worker& worker, const Request& request, const wire::BoxCopy& bo
       u64 bytes = 0;
       if (place.address > request.bulk_size || !extent(place, box, bytes) ||
           bytes > request.bulk_size - place.address ||
-          (box.height * box.depth > 1 && place.pitch < box.width_bytes))
+          ((box.height > 1 || box.depth > 1) && place.pitch < box.width_bytes))
         throw wire::ProtocolError("a box copy reaches beyond its piece");
       side.type = CU_MEMORYTYPE_HOST;
       side.host = worker.at(request.bulk_offset) + place.address;

@@ -1,6 +1,7 @@
 // Graphs and executable graphs as wholes. Nodes are in graph_node.cpp, their parameters in graph_params.cpp.
 #include "hostd/worker/manual/graph.hpp"
 
+#include "hostd/worker/manual/capture.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
@@ -96,6 +97,7 @@ CUresult handle_cuGraphDestroy(Worker& worker, Request& request) {
   const CUgraph* found = worker.graphs.find(handle);
   if (found == nullptr) return CUDA_ERROR_INVALID_VALUE;
   const CUgraph graph = *found;
+  if (is_captured_into(worker, graph)) return CUDA_ERROR_INVALID_VALUE;
   GraphNames names;
   names.add(worker, graph);
   const CUresult result = worker.driver.cuGraphDestroy(graph);

@@ -11,12 +11,15 @@ namespace {
 
 // Bytes from a box's origin to its end; false when 64 bits cannot hold them.
 bool extent(const wire::Place& place, const wire::BoxCopy& box, u64& bytes) {
+  // Drivers take 0 for "as narrow as the box".
+  u64 pitch = place.pitch;
+  if (pitch == 0 && __builtin_add_overflow(place.x_bytes, box.width_bytes, &pitch)) return false;
+  u64 plane = place.height;
+  if (plane == 0 && __builtin_add_overflow(place.y, box.height, &plane)) return false;
   u64 rows = 0;
-  if (__builtin_add_overflow(place.z, box.depth - 1, &rows) ||
-      __builtin_mul_overflow(rows, place.height, &rows) || __builtin_add_overflow(rows, place.y, &rows) ||
-      __builtin_add_overflow(rows, box.height - 1, &rows) ||
-      __builtin_mul_overflow(rows, place.pitch, &bytes) ||
-      __builtin_add_overflow(bytes, place.x_bytes, &bytes))
+  if (__builtin_add_overflow(place.z, box.depth - 1, &rows) || __builtin_mul_overflow(rows, plane, &rows) ||
+      __builtin_add_overflow(rows, place.y, &rows) || __builtin_add_overflow(rows, box.height - 1, &rows) ||
+      __builtin_mul_overflow(rows, pitch, &bytes) || __builtin_add_overflow(bytes, place.x_bytes, &bytes))
     return false;
   return !__builtin_add_overflow(bytes, box.width_bytes, &bytes);
 }

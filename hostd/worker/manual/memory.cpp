@@ -53,11 +53,19 @@ bool is_managed(const Worker& worker, CUdeviceptr address) {
 }
 
 CUresult localize(const Worker& worker, CUmemLocation& location) {
-  if (location.type != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_NOT_SUPPORTED;
+  if (wire::number_in(location.type) != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_NOT_SUPPORTED;
   CUdevice device = 0;
   if (!find_device(worker, location.id, device)) return CUDA_ERROR_INVALID_DEVICE;
   location.id = device;
   return CUDA_SUCCESS;
+}
+
+CUresult localize(const Worker& worker, CUmemAccessDesc& access) {
+  const u32 flags = wire::number_in(access.flags);
+  if (flags != CU_MEM_ACCESS_FLAGS_PROT_NONE && flags != CU_MEM_ACCESS_FLAGS_PROT_READ &&
+      flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
+    return CUDA_ERROR_INVALID_VALUE;
+  return localize(worker, access.location);
 }
 
 CUresult handle_cuMemAlloc_v2(Worker& worker, Request& request) {

@@ -16,6 +16,8 @@ i32 index_of_device(const Worker& worker, CUdevice device);
 // The same in place, in a location that came from the client. Only locations on devices are let through:
 // memory of the worker's host would be out of the client's reach.
 CUresult localize(const Worker& worker, CUmemLocation& location);
+// The same for one entry of an access list, whose flags must be some that the driver knows.
+CUresult localize(const Worker& worker, CUmemAccessDesc& access);
 
 // Whether the address is a __managed__ variable's: the driver keeps those in the worker's own memory, where
 // the program would look for them in vain.

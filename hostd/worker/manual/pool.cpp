@@ -127,7 +127,7 @@ CUresult handle_cuMemPoolSetAccess(Worker& worker, Request& request) {
   request.in.finish();
   if (pool == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   for (CUmemAccessDesc& each : access)
-    if (const CUresult result = localize(worker, each.location); result != CUDA_SUCCESS) return result;
+    if (const CUresult result = localize(worker, each); result != CUDA_SUCCESS) return result;
   return worker.driver.cuMemPoolSetAccess(pool, access.data(), access.size());
 }
 

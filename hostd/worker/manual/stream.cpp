@@ -1,4 +1,5 @@
 // Streams on the worker's side: creation under the client's handle, destruction behind a last mark.
+#include "hostd/worker/manual/capture.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
@@ -60,6 +61,7 @@ CUresult handle_cuStreamDestroy_v2(Worker& worker, Request& request) {
   const StreamEntry* entry = worker.streams.find(request.stream_handle);
   if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   if (entry->stream == CU_STREAM_LEGACY) throw wire::ProtocolError("destruction of the legacy stream");
+  abandon_capture(worker, *entry);
   // The client gives the index to another stream once this last word has come.
   request.marked = true;
   const CUresult marked = worker.mark(request.stream_handle, request.ticket);

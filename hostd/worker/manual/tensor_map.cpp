@@ -1,4 +1,5 @@
 #include <cstring>
+#include <iterator>
 
 #include "worker_manual.hpp"
 
@@ -7,6 +8,15 @@ namespace gpupool::worker {
 namespace {
 
 constexpr u32 kMaxRank = 5;
+// The highest value of each number that is an enum of cuda.h; the two pixel boxes may be anything.
+constexpr u32 kHighest[] = {CU_TENSOR_MAP_DATA_TYPE_16U6_ALIGN16B,
+                            CU_TENSOR_MAP_INTERLEAVE_32B,
+                            CU_TENSOR_MAP_SWIZZLE_128B_ATOM_64B,
+                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                            CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA,
+                            ~0u,
+                            ~0u,
+                            CU_TENSOR_MAP_IM2COL_WIDE_MODE_W128};
 
 // The message of guest/runtime/manual/tensor_map.cpp, checked.
 struct Arguments {
@@ -17,6 +27,11 @@ struct Arguments {
   std::vector<i32> lower, upper;
   std::vector<u32> numbers;
 
+  [[nodiscard]] bool known() const {
+    for (u64 i = 0; i < std::size(kHighest); ++i)
+      if (numbers[i] > kHighest[i]) return false;
+    return true;
+  }
   template <typename Enum>
   [[nodiscard]] Enum number(u64 index) const {
     return static_cast<Enum>(numbers[index]);
@@ -34,13 +49,13 @@ Arguments read_arguments(Request& request, u32 lowest_rank) {
   arguments.box = request.in.get_array<u32>(kMaxRank);
   arguments.lower = request.in.get_array<i32>(kMaxRank);
   arguments.upper = request.in.get_array<i32>(kMaxRank);
-  arguments.numbers = request.in.get_array<u32>(8);
+  arguments.numbers = request.in.get_array<u32>(std::size(kHighest));
   request.in.finish();
   // The driver reads as many elements as the rank says.
   if (arguments.dimensions.size() != arguments.rank || arguments.strides.size() + 1 != arguments.rank ||
       arguments.element_strides.size() != arguments.rank || arguments.box.size() != kMaxRank ||
       arguments.lower.size() != kMaxRank || arguments.upper.size() != kMaxRank ||
-      arguments.numbers.size() != 8)
+      arguments.numbers.size() != std::size(kHighest))
     throw wire::ProtocolError("tensor map arrays do not fit their rank");
   arguments.strides.resize(kMaxRank);  // rank 1 has none, but the driver wants a pointer
   return arguments;
@@ -55,6 +70,7 @@ CUresult answer(Request& request, CUresult result, const CUtensorMap& map) {
 
 CUresult handle_cuTensorMapEncodeTiled(Worker& worker, Request& request) {
   const Arguments in = read_arguments(request, 1);
+  if (!in.known()) return CUDA_ERROR_INVALID_VALUE;
   if (worker.driver.cuTensorMapEncodeTiled == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUtensorMap map{};
   const CUresult result = worker.driver.cuTensorMapEncodeTiled(
@@ -67,6 +83,7 @@ CUresult handle_cuTensorMapEncodeTiled(Worker& worker, Request& request) {
 
 CUresult handle_cuTensorMapEncodeIm2col(Worker& worker, Request& request) {
   const Arguments in = read_arguments(request, 3);
+  if (!in.known()) return CUDA_ERROR_INVALID_VALUE;
   if (worker.driver.cuTensorMapEncodeIm2col == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUtensorMap map{};
   const CUresult result = worker.driver.cuTensorMapEncodeIm2col(
@@ -79,6 +96,7 @@ CUresult handle_cuTensorMapEncodeIm2col(Worker& worker, Request& request) {
 
 CUresult handle_cuTensorMapEncodeIm2colWide(Worker& worker, Request& request) {
   const Arguments in = read_arguments(request, 3);
+  if (!in.known()) return CUDA_ERROR_INVALID_VALUE;
   if (worker.driver.cuTensorMapEncodeIm2colWide == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUtensorMap map{};
   const CUresult result = worker.driver.cuTensorMapEncodeIm2colWide(

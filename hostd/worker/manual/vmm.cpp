@@ -201,7 +201,7 @@ CUresult handle_cuMemSetAccess(Worker& worker, Request& request) {
   const bool current = worker.driver.cuCtxGetDevice(&here) == CUDA_SUCCESS;
   bool writable = false;
   for (CUmemAccessDesc& each : access) {
-    if (const CUresult result = localize(worker, each.location); result != CUDA_SUCCESS) return result;
+    if (const CUresult result = localize(worker, each); result != CUDA_SUCCESS) return result;
     writable |= current && each.location.id == here && each.flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
   }
   const CUresult result = worker.driver.cuMemSetAccess(address, size, access.data(), access.size());

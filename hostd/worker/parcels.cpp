@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 
 #include "wire/cpp/parcel.hpp"
@@ -13,7 +12,6 @@ namespace gpupool::worker {
 namespace {
 
 constexpr size_t kMostWaiting = 64;
-constexpr std::chrono::seconds kArrivesWithin{2};
 
 }  // namespace
 
@@ -59,7 +57,7 @@ bool Parcels::receive(int socket) {
 
 Descriptor Parcels::take(u64 id) {
   std::unique_lock lock(mutex_);
-  arrived_.wait_for(lock, kArrivesWithin, [&] { return waiting_.contains(id); });
+  arrived_.wait_for(lock, patience, [&] { return waiting_.contains(id); });
   const auto found = waiting_.find(id);
   if (found == waiting_.end()) return Descriptor();
   Descriptor descriptor = std::move(found->second);

@@ -1,6 +1,7 @@
 // Descriptors that the client has sent (wire/cpp/parcel.hpp), until the handler that needs one takes it.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <unordered_map>
@@ -37,6 +38,8 @@ class Parcels {
   // The descriptor of that id; waits for it, since socket and ring are not ordered among each other. An empty
   // one when it does not come: no honest client names a parcel that it has not sent.
   Descriptor take(u64 id);
+  // How long take() waits. A fuzzer names many that never come.
+  std::chrono::milliseconds patience{2000};
 
  private:
   std::mutex mutex_;

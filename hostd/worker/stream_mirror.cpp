@@ -59,14 +59,7 @@ class StreamMirror {
   void send_loop() {
     wire::Backoff backoff(kSpinUs, kNapUs);
     while (true) {
-      collect();
-      bool progress = send_errors();
-      progress |= send_answers();
-      progress |= send_host_request();
-      progress |= send_marks();
-      progress |= send_head();
-      if (!flush()) end_session(kExitClientGone, "client closed the connection");
-      if (progress) {
+      if (send_what_is_due()) {
         backoff = wire::Backoff(kSpinUs, kNapUs);
       } else if (quiet()) {
         wait_for_news();
@@ -75,6 +68,18 @@ class StreamMirror {
         backoff.step();
       }
     }
+  }
+
+  // One round of the sender; true when there was something.
+  bool send_what_is_due() {
+    collect();
+    bool progress = send_errors();
+    progress |= send_answers();
+    progress |= send_host_request();
+    progress |= send_marks();
+    progress |= send_head();
+    if (!flush()) end_session(kExitClientGone, "client closed the connection");
+    return progress;
   }
 
  private:

@@ -2,7 +2,7 @@
 
 What a target finds interesting stays in build/fuzz/corpus/TARGET, where the next run starts;
 findings go to build/fuzz/findings/TARGET. `--keep` puts the smallest set of inputs that reaches the
-same code into tests/fuzz/corpus/TARGET, which every test run replays.
+same code into tests/fuzz/corpus/TARGET, which tests replay.
 """
 
 from __future__ import annotations

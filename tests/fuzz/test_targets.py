@@ -22,6 +22,7 @@ def _built() -> None:
         pytest.skip(reason)
 
 
+@pytest.mark.slow  # clang builds worker and software GPU once more for it: ./run fuzz
 @pytest.mark.parametrize("name", TARGETS)
 def test_short_run(name: str, tmp_path: Path) -> None:
     """Nothing that was ever found is back, and nothing new turns up in a few seconds."""

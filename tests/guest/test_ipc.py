@@ -360,6 +360,32 @@ say("closed")
         relay(other, one)
 
 
+def test_physical_memory_is_exported_without_a_context(host: Host, transport: str) -> None:
+    """As NVIDIA's sample memMapIPCDrv does: its parent makes memory and uses no device."""
+    program = (PRELUDE + VMM).replace(
+        "d = Driver()\nlib = d.lib",
+        """
+class Bare(Driver):
+    def __init__(self):
+        self.lib = ctypes.CDLL("libcuda.so.1")
+        self.call("cuInit", 0)
+d = Bare()
+lib = d.lib
+""",
+    )
+    assert "Bare" in program
+    text = """
+fd = export_block(block())
+handle = import_block(fd)
+context = c_void_p()
+d.call("cuDevicePrimaryCtxRetain", byref(context), 0)
+d.call("cuCtxSetCurrent", context)
+at = map_block(handle)
+equal(d.download(at, unit), bytes(unit))
+"""
+    host.run_python(transport, program + EXPORT_BLOCK + text, PYTHONPATH=str(ROOT))
+
+
 def test_closed_descriptors_are_collected(host: Host) -> None:
     """A program that exports and closes again and again does not use hostd up."""
     host.run_python("shm", PRELUDE + VMM + EXPORT_BLOCK + """

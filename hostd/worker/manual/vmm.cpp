@@ -29,7 +29,8 @@ std::unordered_map<u64, u64>& fresh_blocks() {
   return blocks;
 }
 
-// Makes some context of the device current. False when the session has none there.
+// Makes some context of the device current: one that the session has, else the primary one, which a session
+// keeps once it has it. A program that only makes memory and passes it on has none.
 bool enter_device(Worker& worker, CUdevice wanted) {
   bool entered = false;
   worker.contexts.each([&](wire::Handle, CUcontext context) {
@@ -37,7 +38,9 @@ bool enter_device(Worker& worker, CUdevice wanted) {
     entered = entered || (worker.driver.cuCtxSetCurrent(context) == CUDA_SUCCESS &&
                           worker.driver.cuCtxGetDevice(&device) == CUDA_SUCCESS && device == wanted);
   });
-  return entered;
+  CUcontext primary = nullptr;
+  return entered || (worker.driver.cuDevicePrimaryCtxRetain(&primary, wanted) == CUDA_SUCCESS &&
+                     worker.driver.cuCtxSetCurrent(primary) == CUDA_SUCCESS);
 }
 
 // Clears a block through an address of its own, which goes again at once.

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpupool.hostd.core.admission import Limits
+from gpupool.hostd.config_keys import KEYS, SYSTEM_ADMIN_SOCKET, SYSTEM_DIR, SYSTEM_SOCKET, Key
+from gpupool.hostd.core.admission import Caps, Limits
 from gpupool.hostd.core.sandbox import SandboxSettings
 from gpupool.hostd.endpoint import Endpoint
-from gpupool.hostd.log import LEVELS
-from gpupool.wire.hello import WINDOW_BASE_STEP_BYTES, WINDOW_MIN_BYTES, TransportKind
+from gpupool.wire.hello import TransportKind
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,206 +26,14 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 DEFAULT_PATH = Path("/etc/gpupool/hostd.toml")
-SYSTEM_DIR = Path("/run/gpupool")
-SYSTEM_SOCKET = SYSTEM_DIR / "hostd.sock"
-SYSTEM_ADMIN_SOCKET = SYSTEM_DIR / "admin.sock"
 
 
 class ConfigError(ValueError):
     """The configuration cannot be used. One line for each thing that is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key: `section.name` (no section: top level; `endpoint.` for each [[endpoint]])."""
+__all__ = ["KEYS", "SYSTEM_ADMIN_SOCKET", "SYSTEM_DIR", "SYSTEM_SOCKET", "Config", "Key"]
 
-    name: str
-    kind: type
-    default: object
-    meaning: str
-    low: int = 0
-    high: int = 0
-    choices: tuple[str, ...] = ()
-
-    @property
-    def allowed(self) -> str:
-        """What may be written, in words."""
-        if self.choices:
-            return "one of " + ", ".join(f'"{choice}"' for choice in self.choices)
-        words = {bool: "true or false", str: "a string", list: "a list of strings"}
-        return words.get(self.kind, f"a whole number from {self.low} to {self.high}")
-
-    @property
-    def default_text(self) -> str:
-        """The default as TOML writes it."""
-        if isinstance(self.default, bool):
-            return str(self.default).lower()
-        return f'"{self.default}"' if isinstance(self.default, str) else str(self.default)
-
-    def check(self, value: object) -> str | None:
-        """What is wrong with a value, or None."""
-        right_type = type(value) is self.kind
-        if right_type and isinstance(value, list):
-            right_type = all(isinstance(item, str) for item in value)
-        in_range = not isinstance(value, int) or self.kind is bool or self.low <= value <= self.high
-        if right_type and in_range and (not self.choices or value in self.choices):
-            return None
-        return f"{self.name}: given {value!r}, allowed is {self.allowed}"
-
-
-_MIN_WINDOW_MIB = WINDOW_MIN_BYTES >> 20
-_MAX_WINDOW_MIB = WINDOW_BASE_STEP_BYTES >> 20
-
-KEYS: tuple[Key, ...] = (
-    Key(
-        "gpu",
-        str,
-        "auto",
-        "which GPUs to give out; auto: NVIDIA cards if there are any, else the software GPU",
-        choices=("auto", "nvidia", "software"),
-    ),
-    Key(
-        "libcuda",
-        str,
-        "",
-        "absolute path of NVIDIA's libcuda.so.1; empty: look where drivers install it",
-    ),
-    Key("devices", list, [], "UUIDs of the GPUs to give out (`gpupool devices`); empty: all"),
-    Key(
-        "state_dir",
-        str,
-        "/run/gpupool/state",
-        "where sessions are written down; a folder that a reboot empties",
-    ),
-    Key(
-        "admin_socket",
-        str,
-        str(SYSTEM_ADMIN_SOCKET),
-        "socket of `gpupool status`; only hostd's user may open it",
-    ),
-    Key(
-        "idle_timeout_s",
-        int,
-        0,
-        "leave after so many seconds without sessions; 0: never",
-        low=0,
-        high=86400,
-    ),
-    Key("log.level", str, "info", "what to log", choices=tuple(LEVELS)),
-    Key("log.format", str, "text", "text is key=value", choices=("text", "json")),
-    Key(
-        "log.priorities",
-        str,
-        "auto",
-        "begin lines with <N> for journald; auto: when stderr is the journal",
-        choices=("auto", "yes", "no"),
-    ),
-    Key("limits.max_sessions", int, 256, "client processes at one time", low=1, high=65536),
-    Key(
-        "limits.window_mib",
-        int,
-        16384,
-        "shared memory of one session, for pinned memory; used only as it is touched",
-        low=_MIN_WINDOW_MIB,
-        high=_MAX_WINDOW_MIB,
-    ),
-    Key(
-        "limits.hello_timeout_s",
-        int,
-        5,
-        "how long a new connection may take to say what it wants",
-        low=1,
-        high=600,
-    ),
-    Key(
-        "limits.default_compute_percent",
-        int,
-        100,
-        "compute share of clients that ask for none",
-        low=1,
-        high=100,
-    ),
-    Key(
-        "limits.default_memory_mib",
-        int,
-        0,
-        "memory quota of clients that ask for none; 0: the whole GPU",
-        low=0,
-        high=1 << 24,
-    ),
-    Key(
-        "limits.end_grace_s",
-        int,
-        10,
-        "how long a worker may outlive its client before hostd kills it",
-        low=1,
-        high=3600,
-    ),
-    Key(
-        "sandbox.mode",
-        str,
-        "auto",
-        "how workers are locked in; auto: with what this machine has, required: hostd does not "
-        "start where something is missing",
-        choices=("auto", "required", "off"),
-    ),
-    Key(
-        "sandbox.seccomp",
-        str,
-        "on",
-        "filter of system calls; on: a refused one ends its session, report: it fails and is "
-        "logged",
-        choices=("on", "report", "off"),
-    ),
-    Key("sandbox.landlock", bool, True, "let workers open only what a driver opens"),
-    Key("sandbox.cgroup", bool, True, "give each session a cgroup (version 2) with limits"),
-    Key(
-        "sandbox.worker_user",
-        str,
-        "",
-        "user that workers run as when hostd is root; empty: gpupool-worker if there is such a "
-        "user, else a user number of its own for each tenant",
-    ),
-    Key(
-        "sandbox.worker_uid_base",
-        int,
-        1_900_000_000,
-        "first of 16777216 user numbers for tenants; 0: workers stay root",
-        low=0,
-        high=(1 << 31) - (1 << 24),
-    ),
-    Key(
-        "sandbox.compile_cache",
-        str,
-        "auto",
-        "keep what the driver compiles on disk; auto: only where hostd serves just its own user",
-        choices=("auto", "yes", "no"),
-    ),
-    Key("sandbox.threads", int, 1024, "threads of one worker", low=64, high=1 << 20),
-    Key(
-        "sandbox.memory_mib",
-        int,
-        0,
-        "host memory of one session's cgroup; 0: limits.window_mib and 8192 more",
-        low=0,
-        high=1 << 24,
-    ),
-    Key("endpoint.listen", str, f"unix:{SYSTEM_SOCKET}", "unix:/path or tcp://host:port"),
-    Key("endpoint.mode", str, "0666", "permissions of a unix socket, in octal"),
-    Key(
-        "endpoint.transports",
-        list,
-        [],
-        'what clients may use here; empty: ["shm"] on unix, ["tcp"] on tcp',
-    ),
-    Key(
-        "endpoint.token_file",
-        str,
-        "",
-        "file with a token that clients must send; needed on tcp; made if missing",
-    ),
-    Key("endpoint.insecure", bool, False, "must be true for tcp: its bytes are not encrypted"),
-)
 _BY_NAME = {key.name: key for key in KEYS}
 
 
@@ -237,6 +45,7 @@ class EndpointConfig:
     mode: int = 0o666
     transports: frozenset[TransportKind] = frozenset({TransportKind.SHM})
     token_file: Path | None = None
+    scrub: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +129,12 @@ def parse(document: Mapping[str, Any]) -> Config:
             default_compute_percent=top["limits.default_compute_percent"],
             default_memory_mib=top["limits.default_memory_mib"],
             end_grace_s=top["limits.end_grace_s"],
+            caps=Caps(
+                pinned_mib=top["limits.pinned_mib"] or top["limits.window_mib"],
+                image_mib=top["limits.image_mib"],
+                handles=top["limits.handles"],
+                streams=top["limits.streams"],
+            ),
         ),
         sandbox=SandboxSettings(
             **{
@@ -410,7 +225,7 @@ def _endpoint(where: str, item: dict[str, Any], problems: list[str]) -> Endpoint
     values = {f"{where}.{name}": value for name, value in item.items()}
     taken = {
         name: _take(_BY_NAME[f"endpoint.{name}"], values, f"{where}.{name}", problems)
-        for name in ("listen", "mode", "transports", "token_file", "insecure")
+        for name in ("listen", "mode", "transports", "token_file", "scrub", "insecure")
     }
     known = ", ".join(taken)
     problems += [f"{name}: no such key; an endpoint has {known}" for name in values]
@@ -444,6 +259,7 @@ def _endpoint(where: str, item: dict[str, Any], problems: list[str]) -> Endpoint
         mode=_mode(where, taken["mode"], problems),
         transports=frozenset(TransportKind[word.upper()] for word in wanted if word in possible),
         token_file=Path(taken["token_file"]) if taken["token_file"] else None,
+        scrub=taken["scrub"],
     )
 
 

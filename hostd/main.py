@@ -227,7 +227,9 @@ class Hostd:
                     )
             doors.append(
                 OpenDoor(
-                    listener, Door(str(endpoint), one.transports, token), str(one.token_file or "")
+                    listener,
+                    Door(str(endpoint), one.transports, token, one.scrub),
+                    str(one.token_file or ""),
                 )
             )
         return doors

@@ -2,7 +2,9 @@
 
 #include <array>
 #include <type_traits>
+#include <utility>
 
+#include "guest/runtime/message.hpp"
 #include "wire/cpp/layout.hpp"
 
 namespace gpupool::guest {
@@ -34,11 +36,18 @@ u32 limit_of(wire::HandleKind kind) {
 }  // namespace
 
 wire::Handle HandleAllocator::take() {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   // Old indices rest in a queue first; the worker's table then grows with the objects alive, not with those
   // made.
   if (next_ <= limit_ && free_.size() < kResting) return wire::Handle::make(kind_, 1, next_++);
-  if (free_.empty()) return {};
+  if (free_.empty()) {
+    if (std::exchange(told_, true)) return {};
+    lock.unlock();
+    Call call(wire::Function::cap_reached);
+    call.put(static_cast<u32>(kind_));
+    call.send();  // only for the host's log: that it fails is no error of this call's
+    return {};
+  }
   const wire::Handle old = free_.front();
   free_.pop_front();
   // Generation 0 is skipped when the 24 bits wrap, so that no handle of kind 0 can look like "none".

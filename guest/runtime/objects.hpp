@@ -193,8 +193,10 @@ inline Library* find(CUlibrary handle) {
 class HandleAllocator {
  public:
   explicit HandleAllocator(wire::HandleKind kind, u32 limit) : kind_(kind), limit_(limit) {}
-  // An unused handle, or a null handle when `limit` objects are alive.
+  // An unused handle, or a null handle when `limit` objects are alive; the worker is told of that once.
   wire::Handle take();
+  // What the host allows (its [limits]). Before the first handle.
+  void lower_limit(u32 limit) { limit_ = limit < limit_ ? limit : limit_; }
   void give_back(wire::Handle handle);
 
  private:
@@ -203,6 +205,7 @@ class HandleAllocator {
   u32 limit_;
   u32 next_ = 1;
   std::deque<wire::Handle> free_;
+  bool told_ = false;
 };
 
 // The allocator of one kind; lives for the process.

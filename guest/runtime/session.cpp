@@ -71,6 +71,12 @@ CUresult Session::load_devices() {
     log_line("the worker could not list its devices: error %d", static_cast<int>(result));
     return result;
   }
+  const u32 streams = call.get<u32>();
+  const u32 others = call.get<u32>();
+  for (u32 kind = 1; kind < static_cast<u32>(wire::HandleKind::count_); ++kind) {
+    const auto each = static_cast<wire::HandleKind>(kind);
+    handles(each).lower_limit(each == wire::HandleKind::stream ? streams : others);
+  }
   const u64 sent = call.get_array(devices_.data(), devices_.size());
   device_count_ = static_cast<u32>(sent < devices_.size() ? sent : devices_.size());
   return device_count_ == 0 ? CUDA_ERROR_NO_DEVICE : CUDA_SUCCESS;

@@ -225,4 +225,8 @@ def arguments(order: WorkerOrder) -> list[str]:
         "--memory-mib",
         str(order.memory_mib),
     ]
+    caps = order.caps
+    words += ["--pinned-mib", str(caps.pinned_mib), "--image-mib", str(caps.image_mib)]
+    words += ["--handles", str(caps.handles), "--streams", str(caps.streams)]
+    words += ["--scrub", "yes" if caps.scrub else "no"]
     return words

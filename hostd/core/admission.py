@@ -8,7 +8,7 @@ Welcome).
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.wire.hello import (
@@ -27,6 +27,22 @@ _PAGE_BYTES = 4096
 _USER_SPACE_END = 1 << 47
 
 
+# The worker's own bounds: hostd/worker/caps.hpp.
+MOST_HANDLES = (1 << 20) - 1
+MOST_STREAMS = 8191
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """How much of the host one session may take."""
+
+    pinned_mib: int = 16384
+    image_mib: int = 8192
+    handles: int = MOST_HANDLES  # of each kind
+    streams: int = MOST_STREAMS
+    scrub: bool = True  # fresh device memory is cleared
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The numbers of the configuration that admission looks at."""
@@ -36,6 +52,7 @@ class Limits:
     default_compute_percent: int
     default_memory_mib: int
     end_grace_s: int = 10
+    caps: Caps = Caps()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,7 @@ class Door:
     name: str  # "unix:/run/gpupool/hostd.sock"
     transports: frozenset[TransportKind]
     token: bytes  # empty: none needed
+    scrub: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +84,7 @@ class Grant:
     memory_mib: int
     window_bytes: int
     window_base: int
+    caps: Caps
 
 
 def check_header(header: HelloHeader, host_version: str) -> Refusal | None:
@@ -110,6 +129,7 @@ def admit(
             memory_mib=hello.memory_mib or limits.default_memory_mib,
             window_bytes=limits.window_mib * MIB,
             window_base=hello.window_base,
+            caps=replace(limits.caps, scrub=door.scrub),
         )
     )
 

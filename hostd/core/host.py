@@ -239,6 +239,7 @@ class Host:
                     devices=grant.devices,
                     compute_percent=grant.compute_percent,
                     memory_mib=grant.memory_mib,
+                    caps=grant.caps,
                     exchange_fd=exchange_fd,
                     tenant=session.tenant_number,
                 )

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from gpupool.hostd.core.admission import Caps
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.session import Session
 
@@ -59,6 +60,7 @@ class WorkerOrder:
     devices: tuple[str, ...]
     compute_percent: int
     memory_mib: int
+    caps: Caps = Caps()  # noqa: RUF009 (frozen)
     exchange_fd: int | None = None
     tenant: int = 0  # Session.tenant_number
 

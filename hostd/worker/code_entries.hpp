@@ -24,6 +24,7 @@ struct ModuleEntry {
   CUmodule module = nullptr;
   u32 context = 0;          // handle index of its context
   bool of_library = false;  // cuLibraryGetModule gave it out: never unloaded by itself
+  u64 image_bytes = 0;      // 0 for a library's, which counts there
   std::vector<wire::Handle> functions;
 };
 

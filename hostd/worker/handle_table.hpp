@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "hostd/worker/caps.hpp"
 #include "wire/cpp/reader.hpp"
 #include "wire/cpp/types.hpp"
 
@@ -21,6 +22,9 @@ template <typename T>
 class HandleTable {
  public:
   explicit HandleTable(wire::HandleKind kind, u32 capacity = 1u << 20) : kind_(kind), capacity_(capacity) {}
+
+  // Places from here on are refused; index 0 counts and is never used. Before the first object.
+  void set_capacity(u32 capacity) { capacity_ = capacity; }
 
   // Puts an object at a place the client chose. Throws ProtocolError if the handle is malformed or taken.
   void put(wire::Handle handle, T object) {
@@ -42,7 +46,10 @@ class HandleTable {
       free_.pop_back();
     } else {
       place = static_cast<u32>(ours_.size());
-      if (place >= capacity_) return {};
+      if (place >= capacity_) {
+        note_cap("limits.handles");
+        return {};
+      }
       ours_.emplace_back();
     }
     Entry& entry = ours_[place];

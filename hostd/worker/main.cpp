@@ -160,6 +160,7 @@ int serve(const Options& options) {
   // The worker outlives this function's locals by _exit(); nothing here is ever unwound.
   auto* worker = new Worker();
   worker->exchange = Exchange(options.exchange_fd);
+  worker->set_caps(options.caps);
   map_window(options, *worker);
   wire::Welcome message;
   message.driver_version = static_cast<u32>(initialise_driver(options, *worker));

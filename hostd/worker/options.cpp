@@ -100,8 +100,37 @@ enum Option {
   kGroup,
   kGroups,
   kThreads,
-  kCache
+  kCache,
+  kPinned,
+  kImages,
+  kHandles,
+  kStreams,
+  kScrub
 };
+
+bool parse_mib(const char* text, u64& bytes) {
+  u32 mib = 0;
+  if (!parse_u32(text, mib)) return false;
+  bytes = u64{mib} << 20;
+  return true;
+}
+
+bool take_cap(int option, const char* text, Caps& caps) {
+  switch (option) {
+    case kPinned:
+      return parse_mib(text, caps.pinned_bytes);
+    case kImages:
+      return parse_mib(text, caps.image_bytes);
+    case kHandles:
+      return parse_u32(text, caps.handles) && caps.handles <= kMostHandles;
+    case kStreams:
+      return parse_u32(text, caps.streams) && caps.streams < wire::kWords;
+    case kScrub:
+      return parse_yes(text, caps.scrub);
+    default:
+      return false;
+  }
+}
 
 bool parse_groups(const char* text, std::vector<u32>& groups) {
   std::vector<std::string> words;
@@ -175,7 +204,7 @@ bool take(int option, const char* text, Options& options) {
       options.host_version = text;
       return true;
     default:
-      return take_sandbox(option, text, options.sandbox);
+      return take_sandbox(option, text, options.sandbox) || take_cap(option, text, options.caps);
   }
 }
 
@@ -205,6 +234,11 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
                                         {"groups", required_argument, nullptr, kGroups},
                                         {"threads", required_argument, nullptr, kThreads},
                                         {"cache-folder", required_argument, nullptr, kCache},
+                                        {"pinned-mib", required_argument, nullptr, kPinned},
+                                        {"image-mib", required_argument, nullptr, kImages},
+                                        {"handles", required_argument, nullptr, kHandles},
+                                        {"streams", required_argument, nullptr, kStreams},
+                                        {"scrub", required_argument, nullptr, kScrub},
                                         {"protocol", required_argument, nullptr, kProtocol},
                                         {"host-version", required_argument, nullptr, kHost},
                                         {nullptr, 0, nullptr, 0}};

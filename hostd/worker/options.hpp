@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "hostd/worker/caps.hpp"
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/sandbox.hpp"
 #include "wire/cpp/hello.hpp"
@@ -26,6 +27,7 @@ struct Options {
   u32 memory_mib = 0;
   LogStyle log;
   SandboxOptions sandbox;
+  Caps caps;
   std::string host_version;
 };
 

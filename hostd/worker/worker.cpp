@@ -63,7 +63,11 @@ CUresult handle_window_register(Worker& worker, Request& request) {
   if (offset < wire::kHeapOffset || offset % 4096 != 0 || bytes == 0 || bytes % 4096 != 0 ||
       !worker.window.holds_data(offset, bytes))
     throw wire::ProtocolError("window_register outside the heap");
-  return worker.register_window(offset, bytes);
+  const u64 address = reinterpret_cast<u64>(worker.at(offset));
+  if (!worker.pinned.take(worker.caps, address, bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
+  const CUresult result = worker.register_window(offset, bytes);
+  if (result != CUDA_SUCCESS) worker.pinned.give_back(address);
+  return result;
 }
 
 CUresult handle_window_unregister(Worker& worker, Request& request) {
@@ -71,7 +75,9 @@ CUresult handle_window_unregister(Worker& worker, Request& request) {
   request.in.finish();
   if (offset < wire::kHeapOffset || offset >= worker.window.size)
     throw wire::ProtocolError("window_unregister outside the heap");
-  return worker.unregister_window(offset);
+  const CUresult result = worker.unregister_window(offset);
+  if (result == CUDA_SUCCESS) worker.pinned.give_back(reinterpret_cast<u64>(worker.at(offset)));
+  return result;
 }
 
 CUresult handle_ping(Worker&, Request& request) {

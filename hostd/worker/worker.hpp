@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "driver_api.hpp"  // generated: struct worker::DriverApi, one typed pointer an export
+#include "hostd/worker/caps.hpp"
 #include "hostd/worker/code_entries.hpp"
 #include "hostd/worker/exchange.hpp"
 #include "hostd/worker/handle_table.hpp"
@@ -67,7 +68,12 @@ class Worker {
   // What hostd reads for NVML in the guest; never null.
   UsagePage* usage = open_usage_page(-1, wire::kMaxDevices);
 
-  // Objects by wire handle. Every type has a cap (limits.hpp).
+  Caps caps;
+  PinnedMemory pinned;
+  // To be called before the first object.
+  void set_caps(const Caps& wanted);
+
+  // Objects by wire handle. Every type has a cap.
   HandleTable<CUcontext> contexts{wire::HandleKind::context};
   HandleTable<StreamEntry> streams{wire::HandleKind::stream};
   HandleTable<EventEntry> events{wire::HandleKind::event};

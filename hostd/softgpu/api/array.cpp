@@ -2,6 +2,7 @@
 #include "hostd/softgpu/api/array.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 #include "hostd/softgpu/api/capture.hpp"
 
@@ -51,6 +52,7 @@ CUarray create(const CUDA_ARRAY3D_DESCRIPTOR& descriptor) {
     fail(CUDA_ERROR_OUT_OF_MEMORY);
   }
   array->bytes = bytes;
+  if (leftover_byte() != 0) std::memset(reinterpret_cast<void*>(array->base), leftover_byte(), bytes);
   return arrays().add(std::move(array));
 }
 

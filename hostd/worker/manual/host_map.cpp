@@ -66,13 +66,19 @@ CUresult handle_host_map(Worker& worker, Request& request) {
     throw wire::ProtocolError("host_map outside user space");
   if (host_mappings().size() >= kMostMappings || !is_shared_memory(file.get(), offset + bytes))
     return CUDA_ERROR_NOT_SUPPORTED;
+  // NOT_SUPPORTED: the client then copies, which pins nothing.
+  if (!worker.pinned.take(worker.caps, address, bytes)) return CUDA_ERROR_NOT_SUPPORTED;
   auto* wanted = reinterpret_cast<void*>(address);
   void* got = mmap(wanted, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, file.get(),
                    static_cast<off_t>(offset));
-  if (got == MAP_FAILED) return CUDA_ERROR_NOT_SUPPORTED;  // taken here, or the file may not be written to
+  if (got == MAP_FAILED) {  // taken here, or the file may not be written to
+    worker.pinned.give_back(address);
+    return CUDA_ERROR_NOT_SUPPORTED;
+  }
   const CUresult result = got == wanted ? register_at(worker, address, bytes) : CUDA_ERROR_NOT_SUPPORTED;
   if (result != CUDA_SUCCESS) {
     munmap(got, bytes);
+    worker.pinned.give_back(address);
     return result;
   }
   host_mappings()[address] = bytes;
@@ -89,6 +95,7 @@ CUresult handle_host_unmap(Worker& worker, Request& request) {
   if (result == CUDA_SUCCESS) {
     munmap(reinterpret_cast<void*>(address), mapping->second);
     host_mappings().erase(mapping);
+    worker.pinned.give_back(address);
   }
   return result;
 }

@@ -5,7 +5,6 @@
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
-namespace {
 
 // A stream per context for clearing, by cuCtxGetId, which is never used twice: the stream of a destroyed
 // context is never found again. Only the dispatcher's thread comes here.
@@ -23,9 +22,8 @@ CUresult clearing_stream(Worker& worker, CUstream& stream) {
   return result;
 }
 
-}  // namespace
-
 CUresult clear_memory(Worker& worker, CUdeviceptr address, u64 bytes) {
+  if (!worker.caps.scrub) return CUDA_SUCCESS;
   CUstream stream = nullptr;
   CUresult result = clearing_stream(worker, stream);
   if (result == CUDA_SUCCESS) result = worker.driver.cuMemsetD8Async(address, 0, bytes, stream);

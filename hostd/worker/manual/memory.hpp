@@ -9,6 +9,9 @@ namespace gpupool::worker {
 // afterwards every stream of the client sees the zeroes, whatever its flags. In the current context.
 CUresult clear_memory(Worker& worker, CUdeviceptr address, u64 bytes);
 
+// That stream, of the current context.
+CUresult clearing_stream(Worker& worker, CUstream& stream);
+
 // The driver's device for the session's index of it; false when the session has no such vGPU.
 bool find_device(const Worker& worker, i32 index, CUdevice& device);
 // The session's index of the driver's device, -1 when it is none of the session's.

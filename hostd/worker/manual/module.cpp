@@ -36,6 +36,7 @@ CUresult handle_cuModuleLoadDataEx(Worker& worker, Request& request) {
     ModuleEntry entry;
     entry.module = module;
     entry.context = worker.owner_of(request.context_index);
+    entry.image_bytes = image->bytes();
     worker.modules.put(handle, std::move(entry));
     scan_image(image);
   }

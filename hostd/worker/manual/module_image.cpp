@@ -14,14 +14,15 @@ constexpr u64 kPartAlignment = 64;    // guest/runtime/manual/image.cpp lays the
 constexpr u64 kPadding = 4096;        // zeroes after each image, for drivers that look a little ahead
 constexpr u64 kInlineResults = 2048;  // of compiler results; a reply has about 4000 bytes
 constexpr u64 kMaxWaitingResults = 64;
-constexpr u64 kMaxHeldBytes = 8ull << 30;  // of images that libraries keep, a session
 
 constexpr u64 aligned(u64 bytes) {
   return (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
 }
 
+// Of what is loaded. Of a module the driver has a copy of its own, which counts as much.
 u64 held_bytes(Worker& worker) {
   u64 total = 0;
+  worker.modules.each([&total](wire::Handle, const ModuleEntry& entry) { total += entry.image_bytes; });
   worker.libraries.each(
       [&total](wire::Handle, const LibraryEntry& entry) { total += entry.image ? entry.image->bytes() : 0; });
   return total;
@@ -50,7 +51,10 @@ std::shared_ptr<ImageCopy> ImageCopy::take(Worker& worker, Request& request, CUr
   }
   if (sent != request.bulk_size) throw wire::ProtocolError("image does not fit its bulk piece");
   error = CUDA_ERROR_OUT_OF_MEMORY;
-  if (held_bytes(worker) + needed > kMaxHeldBytes) return nullptr;
+  if (held_bytes(worker) + needed > worker.caps.image_bytes) {
+    note_cap("limits.image_mib");
+    return nullptr;
+  }
   void* memory = mmap(nullptr, needed, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
   std::shared_ptr<ImageCopy> copy(new ImageCopy());

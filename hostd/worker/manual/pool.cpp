@@ -11,6 +11,7 @@ namespace {
 // Inside a capture nothing of ours is issued: what a graph allocates comes from this session's own graph
 // memory.
 CUresult clear_in_order(Worker& worker, const Request& request, CUdeviceptr address, u64 bytes) {
+  if (!worker.caps.scrub) return CUDA_SUCCESS;
   const StreamEntry* stream = worker.streams.find(request.stream_handle);
   if (stream != nullptr && stream->capturing) return CUDA_SUCCESS;
   return worker.driver.cuMemsetD8Async(address, 0, bytes, request.stream);

@@ -45,6 +45,8 @@ CUresult handle_session_devices(Worker& worker, Request& request) {
     if (const CUresult result = describe(worker.driver, worker.devices[i], devices[i]);
         result != CUDA_SUCCESS)
       return result;
+  request.out->put(worker.caps.streams);
+  request.out->put(worker.caps.handles);
   request.out->put_array(devices.data(), devices.size());
   return CUDA_SUCCESS;
 }

@@ -228,12 +228,13 @@ def check_log(host: Host) -> None:
 def end_host(host: Host) -> None:
     """Stops hostd and every worker it started."""
     workers = [session["worker_pid"] for session in host.sessions()]
-    host.stop()
     for pid in workers:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue  # ended with its client
+    host.wait_until(lambda: not host.sessions(), "the sessions to end")  # hostd clears up
+    host.stop()
     check_log(host)
 
 

@@ -48,6 +48,7 @@ class SessionGroups:
         if own is not None:
             parent = own.parent if own.name == _OWN_SUBGROUP else own
             self.note = self._try(parent)
+            self.remove_empty()
 
     @property
     def usable(self) -> bool:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,5 +114,5 @@ def _address(text: str) -> str:
     raw = b"".join(
         int(words[at : at + 8], 16).to_bytes(4, "little") for at in range(0, len(words), 8)
     )
-    address = ipaddress.ip_address(raw)
-    return f"{address}:{int(port, 16)}"
+    family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
+    return f"{socket.inet_ntop(family, raw)}:{int(port, 16)}"  # as getpeername() writes it

@@ -65,7 +65,8 @@ def cleaned_environment(environment: Mapping[str, str], cache_folder: str = "") 
         if key in _PASSED_ON or key.startswith("GPUPOOL_SOFTGPU_")
     }
     cache = {"CUDA_CACHE_PATH": cache_folder} if cache_folder else {"CUDA_CACHE_DISABLE": "1"}
-    return {"PATH": _DEFAULT_PATH, **kept, **cache}
+    # Without HOME libraries ask for the user's, which may take a connection to a name service.
+    return {"PATH": _DEFAULT_PATH, "HOME": "/nonexistent", **kept, **cache}
 
 
 class SubprocessWorkers:

@@ -72,7 +72,7 @@ constexpr u32 kAllowed[] = {
     // who and where
     SYS_getpid, SYS_getppid, SYS_getpgid, SYS_getpgrp, SYS_getsid, SYS_getuid, SYS_geteuid, SYS_getgid,
     SYS_getegid, SYS_getresuid, SYS_getresgid, SYS_getgroups, SYS_capget, SYS_uname, SYS_sysinfo,
-    SYS_getrlimit, SYS_getrusage, SYS_times, SYS_getrandom,
+    SYS_getrlimit, SYS_setrlimit, SYS_getrusage, SYS_times, SYS_getrandom,
     // the sockets it has: nothing here makes or connects one. The driver listens on one since cuInit
     // (@cuda-uvmfd-..., for debuggers), where anybody may connect.
     SYS_accept, SYS_accept4, SYS_shutdown, SYS_getsockopt, SYS_setsockopt, SYS_getsockname, SYS_getpeername};
@@ -85,7 +85,9 @@ struct Answered {
 constexpr Answered kAnswered[] = {
     {SYS_clone3, ENOSYS},  // its flags are behind a pointer; C libraries then use clone
     {SYS_mknod, EPERM},    // the driver asks for device files that are there already
-    {SYS_mknodat, EPERM}, {SYS_chmod, EPERM}, {SYS_fchmodat, EPERM}, {SYS_chown, EPERM}, {SYS_fchown, EPERM},
+    {SYS_mknodat, EPERM}, {SYS_chmod, EPERM},     {SYS_fchmodat, EPERM}, {SYS_chown, EPERM},
+    {SYS_fchown, EPERM},  {SYS_link, EPERM},      {SYS_symlink, EPERM},  {SYS_utime, EPERM},
+    {SYS_utimes, EPERM},  {SYS_utimensat, EPERM},
 };
 
 constexpr u32 argument(unsigned index, bool high = false) {
@@ -110,9 +112,10 @@ class Program {
     add(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1);
     answer(SECCOMP_RET_ERRNO | error);
   }
-  // `call` is allowed if (argument & mask) is one of `values`. Only for arguments of which the kernel looks
-  // at no more than 32 bits.
-  void allow_if(u32 call, unsigned index, u32 mask, const std::vector<u32>& values) {
+  // `call` is allowed if (argument & mask) is one of `values`, else it gets `other`. Only for arguments of
+  // which the kernel looks at no more than 32 bits.
+  void allow_if(u32 call, unsigned index, u32 mask, const std::vector<u32>& values,
+                u32 other = SECCOMP_RET_TRAP) {
     add(BPF_JMP | BPF_JEQ | BPF_K, call, 0, static_cast<unsigned>(3 + 2 * values.size()));
     load(argument(index));
     add(BPF_ALU | BPF_AND | BPF_K, mask);
@@ -120,7 +123,7 @@ class Program {
       add(BPF_JMP | BPF_JEQ | BPF_K, value, 0, 1);
       allow();
     }
-    refuse();
+    answer(other);
   }
   // `call` is allowed unless (argument & mask) is one of `values`.
   void refuse_if(u32 call, unsigned index, u32 mask, const std::vector<u32>& values) {
@@ -160,12 +163,14 @@ void add_conditions(Program& program) {
   // Signals, limits and memory policy: only this process's own.
   program.allow_if(SYS_tgkill, 0, ~0u, {self});
   program.allow_if(SYS_kill, 0, ~0u, {self});
+  program.allow_if(SYS_rt_sigqueueinfo, 0, ~0u, {self});
   program.allow_if(SYS_rt_tgsigqueueinfo, 0, ~0u, {self});
   program.allow_if(SYS_prlimit64, 0, ~0u, {0, self});
   program.allow_if(SYS_move_pages, 0, ~0u, {0, self});
   program.allow_if(SYS_prctl, 0, ~0u,
                    {PR_SET_NAME, PR_GET_NAME, PR_GET_DUMPABLE, PR_GET_NO_NEW_PRIVS, PR_GET_SECCOMP,
-                    PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_CAPBSET_READ, PR_GET_THP_DISABLE, kNameMapping});
+                    PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_CAPBSET_READ, PR_GET_THP_DISABLE, kNameMapping},
+                   SECCOMP_RET_ERRNO | EPERM);  // libraries try options, and live without them
   // A connected pair to talk to oneself. Datagram sockets could send to any address without connecting.
   program.allow_if(SYS_socketpair, 1, 0xf, {SOCK_STREAM, SOCK_SEQPACKET});
 }

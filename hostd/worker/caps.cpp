@@ -35,10 +35,11 @@ void PinnedMemory::give_back(u64 address) {
 
 void Worker::set_caps(const Caps& wanted) {
   caps = wanted;
-  const auto all = [&wanted](auto&... tables) { (tables.set_capacity(wanted.handles + 1), ...); };
+  const auto full = [] { note_cap("limits.handles"); };
+  const auto all = [&](auto&... tables) { (tables.set_capacity(wanted.handles + 1, full), ...); };
   all(contexts, events, modules, libraries, functions, graphs, graph_execs, graph_nodes, mem_pools, arrays,
       mipmapped_arrays, link_states, mem_allocations);
-  streams.set_capacity(wanted.streams + 1);
+  streams.set_capacity(wanted.streams + 1, full);
 }
 
 // u32 kind. The client holds itself to the caps of handles, so that it can refuse at once; this is how the

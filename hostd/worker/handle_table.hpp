@@ -8,7 +8,6 @@
 #include <unordered_map>
 #include <vector>
 
-#include "hostd/worker/caps.hpp"
 #include "wire/cpp/reader.hpp"
 #include "wire/cpp/types.hpp"
 
@@ -24,7 +23,11 @@ class HandleTable {
   explicit HandleTable(wire::HandleKind kind, u32 capacity = 1u << 20) : kind_(kind), capacity_(capacity) {}
 
   // Places from here on are refused; index 0 counts and is never used. Before the first object.
-  void set_capacity(u32 capacity) { capacity_ = capacity; }
+  // `on_full` is called when there is no place of our own choosing left.
+  void set_capacity(u32 capacity, void (*on_full)()) {
+    capacity_ = capacity;
+    on_full_ = on_full;
+  }
 
   // Puts an object at a place the client chose. Throws ProtocolError if the handle is malformed or taken.
   void put(wire::Handle handle, T object) {
@@ -47,7 +50,7 @@ class HandleTable {
     } else {
       place = static_cast<u32>(ours_.size());
       if (place >= capacity_) {
-        note_cap("limits.handles");
+        if (on_full_ != nullptr) on_full_();
         return {};
       }
       ours_.emplace_back();
@@ -151,6 +154,7 @@ class HandleTable {
 
   wire::HandleKind kind_;
   u32 capacity_;
+  void (*on_full_)() = nullptr;
   std::vector<Entry> theirs_;  // indices the client chose
   std::vector<Entry> ours_;    // indices we chose
   std::vector<u32> free_;

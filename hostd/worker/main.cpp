@@ -23,6 +23,7 @@
 #include "hostd/worker/sandbox.hpp"
 #include "hostd/worker/stream_mirror.hpp"
 #include "hostd/worker/worker.hpp"
+#include "wire/cpp/futex.hpp"
 #include "wire/cpp/version.hpp"
 
 namespace gpupool::worker {
@@ -174,8 +175,10 @@ int serve(const Options& options) {
   account_memory(*worker);
   worker->client_stopped = stopped_probe(options.client_pidfd);
   // From here on a client may have taken this process over; before it, nothing of the client's was read.
+  const u64 before = wire::monotonic_ns();
   if (std::string error; !enter_sandbox(options.sandbox, options.library, error))
     refuse(options, wire::WelcomeStatus::worker, "the worker cannot enter its sandbox: " + error);
+  const u64 sandbox_us = (wire::monotonic_ns() - before) / 1000;
   welcome(options, message, shared ? options.window_fd : -1);
   for (const int fd : {options.window_fd, options.usage_fd})
     if (fd >= 0) close(fd);  // mapped
@@ -183,7 +186,8 @@ int serve(const Options& options) {
     watch_client(options.socket_fd, options.client_pidfd, worker->parcels);
   else
     start_stream_mirror(options.socket_fd, worker->window);
-  log(LogLevel::info, "session started", shared ? "transport=shm" : "transport=tcp");
+  log(LogLevel::info, "session started",
+      std::string(shared ? "transport=shm" : "transport=tcp") + " sandbox_us=" + std::to_string(sandbox_us));
   try {
     Dispatcher(*worker).run();
   } catch (const wire::ProtocolError& error) {

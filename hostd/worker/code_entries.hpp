@@ -26,6 +26,7 @@ struct ModuleEntry {
   bool of_library = false;  // cuLibraryGetModule gave it out: never unloaded by itself
   u64 image_bytes = 0;      // 0 for a library's, which counts there
   std::vector<wire::Handle> functions;
+  std::vector<wire::Handle> references;  // to textures and surfaces
 };
 
 struct LibraryEntry {
@@ -47,6 +48,9 @@ struct FunctionEntry {
 };
 
 struct LinkEntry;
+
+// Forgets the texture and surface references of a module that is about to go.
+void drop_references(Worker& worker, const ModuleEntry& module);
 
 // Forgets every module of a context, its functions and what kernels had there, without calling the driver: it
 // destroys them with the context. For the handlers that destroy or reset a context.

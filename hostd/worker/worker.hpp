@@ -88,6 +88,8 @@ class Worker {
   HandleTable<CUmipmappedArray> mipmapped_arrays{wire::HandleKind::mipmapped_array};
   HandleTable<std::shared_ptr<LinkEntry>> link_states{wire::HandleKind::link_state};
   HandleTable<CUmemGenericAllocationHandle> mem_allocations{wire::HandleKind::mem_allocation};
+  HandleTable<CUtexref> texrefs{wire::HandleKind::texref};
+  HandleTable<CUsurfref> surfrefs{wire::HandleKind::surfref};
   // Descriptors that the client has sent; shared memory only.
   Parcels parcels;
   // What sessions of one tenant share.

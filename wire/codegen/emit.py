@@ -44,6 +44,8 @@ WORKER_TABLES = {
     "mipmapped_array": "mipmapped_arrays",
     "link_state": "link_states",
     "mem_allocation": "mem_allocations",
+    "texref": "texrefs",
+    "surfref": "surfrefs",
 }
 
 

@@ -27,6 +27,8 @@ HANDLE_KINDS = {
     "CUarray": "array",
     "CUmipmappedArray": "mipmapped_array",
     "CUmemGenericAllocationHandle": "mem_allocation",
+    "CUtexref": "texref",
+    "CUsurfref": "surfref",
 }
 # Kinds whose handle in the guest is the address of a slab object (guest/runtime/objects.hpp); the
 # others are the wire handle's bits.

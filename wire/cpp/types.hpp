@@ -35,6 +35,8 @@ enum class HandleKind : u8 {
   mipmapped_array = 12,
   link_state = 13,
   mem_allocation = 14,  // CUmemGenericAllocationHandle
+  texref = 15,          // texture and surface references, which live as long as their module
+  surfref = 16,
   count_
 };
 

@@ -105,6 +105,12 @@ CUresult cuParamSetv(CUfunction function, int offset, void* value, unsigned int 
   return put_parameter(function, offset, value, bytes);
 }
 
+// cuda.h: nothing has to be said of a module's own references, which are all that there are.
+CUresult cuParamSetTexRef(CUfunction function, int unit, CUtexref reference) {
+  if (unit != CU_PARAM_TR_DEFAULT || reference == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  return find(function) == nullptr ? CUDA_ERROR_INVALID_HANDLE : CUDA_SUCCESS;
+}
+
 CUresult cuLaunch(CUfunction function) {
   return launch_grid(function, 1, 1, nullptr);
 }

@@ -39,8 +39,10 @@ CUresult handle_cuLibraryUnload(Worker& worker, Request& request) {
   if (!library) return CUDA_ERROR_INVALID_HANDLE;
   drop_functions(worker, library->kernels);
   for (const wire::Handle module : library->modules)
-    if (const std::optional<ModuleEntry> entry = worker.modules.take(module))
+    if (const std::optional<ModuleEntry> entry = worker.modules.take(module)) {
       drop_functions(worker, entry->functions);
+      drop_references(worker, *entry);
+    }
   return worker.driver.cuLibraryUnload(library->library);  // before the image copy goes
 }
 

@@ -14,8 +14,10 @@ void drop_modules(Worker& worker, u32 context_index) {
     if (entry.context == context_index) gone.push_back(handle);
   });
   for (const wire::Handle handle : gone)
-    if (const std::optional<ModuleEntry> entry = worker.modules.take(handle))
+    if (const std::optional<ModuleEntry> entry = worker.modules.take(handle)) {
       drop_functions(worker, entry->functions);
+      drop_references(worker, *entry);
+    }
   worker.functions.each([context_index](wire::Handle, FunctionEntry& entry) {
     if (entry.resolved_context == context_index) entry.resolved_context = 0;
   });
@@ -53,6 +55,7 @@ CUresult handle_cuModuleUnload(Worker& worker, Request& request) {
   if (entry == nullptr || entry->of_library) return CUDA_ERROR_INVALID_HANDLE;
   const CUmodule module = entry->module;
   drop_functions(worker, entry->functions);
+  drop_references(worker, *entry);
   worker.modules.take(handle);
   return worker.driver.cuModuleUnload(module);
 }

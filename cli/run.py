@@ -20,6 +20,11 @@ from pathlib import Path
 from gpupool.hostd.adapters import native_files
 from gpupool.hostd.endpoint import Endpoint
 
+_TRANSPORTS = ("shm", "tcp", "vsock")
+_NO_VSOCK_HERE = (
+    "transport vsock was asked for, but hostd was found on this machine, at a unix socket; inside a "
+    "virtual machine name its host's endpoint with --endpoint vsock://2:port"
+)
 DESCRIPTION = """\
 Runs CMD with gpupool's libcuda.so.1 first on its library path. CMD needs no change and no access to
 /dev/nvidia*.
@@ -106,11 +111,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--transport",
-        choices=("shm", "tcp"),
+        choices=_TRANSPORTS,
         help="use this one or fail (default: the best that works)",
     )
     parser.add_argument(
-        "--endpoint", type=endpoint, metavar="E", help="unix:/path/to/socket or tcp://host:port"
+        "--endpoint",
+        type=endpoint,
+        metavar="E",
+        help="unix:/path/to/socket, tcp://host:port or vsock://2:port",
     )
     parser.add_argument(
         "--token-file",
@@ -161,8 +169,8 @@ def environment(arguments: argparse.Namespace, given: Mapping[str, str]) -> dict
         "LD_LIBRARY_PATH": _library_path(native.guest_dir, given.get("LD_LIBRARY_PATH", ""))
     }
     transport = arguments.transport or given.get("GPUPOOL_TRANSPORT", "")
-    if transport not in ("", "shm", "tcp"):
-        raise RunError(f"GPUPOOL_TRANSPORT is {transport!r}; this version has shm and tcp")
+    if transport not in ("", *_TRANSPORTS):
+        raise RunError(f"GPUPOOL_TRANSPORT is {transport!r}; this version has shm, tcp and vsock")
     if arguments.transport:
         variables["GPUPOOL_TRANSPORT"] = transport
     if arguments.compute is not None:
@@ -194,8 +202,12 @@ def _local_endpoint(transport: str) -> dict[str, str]:
                 "which offers shm; "
                 "name its TCP endpoint with --endpoint tcp://host:port and --token-file"
             )
+        if transport == "vsock":
+            raise RunError(_NO_VSOCK_HERE)
         return {"GPUPOOL_ENDPOINT": f"unix:{_SYSTEM_SOCKET}"}
     try:
+        if transport == "vsock":
+            raise RunError(_NO_VSOCK_HERE)
         address, token_file = private_hostd.join().endpoint(transport or "shm")
     except private_hostd.StartError as error:
         raise RunError(str(error)) from error

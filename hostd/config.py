@@ -232,7 +232,8 @@ def _endpoint(where: str, item: dict[str, Any], problems: list[str]) -> Endpoint
     endpoint = _check_socket(taken["listen"], f"{where}.listen", problems)
     if endpoint is None:
         return None
-    possible = ("shm", "tcp") if endpoint.is_unix else ("tcp",)
+    possible = endpoint.transports
+    on_tcp = possible == ("tcp",)
     wanted = taken["transports"] or [possible[0]]
     for word in wanted:
         if word not in possible:
@@ -240,12 +241,12 @@ def _endpoint(where: str, item: dict[str, Any], problems: list[str]) -> Endpoint
                 f"{where}.transports: given {word!r}, allowed at {endpoint} is "
                 f"{' or '.join(possible)}"
             )
-    if not endpoint.is_unix and not taken["insecure"]:
+    if on_tcp and not taken["insecure"]:
         problems.append(
             f"{where}.insecure: given False, allowed for tcp is true: TLS is not available yet, "
             "so bytes travel in clear"
         )
-    if not endpoint.is_unix and not taken["token_file"]:
+    if on_tcp and not taken["token_file"]:
         problems.append(
             f"{where}.token_file: given nothing, needed for tcp: an absolute path (the file is "
             "made if missing)"

@@ -224,13 +224,18 @@ KEYS: tuple[Key, ...] = (
         low=0,
         high=1 << 24,
     ),
-    Key("endpoint.listen", str, f"unix:{SYSTEM_SOCKET}", "unix:/path or tcp://host:port"),
+    Key(
+        "endpoint.listen",
+        str,
+        f"unix:{SYSTEM_SOCKET}",
+        "unix:/path, tcp://host:port or vsock://any:port",
+    ),
     Key("endpoint.mode", str, "0666", "permissions of a unix socket, in octal"),
     Key(
         "endpoint.transports",
         list,
         [],
-        'what clients may use here; empty: ["shm"] on unix, ["tcp"] on tcp',
+        'what clients may use here; empty: ["shm"] on unix, ["tcp"] on tcp, ["vsock"] on vsock',
     ),
     Key(
         "endpoint.token_file",

@@ -1,28 +1,41 @@
-"""Where clients dial: `unix:/path` or `tcp://host:port`, parsed once."""
+"""Where clients dial: `unix:/path`, `tcp://host:port` or `vsock://cid:port`, parsed once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+VSOCK_ANY = 0xFFFF_FFFF  # VMADDR_CID_ANY, vsock(7): listen for every virtual machine
 _UNIX_PATH_BYTES = 107  # sun_path without its terminator, unix(7)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A parsed endpoint. Either `path` is set, or `host` and `port`."""
+    """A parsed endpoint: `path` is set, or `host` and `port`, or `cid` and `port`."""
 
     path: str = ""
     host: str = ""
     port: int = 0
+    cid: int | None = None  # of AF_VSOCK; 2 is the host, VSOCK_ANY everybody
 
     @property
     def is_unix(self) -> bool:
         """True for a unix socket."""
         return bool(self.path)
 
+    @property
+    def transports(self) -> tuple[str, ...]:
+        """What can be spoken there, the usual one first."""
+        if (
+            self.is_unix
+        ):  # vsock: hypervisors and relays bring a guest's connections to a unix socket
+            return ("shm", "tcp", "vsock")
+        return ("tcp",) if self.cid is None else ("vsock",)
+
     def __str__(self) -> str:
         if self.is_unix:
             return f"unix:{self.path}"
+        if self.cid is not None:
+            return f"vsock://{'any' if self.cid == VSOCK_ANY else self.cid}:{self.port}"
         return (
             f"tcp://[{self.host}]:{self.port}"
             if ":" in self.host
@@ -52,7 +65,17 @@ class Endpoint:
                 host = ""
             if host and colon and port.isascii() and port.isdigit() and int(port) <= 65535:
                 return cls(host=host, port=int(port))
+        if text.startswith("vsock://"):
+            cid, _, port = text.removeprefix("vsock://").partition(":")
+            number = str(VSOCK_ANY) if cid == "any" else cid
+            if _is_number(number, VSOCK_ANY) and _is_number(port, VSOCK_ANY - 1):
+                return cls(cid=int(number), port=int(port))
         raise ValueError(
-            f"{text!r} is no endpoint; write unix:/path/to/socket or tcp://host:port "
-            "(tcp://[::1]:9177 for IPv6)"
+            f"{text!r} is no endpoint; write unix:/path/to/socket, tcp://host:port "
+            "(tcp://[::1]:9177 for IPv6) or vsock://cid:port (vsock://any:9177 to listen, "
+            "vsock://2:9177 from inside a virtual machine)"
         )
+
+
+def _is_number(text: str, highest: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= highest

@@ -220,7 +220,7 @@ class Hostd:
             endpoint = one.endpoint
             if not endpoint.is_unix:
                 endpoint = replace(endpoint, port=listener.getsockname()[1])
-                if self._settings is None:
+                if self._settings is None and endpoint.cid is None:
                     log.warning(
                         "endpoint without TLS: bytes travel in clear",
                         extra=fields({"endpoint": str(endpoint)}),

@@ -190,8 +190,11 @@ def native_dir() -> Path:
     return Path(os.environ.get("GPUPOOL_NATIVE_DIR", ROOT / "build" / "native"))
 
 
-def make_host(folder: Path, gpu: str = TEST_GPU, **softgpu: int) -> Host:
-    """Writes a configuration and starts a hostd on it. `softgpu`: settings of the software GPU."""
+def make_host(folder: Path, gpu: str = TEST_GPU, more: str = "", **softgpu: int) -> Host:
+    """Writes a configuration, with `more` at its end, and starts a hostd on it.
+
+    `softgpu`: settings of the software GPU.
+    """
     native = native_dir()
     if not (native / "lib" / "guest" / "libcuda.so.1").exists():
         pytest.skip(f"{native} has no libcuda.so.1: run ./run build")
@@ -211,7 +214,7 @@ listen = "unix:{folder}/hostd.sock"
 listen = "tcp://127.0.0.1:{host.port}"
 insecure = true
 token_file = "{folder}/token"
-"""
+{more}"""
     )
     host.start()
     return host

@@ -17,12 +17,19 @@ struct PerThreadStream {
   Stream* stream = nullptr;
 };
 
+// Pointers that cuStreamGetCaptureInfo gives out; valid until the thread's next call on the stream (cuda.h).
+struct CaptureArrays {
+  std::vector<CUgraphNode> nodes;
+  std::vector<CUgraphEdgeData> edges;
+};
+
 struct ThreadState {
   std::vector<Context*>
       stack;  // back() is current; changed by manual/context*.cpp only, which counts the uses
   CUstreamCaptureMode capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
   std::vector<PerThreadStream> per_thread_streams;  // made on first use
   u32 index = kNoIndex;                             // wire thread index, taken on the first message
+  CaptureArrays capture_arrays;
   bool per_thread_default = false;  // inside a _ptds / _ptsz entry point: stream 0 means per-thread
 
   static constexpr u32 kNoIndex = ~0u;

@@ -50,7 +50,9 @@ def listen(endpoint: Endpoint, mode: int) -> socket.socket:
     Raises PortError. A dead predecessor's unix socket is replaced, a live one never.
     """
     try:
-        return _listen_unix(endpoint.path, mode) if endpoint.is_unix else _listen_tcp(endpoint)
+        if endpoint.is_unix:
+            return _listen_unix(endpoint.path, mode)
+        return _listen_tcp(endpoint) if endpoint.cid is None else _listen_vsock(endpoint)
     except OSError as error:
         advice = (
             "; run as root, or use `gpupool run`, which needs no rights"
@@ -108,6 +110,18 @@ def _listen_tcp(endpoint: Endpoint) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def _listen_vsock(endpoint: Endpoint) -> socket.socket:
+    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind((endpoint.cid, endpoint.port))
         listener.listen(_BACKLOG)
     except BaseException:
         listener.close()

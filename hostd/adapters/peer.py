@@ -26,6 +26,9 @@ def identify(connection: socket.socket) -> Peer:
 
     The caller closes `pidfd`. A pid of another pid namespace reads as 0: then there is no pidfd.
     """
+    if connection.family == socket.AF_VSOCK:
+        cid, port = connection.getpeername()
+        return Peer(address=f"vsock:{cid}:{port}")  # the kernel vouches for the cid: one machine
     if connection.family != socket.AF_UNIX:
         address = connection.getpeername()
         return Peer(address=f"{address[0]}:{address[1]}")

@@ -201,7 +201,10 @@ def _prepare(connection: socket.socket, hello: Hello) -> None:
     vanished.
     """
     connection.setblocking(True)
-    if hello.transport == TransportKind.TCP and connection.family != socket.AF_UNIX:
+    if hello.transport == TransportKind.TCP and connection.family in (
+        socket.AF_INET,
+        socket.AF_INET6,
+    ):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)

@@ -186,8 +186,10 @@ int serve(const Options& options) {
     watch_client(options.socket_fd, options.client_pidfd, worker->parcels);
   else
     start_stream_mirror(options.socket_fd, worker->window);
+  const bool vsock = options.transport == wire::TransportKind::vsock;
+  const std::string transport = shared ? "shm" : vsock ? "vsock" : "tcp";
   log(LogLevel::info, "session started",
-      std::string(shared ? "transport=shm" : "transport=tcp") + " sandbox_us=" + std::to_string(sandbox_us));
+      "transport=" + transport + " sandbox_us=" + std::to_string(sandbox_us));
   try {
     Dispatcher(*worker).run();
   } catch (const wire::ProtocolError& error) {

@@ -36,6 +36,8 @@ bool parse_transport(const char* text, wire::TransportKind& kind) {
     kind = wire::TransportKind::shm;
   else if (std::strcmp(text, "tcp") == 0)
     kind = wire::TransportKind::tcp;
+  else if (std::strcmp(text, "vsock") == 0)
+    kind = wire::TransportKind::vsock;
   else
     return false;
   return true;

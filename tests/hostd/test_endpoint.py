@@ -9,7 +9,14 @@ from gpupool.hostd.endpoint import Endpoint
 
 @pytest.mark.parametrize(
     "text",
-    ["unix:/run/gpupool/hostd.sock", "tcp://gpu7:9177", "tcp://127.0.0.1:0", "tcp://[::1]:9177"],
+    [
+        "unix:/run/gpupool/hostd.sock",
+        "tcp://gpu7:9177",
+        "tcp://127.0.0.1:0",
+        "tcp://[::1]:9177",
+        "vsock://2:9177",
+        "vsock://any:0",
+    ],
 )
 def test_reads_what_it_writes(text: str) -> None:
     assert str(Endpoint.parse(text)) == text
@@ -20,6 +27,8 @@ def test_parts() -> None:
     assert Endpoint.parse("unix:/a/b").is_unix
     assert Endpoint.parse("tcp://[fe80::1]:5") == Endpoint(host="fe80::1", port=5)
     assert not Endpoint.parse("tcp://h:5").is_unix
+    assert Endpoint.parse("vsock://any:5") == Endpoint(cid=0xFFFF_FFFF, port=5)
+    assert Endpoint.parse("vsock://2:5").transports == ("vsock",)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +49,12 @@ def test_parts() -> None:
         "tcp://host:٣",
         "tcp://::1:9177",
         "vsock:3:9177",
+        "vsock://host:9177",
+        "vsock://2",
+        "vsock://2:",
+        "vsock://-1:9177",
+        "vsock://4294967296:9177",
+        "vsock://2:4294967295",
         "http://host:80",
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from gpupool.hostd.adapters.listener import Lock, listen, read_token
 from gpupool.hostd.core.ports import PortError
-from gpupool.hostd.endpoint import Endpoint
+from gpupool.hostd.endpoint import VSOCK_ANY, Endpoint
 
 
 def test_a_lock_has_one_holder(tmp_path: Path) -> None:
@@ -59,6 +59,14 @@ def test_a_file_where_the_socket_should_be(short_path: Path) -> None:
     with pytest.raises(PortError, match="is no socket"):
         listen(Endpoint(path=str(short_path / "sock")), 0o600)
     assert (short_path / "sock").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/vsock").exists(), reason="this kernel has no vsock")
+def test_a_vsock_port_has_one_listener() -> None:
+    with listen(Endpoint(cid=VSOCK_ANY, port=49177), 0) as listener:
+        assert listener.getsockname() == (VSOCK_ANY, 49177)
+        with pytest.raises(PortError, match=r"cannot listen at vsock://any:49177"):
+            listen(Endpoint(cid=VSOCK_ANY, port=49177), 0)
 
 
 def test_a_tcp_address_that_is_not_ours() -> None:

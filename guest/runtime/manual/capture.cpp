@@ -177,17 +177,6 @@ CUresult begin(CUstream handle, CUstreamCaptureMode mode, Call& call, bool into_
   return error;
 }
 
-// Pointers that cuStreamGetCaptureInfo gives out; valid until the thread's next call on the stream (cuda.h).
-struct CaptureArrays {
-  std::vector<CUgraphNode> nodes;
-  std::vector<CUgraphEdgeData> edges;
-};
-
-CaptureArrays& capture_arrays() {
-  static thread_local CaptureArrays arrays;
-  return arrays;
-}
-
 struct InfoOut {
   CUgraph* graph = nullptr;
   const CUgraphNode** dependencies = nullptr;
@@ -205,7 +194,7 @@ CUresult ask_graph(Stream& stream, const InfoOut& out) {
   call.put(kMostDependencies);
   call.expect_answer(kMostDependencies * (sizeof(u64) + sizeof(CUgraphEdgeData)) + 256);
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
-  CaptureArrays& arrays = capture_arrays();
+  CaptureArrays& arrays = thread_state().capture_arrays;
   const auto graph = call.get<u64>();
   arrays.nodes.assign(kMostDependencies, nullptr);
   arrays.nodes.resize(call.get_array(arrays.nodes.data(), arrays.nodes.size()));

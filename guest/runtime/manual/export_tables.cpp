@@ -26,7 +26,6 @@ namespace {
 constexpr u32 kRuntime = 0x6bd5'fb6c;
 constexpr u32 kCurrentContext = 0x42d8'5a81;
 constexpr u32 kBuffers = 0xa094'798c;
-constexpr u32 kStorage = 0xc693'336e;
 constexpr u32 kRuntimeHooks = 0x263e'8860;
 constexpr u32 kHandshake = 0xd408'2055;
 constexpr u32 kBlas = 0x2131'8c60;

@@ -101,9 +101,10 @@ Attempt attempt(const Endpoint& endpoint, wire::Hello hello, u8* base, Connectio
     return Attempt::failed;
   }
   connection.window = wire::Window{base, welcome.window_bytes};
-  connection.transport = endpoint.kind == wire::TransportKind::shm
-                             ? make_shared_memory(fd.release(), window_fd.release(), connection.window, why)
-                             : make_stream(fd.release(), connection.window, why);
+  connection.transport =
+      endpoint.kind == wire::TransportKind::shm
+          ? make_shared_memory(fd.release(), window_fd.release(), connection.window, why)
+          : make_stream(fd.release(), transport_name(endpoint.kind), connection.window, why);
   return connection.transport == nullptr ? Attempt::failed : Attempt::connected;
 }
 

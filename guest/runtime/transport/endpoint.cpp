@@ -1,6 +1,7 @@
 #include "guest/runtime/transport/endpoint.hpp"
 
 #include <fcntl.h>
+#include <linux/vm_sockets.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -20,6 +21,24 @@ std::string environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
+// A whole number below 2^32 - 1, which vsock keeps for "any".
+bool is_vsock_number(const std::string& text) {
+  if (text.empty() || text.size() > 10 || text.find_first_not_of("0123456789") != std::string::npos)
+    return false;
+  return std::strtoull(text.c_str(), nullptr, 10) < VMADDR_CID_ANY;
+}
+
+// HOST:PORT, the host perhaps in brackets.
+bool split_address(const std::string& text, Endpoint& endpoint) {
+  const size_t colon = text.rfind(':');
+  if (colon == std::string::npos || colon == 0 || colon + 1 >= text.size()) return false;
+  endpoint.host = text.substr(0, colon);
+  if (endpoint.host.size() > 2 && endpoint.host.front() == '[')
+    endpoint.host = endpoint.host.substr(1, endpoint.host.size() - 2);
+  endpoint.port = text.substr(colon + 1);
+  return true;
+}
+
 bool parse_endpoint(const std::string& text, Endpoint& endpoint, std::string& why) {
   endpoint.text = text;
   if (text.rfind("unix:", 0) == 0) {
@@ -28,17 +47,16 @@ bool parse_endpoint(const std::string& text, Endpoint& endpoint, std::string& wh
     if (!endpoint.path.empty() && endpoint.path.size() < sizeof(sockaddr_un::sun_path)) return true;
   } else if (text.rfind("tcp://", 0) == 0) {
     endpoint.kind = wire::TransportKind::tcp;
-    const std::string rest = text.substr(6);
-    const size_t colon = rest.rfind(':');
-    if (colon != std::string::npos && colon > 0 && colon + 1 < rest.size()) {
-      endpoint.host = rest.substr(0, colon);
-      if (endpoint.host.size() > 2 && endpoint.host.front() == '[')
-        endpoint.host = endpoint.host.substr(1, endpoint.host.size() - 2);
-      endpoint.port = rest.substr(colon + 1);
+    if (split_address(text.substr(6), endpoint)) return true;
+  } else if (text.rfind("vsock://", 0) == 0) {
+    endpoint.kind = wire::TransportKind::vsock;
+    if (split_address(text.substr(8), endpoint) && is_vsock_number(endpoint.host) &&
+        is_vsock_number(endpoint.port))
       return true;
-    }
   }
-  why = "GPUPOOL_ENDPOINT is '" + text + "'; it must be unix:/path/to/socket or tcp://host:port";
+  why =
+      "GPUPOOL_ENDPOINT is '" + text +
+      "'; it must be unix:/path/to/socket, tcp://host:port or vsock://2:port (2 is a virtual machine's host)";
   return false;
 }
 
@@ -92,7 +110,39 @@ int dial_tcp(const Endpoint& endpoint, int timeout_s, std::string& why) {
   return connected;
 }
 
+int dial_vsock(const Endpoint& endpoint, int timeout_s, std::string& why) {
+  Descriptor fd(socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_vm address{};
+  address.svm_family = AF_VSOCK;
+  address.svm_cid = static_cast<u32>(std::strtoul(endpoint.host.c_str(), nullptr, 10));
+  address.svm_port = static_cast<u32>(std::strtoul(endpoint.port.c_str(), nullptr, 10));
+  // vsock does not take connect()'s bound from SO_SNDTIMEO (vsock(7)).
+  const timeval timeout{timeout_s, 0};
+  setsockopt(fd.get(), AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &timeout, sizeof timeout);
+  set_timeout(fd.get(), SO_SNDTIMEO, timeout_s);
+  if (fd.get() >= 0 && connect_all(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address))
+    return fd.release();
+  why = "cannot reach " + endpoint.text + ": " + std::strerror(errno) +
+        (fd.get() < 0 ? "; does this virtual machine have a vsock device?"
+                      : "; does hostd on the host listen there?");
+  return -1;
+}
+
 }  // namespace
+
+const char* transport_name(wire::TransportKind kind) {
+  switch (kind) {
+    case wire::TransportKind::shm:
+      return "shm";
+    case wire::TransportKind::tcp:
+      return "tcp";
+    case wire::TransportKind::vsock:
+      return "vsock";
+    case wire::TransportKind::rdma:
+      return "rdma";
+  }
+  return "unknown";
+}
 
 bool candidates(std::vector<Endpoint>& endpoints, std::string& why) {
   const std::string named = environment("GPUPOOL_ENDPOINT");
@@ -121,13 +171,13 @@ bool candidates(std::vector<Endpoint>& endpoints, std::string& why) {
 bool check_transport(const Endpoint& endpoint, std::string& why) {
   const std::string wanted = environment("GPUPOOL_TRANSPORT");
   if (wanted.empty()) return true;
-  const char* offered = endpoint.kind == wire::TransportKind::shm ? "shm" : "tcp";
+  const std::string offered = transport_name(endpoint.kind);
   if (wanted == offered) return true;
-  if (wanted == "shm" || wanted == "tcp")
+  if (wanted == "shm" || wanted == "tcp" || wanted == "vsock")
     why = "GPUPOOL_TRANSPORT=" + wanted + " was asked for, but " + endpoint.text + " offers " + offered +
           "; choose an endpoint of that kind or unset GPUPOOL_TRANSPORT";
   else
-    why = "GPUPOOL_TRANSPORT=" + wanted + " is not available in this version; shm and tcp are";
+    why = "GPUPOOL_TRANSPORT=" + wanted + " is not available in this version; shm, tcp and vsock are";
   return false;
 }
 
@@ -137,8 +187,9 @@ void set_timeout(int fd, int option, int seconds) {
 }
 
 int dial_socket(const Endpoint& endpoint, int timeout_s, std::string& why) {
-  return endpoint.kind == wire::TransportKind::shm ? dial_unix(endpoint, timeout_s, why)
-                                                   : dial_tcp(endpoint, timeout_s, why);
+  if (endpoint.kind == wire::TransportKind::shm) return dial_unix(endpoint, timeout_s, why);
+  if (endpoint.kind == wire::TransportKind::vsock) return dial_vsock(endpoint, timeout_s, why);
+  return dial_tcp(endpoint, timeout_s, why);
 }
 
 bool read_token(u8 (&token)[64], std::string& why) {

@@ -12,9 +12,9 @@ namespace gpupool::guest {
 
 struct Endpoint {
   wire::TransportKind kind = wire::TransportKind::shm;
-  std::string path;  // unix
-  std::string host, port;
-  std::string text;  // as the user wrote it
+  std::string path;        // unix
+  std::string host, port;  // tcp; vsock: the context id (2 is the host) and the port
+  std::string text;        // as the user wrote it
 };
 
 // Owns a descriptor.
@@ -44,6 +44,8 @@ class Descriptor {
 // The endpoints to try, in order: what the user named, or the system's hostd and then this user's own. False
 // with `why` when there is none.
 bool candidates(std::vector<Endpoint>& endpoints, std::string& why);
+// "shm", "tcp", "vsock", "rdma".
+const char* transport_name(wire::TransportKind kind);
 // Whether GPUPOOL_TRANSPORT allows this endpoint.
 bool check_transport(const Endpoint& endpoint, std::string& why);
 

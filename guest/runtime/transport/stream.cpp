@@ -27,7 +27,7 @@ constexpr u32 kSleepMs = 1000;
 
 class Stream final : public Transport {
  public:
-  Stream(int socket, wire::Window window) : socket_(socket), window_(window) {}
+  Stream(int socket, const char* name, wire::Window window) : socket_(socket), name_(name), window_(window) {}
   ~Stream() override {
     stopping_.store(true, std::memory_order_release);
     if (socket_ >= 0) shutdown(socket_, SHUT_RDWR);
@@ -49,7 +49,7 @@ class Stream final : public Transport {
   }
 
   bool peer_alive() override { return !gone_.load(std::memory_order_acquire); }
-  const char* name() const override { return "tcp"; }
+  const char* name() const override { return name_; }
   bool shared_memory() const override { return false; }
   bool send_descriptor(int, u64) override { return false; }  // the worker is on another machine
   void abandon() override {
@@ -195,6 +195,7 @@ class Stream final : public Transport {
   }
 
   int socket_;
+  const char* name_;
   wire::Window window_;
   u64 sent_release_ = 0;  // the sender's own
   std::atomic<bool> stopping_{false};
@@ -204,7 +205,7 @@ class Stream final : public Transport {
 
 }  // namespace
 
-std::unique_ptr<Transport> make_stream(int socket, wire::Window window, std::string& why) {
+std::unique_ptr<Transport> make_stream(int socket, const char* name, wire::Window window, std::string& why) {
   void* mapped = mmap(window.base, window.size, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (mapped == MAP_FAILED) {
@@ -213,7 +214,7 @@ std::unique_ptr<Transport> make_stream(int socket, wire::Window window, std::str
     return nullptr;
   }
   madvise(window.base, wire::kHeapOffset, MADV_DONTFORK);
-  auto transport = std::make_unique<Stream>(socket, window);
+  auto transport = std::make_unique<Stream>(socket, name, window);
   transport->start();
   return transport;
 }

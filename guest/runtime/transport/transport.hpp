@@ -16,7 +16,7 @@ class Transport {
   virtual ~Transport() = default;
   // False once the worker is gone. Does not block.
   virtual bool peer_alive() = 0;
-  // "shm", "tcp": for `gpupool status` and log lines.
+  // "shm", "tcp", "vsock": for `gpupool status` and log lines.
   virtual const char* name() const = 0;
   // True when both sides see the same pages.
   virtual bool shared_memory() const = 0;
@@ -41,6 +41,7 @@ bool dial(Connection& connection, std::string& why, bool& refused);
 // The two kinds. They take over `socket` and the reserved address range at window.base.
 std::unique_ptr<Transport> make_shared_memory(int socket, int window_fd, wire::Window window,
                                               std::string& why);
-std::unique_ptr<Transport> make_stream(int socket, wire::Window window, std::string& why);
+// `name` is the stream's kind, a literal: to it tcp and vsock are the same.
+std::unique_ptr<Transport> make_stream(int socket, const char* name, wire::Window window, std::string& why);
 
 }  // namespace gpupool::guest

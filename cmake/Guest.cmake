@@ -1,0 +1,25 @@
+# The libraries that programs load. Included twice: by the build itself, and by guest/portable, which builds them for
+# old systems with another compiler. Needs GPUPOOL_ROOT, GPUPOOL_GENERATED_DIR, GPUPOOL_GENERATED_GUEST and the targets
+# gpupool_flags and gpupool_codegen.
+
+# The guest runtime. It lives inside other people's programs: nothing but cu* leaves it, and it brings its own
+# libstdc++.
+file(GLOB GUEST_SOURCES CONFIGURE_DEPENDS ${GPUPOOL_ROOT}/guest/runtime/*.cpp ${GPUPOOL_ROOT}/guest/runtime/manual/*.cpp
+     ${GPUPOOL_ROOT}/guest/runtime/transport/*.cpp)
+# Compiled once for the library and for its tests, as the worker and the software GPU's engine below.
+add_library(guest_objects OBJECT ${GUEST_SOURCES} ${GPUPOOL_GENERATED_GUEST})
+target_link_libraries(guest_objects PRIVATE gpupool_flags)
+target_include_directories(guest_objects PRIVATE ${GPUPOOL_GENERATED_DIR})
+add_dependencies(guest_objects gpupool_codegen)
+add_library(guest_runtime SHARED $<TARGET_OBJECTS:guest_objects>)
+target_link_libraries(guest_runtime PRIVATE gpupool_flags ${CMAKE_DL_LIBS})
+# nodelete: threads that have called us run our clean-up when they end, even after a dlclose.
+target_link_options(guest_runtime PRIVATE -static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL
+                    -Wl,-soname,libcuda.so.1 -Wl,-z,now -Wl,-z,nodelete -Wl,-z,defs -Wl,-Bsymbolic-functions
+                    -Wl,--version-script=${GPUPOOL_ROOT}/guest/runtime/exports.map)
+set_target_properties(guest_runtime PROPERTIES OUTPUT_NAME cuda PREFIX lib SUFFIX .so.1
+                      LINK_DEPENDS ${GPUPOOL_ROOT}/guest/runtime/exports.map
+                      LINKER_LANGUAGE CXX
+                      LIBRARY_OUTPUT_DIRECTORY ${GPUPOOL_GUEST_FOLDER})
+add_custom_command(TARGET guest_runtime POST_BUILD
+  COMMAND ${CMAKE_COMMAND} -E create_symlink libcuda.so.1 ${GPUPOOL_GUEST_FOLDER}/libcuda.so)

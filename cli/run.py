@@ -22,8 +22,8 @@ from gpupool.hostd.endpoint import Endpoint
 
 _TRANSPORTS = ("shm", "tcp", "vsock")
 _NO_VSOCK_HERE = (
-    "transport vsock was asked for, but hostd was found on this machine, at a unix socket; inside a "
-    "virtual machine name its host's endpoint with --endpoint vsock://2:port"
+    "transport vsock was asked for, but hostd was found on this machine, at a unix socket; inside "
+    "a virtual machine name its host's endpoint with --endpoint vsock://2:port"
 )
 DESCRIPTION = """\
 Runs CMD with gpupool's libcuda.so.1 first on its library path. CMD needs no change and no access to

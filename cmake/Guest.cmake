@@ -1,6 +1,7 @@
 # The libraries that programs load. Included twice: by the build itself, and by guest/portable, which builds them for
-# old systems with another compiler. Needs GPUPOOL_ROOT, GPUPOOL_GENERATED_DIR, GPUPOOL_GENERATED_GUEST and the targets
-# gpupool_flags and gpupool_codegen.
+# old systems with another compiler. Needs GPUPOOL_ROOT, GPUPOOL_GENERATED_DIR, GPUPOOL_GENERATED_GUEST,
+# GPUPOOL_GENERATED_NVML, GPUPOOL_GUEST_FOLDER (where they go) and the targets gpupool_flags, gpupool_codegen and
+# gpupool_nvml_codegen.
 
 # The guest runtime. It lives inside other people's programs: nothing but cu* leaves it, and it brings its own
 # libstdc++.
@@ -23,3 +24,22 @@ set_target_properties(guest_runtime PROPERTIES OUTPUT_NAME cuda PREFIX lib SUFFI
                       LIBRARY_OUTPUT_DIRECTORY ${GPUPOOL_GUEST_FOLDER})
 add_custom_command(TARGET guest_runtime POST_BUILD
   COMMAND ${CMAKE_COMMAND} -E create_symlink libcuda.so.1 ${GPUPOOL_GUEST_FOLDER}/libcuda.so)
+
+# NVML for guests, beside libcuda.so.1: the same way to dial, nothing else of the guest runtime.
+file(GLOB NVML_SOURCES CONFIGURE_DEPENDS ${GPUPOOL_ROOT}/guest/nvml/*.cpp)
+add_library(guest_nvml SHARED ${NVML_SOURCES} ${GPUPOOL_GENERATED_NVML} ${GPUPOOL_ROOT}/guest/runtime/log.cpp
+            ${GPUPOOL_ROOT}/guest/runtime/marker.cpp ${GPUPOOL_ROOT}/guest/runtime/transport/endpoint.cpp)
+target_link_libraries(guest_nvml PRIVATE gpupool_flags)
+# Older and newer names of a function are told apart, as above.
+target_compile_definitions(guest_nvml PRIVATE NVML_NO_UNVERSIONED_FUNC_DEFS)
+target_link_options(guest_nvml PRIVATE -static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL
+                    -Wl,-soname,libnvidia-ml.so.1 -Wl,-z,now -Wl,-z,defs -Wl,-Bsymbolic-functions
+                    -Wl,--version-script=${GPUPOOL_ROOT}/guest/nvml/exports.map)
+set_target_properties(guest_nvml PROPERTIES OUTPUT_NAME nvidia-ml PREFIX lib SUFFIX .so.1
+                      LINK_DEPENDS ${GPUPOOL_ROOT}/guest/nvml/exports.map
+                      LINKER_LANGUAGE CXX
+                      CXX_VISIBILITY_PRESET default
+                      LIBRARY_OUTPUT_DIRECTORY ${GPUPOOL_GUEST_FOLDER})
+add_dependencies(guest_nvml gpupool_nvml_codegen)
+add_custom_command(TARGET guest_nvml POST_BUILD
+  COMMAND ${CMAKE_COMMAND} -E create_symlink libnvidia-ml.so.1 ${GPUPOOL_GUEST_FOLDER}/libnvidia-ml.so)

@@ -31,7 +31,7 @@ ExternalProject_Add(
              -DGPUPOOL_GENERATED_GUEST=${portable_generated}
              -DGPUPOOL_GENERATED_NVML=${portable_nvml}
              -DGPUPOOL_GUEST_FOLDER=${CMAKE_BINARY_DIR}/lib/portable
-  DEPENDS gpupool_codegen
+  DEPENDS gpupool_codegen gpupool_nvml_codegen
   BUILD_ALWAYS 1  # ninja there knows what has changed
   INSTALL_COMMAND ""
   EXCLUDE_FROM_ALL ${portable_excluded})

@@ -4,6 +4,7 @@
 
 #include <cuda.h>
 
+#include <memory>
 #include <vector>
 
 #include "guest/runtime/objects.hpp"
@@ -30,6 +31,8 @@ struct ThreadState {
   std::vector<PerThreadStream> per_thread_streams;  // made on first use
   u32 index = kNoIndex;                             // wire thread index, taken on the first message
   CaptureArrays capture_arrays;
+  std::shared_ptr<void> occupancy_answers;  // manual/occupancy.cpp, manual/tensor_map.cpp; made on first use
+  std::shared_ptr<void> tensor_maps;
   bool per_thread_default = false;  // inside a _ptds / _ptsz entry point: stream 0 means per-thread
 
   static constexpr u32 kNoIndex = ~0u;

@@ -67,4 +67,12 @@ class AnswerCache {
   std::unique_ptr<std::array<Entry, Places>> entries_;
 };
 
+// The cache of this thread that lives at a place in its ThreadState: a thread_local of its own would be
+// destroyed before a program's exit handlers have made their last calls.
+template <typename Cache>
+Cache& cache_at(std::shared_ptr<void>& place) {
+  if (place == nullptr) place = std::make_shared<Cache>();
+  return *static_cast<Cache*>(place.get());
+}
+
 }  // namespace gpupool::guest

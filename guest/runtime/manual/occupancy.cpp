@@ -16,10 +16,8 @@ namespace {
 
 using Key = AnswerKey<160>;
 
-// One a thread. Behind a function, so that threads that never ask have none.
 AnswerCache<Key, u64, 256>& cache() {
-  thread_local AnswerCache<Key, u64, 256> answers;
-  return answers;
+  return cache_at<AnswerCache<Key, u64, 256>>(thread_state().occupancy_answers);
 }
 
 // The handle differs for each function that ever was, and the epoch for each state of its attributes.

@@ -34,7 +34,7 @@ struct Arguments {
 
 CUresult encode(CUtensorMap* out, const Arguments& arguments) {
   using Key = AnswerKey<sizeof(Arguments)>;
-  thread_local AnswerCache<Key, Encoded, 64> known;
+  auto& known = cache_at<AnswerCache<Key, Encoded, 64>>(thread_state().tensor_maps);
   Key key;
   key.add(arguments);
   if (const Encoded* encoded = known.find(key)) {

@@ -25,7 +25,7 @@ std::string environment(const char* name) {
 bool is_vsock_number(const std::string& text) {
   if (text.empty() || text.size() > 10 || text.find_first_not_of("0123456789") != std::string::npos)
     return false;
-  return std::strtoull(text.c_str(), nullptr, 10) < VMADDR_CID_ANY;
+  return std::strtoull(text.c_str(), nullptr, 10) < 0xffff'ffff;
 }
 
 // HOST:PORT, the host perhaps in brackets.

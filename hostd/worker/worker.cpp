@@ -1,6 +1,7 @@
 #include "hostd/worker/worker.hpp"
 
 #include "hostd/worker/log.hpp"
+#include "hostd/worker/manual/context.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
@@ -35,23 +36,37 @@ CUresult Worker::mark(wire::Handle handle, u64 ticket) {
   return result;
 }
 
-CUresult Worker::register_window(u64 offset, u64 bytes) {
-  if (offset > window.size || bytes > window.size - offset) return CUDA_ERROR_INVALID_VALUE;
-  u8* address = window.base + offset;
-  const CUresult result =
+CUresult Worker::register_host(void* address, u64 bytes) {
+  const KeepCurrent keep(driver);
+  CUresult result = driver.cuCtxSetCurrent(registration_context());
+  if (result != CUDA_SUCCESS) return result;
+  result =
       driver.cuMemHostRegister_v2(address, bytes, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
   if (result != CUDA_SUCCESS) return result;
   CUdeviceptr device = 0;
   const CUresult mapped = driver.cuMemHostGetDevicePointer_v2(&device, address, 0);
   if (mapped == CUDA_SUCCESS && device == reinterpret_cast<CUdeviceptr>(address)) return CUDA_SUCCESS;
-  // Everything relies on one address for host and device: better no session than a wrong one.
-  log(LogLevel::error, "the driver maps host memory at another device address");
   driver.cuMemHostUnregister(address);
   return CUDA_ERROR_NOT_SUPPORTED;
 }
 
+CUresult Worker::unregister_host(void* address) {
+  const KeepCurrent keep(driver);
+  const CUresult result = driver.cuCtxSetCurrent(registration_context());
+  return result == CUDA_SUCCESS ? driver.cuMemHostUnregister(address) : result;
+}
+
+CUresult Worker::register_window(u64 offset, u64 bytes) {
+  if (offset > window.size || bytes > window.size - offset) return CUDA_ERROR_INVALID_VALUE;
+  const CUresult result = register_host(window.base + offset, bytes);
+  // Everything relies on one address for host and device: better no session than a wrong one.
+  if (result == CUDA_ERROR_NOT_SUPPORTED)
+    log(LogLevel::error, "the driver maps host memory at another device address");
+  return result;
+}
+
 CUresult Worker::unregister_window(u64 offset) {
-  return driver.cuMemHostUnregister(window.base + offset);
+  return unregister_host(window.base + offset);
 }
 
 // Heap segments, asked for by the client's pinned allocator. Only whole pages of the heap, so that the part

@@ -129,6 +129,11 @@ class Worker {
 
   // Writes ticket + 1 into the word of `stream` from the GPU, after everything issued to it so far.
   CUresult mark(wire::Handle stream, u64 ticket);
+  // Registers host memory with the driver for every context, at its own address; NOT_SUPPORTED if the driver
+  // gives it another one. It stays registered until it is unregistered, whichever contexts the client
+  // destroys.
+  CUresult register_host(void* address, u64 bytes);
+  CUresult unregister_host(void* address);
   // Registers [offset, +bytes) of the window with the driver (host memory the GPU can reach).
   CUresult register_window(u64 offset, u64 bytes);
   CUresult unregister_window(u64 offset);

@@ -381,6 +381,43 @@ ok(driver.cuGraphDestroy(graph)); until(lambda: ended == [1, 2, 3], "the destruc
     )
 
 
+def test_user_objects_of_graphs_that_are_not_the_programs_own(host: Host, transport: str) -> None:
+    """One still being captured, and one inside another: they go with what holds them."""
+    host.run_python(
+        transport,
+        PRELUDE
+        + NODES
+        + """
+FUNCTION = ctypes.CFUNCTYPE(None, c_void_p)
+ended = []
+destroy = FUNCTION(lambda data: ended.append(data))
+def make(number):
+    made = c_void_p()
+    ok(driver.cuUserObjectCreate(byref(made), c_void_p(number), destroy, 1, 1))
+    return made
+s, status, graph = stream(), c_int(), c_void_p()
+ok(driver.cuStreamBeginCapture_v2(s, 0))
+ok(driver.cuStreamGetCaptureInfo_v2(s, byref(status), None, byref(graph), None, None))
+ok(driver.cuGraphRetainUserObject(graph, make(1), 1, 1))
+captured = c_void_p()
+ok(driver.cuStreamEndCapture(s, byref(captured)))
+same(captured.value, graph.value)
+time.sleep(0.05); same(ended, [])
+ok(driver.cuGraphDestroy(captured)); same(ended, [1])
+parent, child = new_graph(), new_graph()
+add_kernel(child, [], alloc(4), 1)
+node, inner = c_void_p(), c_void_p()
+ok(driver.cuGraphAddChildGraphNode(byref(node), parent, None, c_size_t(0), child))
+ok(driver.cuGraphChildGraphNodeGetGraph(node, byref(inner)))
+ok(driver.cuGraphRetainUserObject(inner, make(2), 1, 1))
+executable = instantiate(parent)
+ok(driver.cuGraphDestroy(parent)); time.sleep(0.05); same(ended, [1])  # the executable has it
+ok(driver.cuGraphExecDestroy(executable)); same(ended, [1, 2])
+same(driver.cuGraphRetainUserObject(c_void_p(12345), make(3), 1, 1), 1)
+""",
+    )
+
+
 def test_data_of_edges(host: Host, transport: str) -> None:
     """Programmatic edges, and that nobody overlooks them."""
     host.run_python(

@@ -388,3 +388,30 @@ threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
 [t.join() for t in threads]
 assert not errors, errors
 """)  # fmt: skip
+
+
+def test_pinned_memory_outlives_the_context_it_was_made_in(host: Host) -> None:
+    """Its pages are the session's: kernels of the next context reach what was handed out again.
+
+    On shared memory only: elsewhere kernels do not reach it.
+    """
+    run(host, "shm", """
+from tests.guest.kernels import Parameters, get_function, launch, load_module
+def create():
+    context = c_void_p()
+    d.call("cuCtxCreate_v2", byref(context), 0, 0)
+    return context
+def write(value):
+    pinned = d.pinned(4096)
+    module = load_module(d)
+    parameters = Parameters(c_uint64(pinned), c_uint(4), c_uint(value), ctypes.c_ubyte(0))
+    equal(launch(d, get_function(d, module, "fill"), (1, 1, 1), (32, 1, 1), parameters), SUCCESS)
+    d.call("cuCtxSynchronize")
+    equal(list((c_uint * 4).from_address(pinned)), [value] * 4)
+    d.call("cuMemFreeHost", c_void_p(pinned))
+d.call("cuCtxSetCurrent", None)
+for value in (5, 6):
+    context = create()
+    write(value)
+    d.call("cuCtxDestroy_v2", context)
+""")  # fmt: skip

@@ -90,7 +90,9 @@ CUresult cuGraphDestroy(CUgraph graph) {
   if (!forget_graph(bits(graph))) return CUDA_ERROR_INVALID_VALUE;
   Call call(wire::Function::cuGraphDestroy);
   call.put(bits(graph));
-  return call.send();
+  const CUresult result = call.send();
+  drop_objects();
+  return result;
 }
 
 CUresult cuGraphClone(CUgraph* out, CUgraph original) {

@@ -103,6 +103,12 @@ void remember_graph(u64 graph, const GraphContents& contents);
 bool forget_graph(u64 graph);
 // Calls `change` with the contents of the graph under the registry's lock. False when there is no such graph.
 bool with_graph(u64 graph, const std::function<void(GraphContents&)>& change);
+// The same for a graph's references to user objects, also of one that is not in the registry because it is
+// inside another graph or still being captured: those are kept until the worker says that it is gone.
+bool with_objects(u64 graph, const std::function<void(std::vector<UserReference>&)>& change);
+// Releases the objects of graphs inside others that are gone. After whatever ends such graphs; a look at one
+// number unless there are any.
+void drop_objects();
 // What an executable graph or another graph made from this one refers to; asks the worker, which knows where
 // host functions and events are now, if there are any at all.
 CUresult read_contents(u64 graph, GraphContents& out);

@@ -189,7 +189,9 @@ CUresult cuGraphAddNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* depe
 CUresult cuGraphDestroyNode(CUgraphNode node) {
   Call call(wire::Function::cuGraphDestroyNode);
   call.put(bits(node));
-  return call.wait();
+  const CUresult result = call.wait();
+  drop_objects();
+  return result;
 }
 
 CUresult cuGraphNodeSetParams(CUgraphNode node, CUgraphNodeParams* params) {

@@ -16,6 +16,7 @@ namespace {
 // which only the worker knows; so it is asked from time to time which of them are left.
 struct Held {
   std::vector<std::shared_ptr<void>> things;
+  std::vector<UserReference> objects;
   std::shared_ptr<NodeStorage> storage;
 };
 
@@ -28,6 +29,7 @@ struct Registry {
   std::unordered_map<u64, Held> held;
   size_t sweep_at = kFirstSweep;  // so many things held that asking is worth while
   std::atomic<bool> followed{false};
+  std::atomic<u32> inner{0};  // graphs inside others that hold user objects
 };
 
 // Leaked on purpose: graphs are destroyed by exit handlers of programs too.
@@ -36,27 +38,35 @@ Registry& registry() {
   return instance;
 }
 
+// One byte a handle of a graph or node: whether the worker still has it.
+std::vector<u8> ask_living(const std::vector<u64>& handles) {
+  std::vector<u8> living(handles.size(), 1);
+  Call call(wire::Function::graph_living);
+  call.put_array(handles.data(), handles.size());
+  call.expect_answer(handles.size() + 64);
+  // Otherwise the session has failed, and nothing is asked of it any more.
+  if (call.wait() == CUDA_SUCCESS) call.get_array(living.data(), living.size());
+  return living;
+}
+
 // Drops what is held for handles that are gone. Without the registry's lock held.
-void sweep() {
+void sweep(bool at_once = false) {
   Registry& all = registry();
   std::vector<u64> handles;
   {
     const std::lock_guard lock(all.mutex);
-    if (all.held.size() < all.sweep_at) return;
+    if (!at_once && all.held.size() < all.sweep_at) return;
     for (const auto& [handle, held] : all.held) handles.push_back(handle);
   }
-  Call call(wire::Function::graph_living);
-  call.put_array(handles.data(), handles.size());
-  call.expect_answer(handles.size() + 64);
-  if (call.wait() != CUDA_SUCCESS) return;  // the session has failed; nothing is asked of it any more
-  std::vector<u8> living(handles.size(), 1);
-  call.get_array(living.data(), living.size());
+  const std::vector<u8> living = ask_living(handles);
   std::vector<Held> dropped;  // destroyed after the lock is gone
   const std::lock_guard lock(all.mutex);
   for (size_t i = 0; i < handles.size(); ++i) {
     if (living[i] != 0) continue;
-    if (auto removed = all.held.extract(handles[i]); !removed.empty())
-      dropped.push_back(std::move(removed.mapped()));
+    auto removed = all.held.extract(handles[i]);
+    if (removed.empty()) continue;
+    if (!removed.mapped().objects.empty()) all.inner.fetch_sub(1, std::memory_order_relaxed);
+    dropped.push_back(std::move(removed.mapped()));
   }
   all.sweep_at = all.held.size() * 2 > kFirstSweep ? all.held.size() * 2 : kFirstSweep;
 }
@@ -81,7 +91,14 @@ void GraphContents::merge(const GraphContents& other) {
 
 void remember_graph(u64 graph, const GraphContents& contents) {
   const std::lock_guard lock(registry().mutex);
-  registry().graphs[graph].merge(contents);
+  GraphContents& own = registry().graphs[graph];
+  own.merge(contents);
+  // While it was being captured it was not known here.
+  const auto held = registry().held.extract(graph);
+  if (held.empty()) return;
+  if (!held.mapped().objects.empty()) registry().inner.fetch_sub(1, std::memory_order_relaxed);
+  for (auto& each : held.mapped().things) own.kept.push_back(std::move(each));
+  for (auto& each : held.mapped().objects) own.objects.push_back(std::move(each));
 }
 
 bool forget_graph(u64 graph) {
@@ -99,10 +116,32 @@ bool with_graph(u64 graph, const std::function<void(GraphContents&)>& change) {
   return true;
 }
 
+bool with_objects(u64 graph, const std::function<void(std::vector<UserReference>&)>& change) {
+  if (with_graph(graph, [&](GraphContents& contents) { change(contents.objects); })) return true;
+  if (ask_living({graph}).front() == 0) return false;
+  const std::lock_guard lock(registry().mutex);
+  std::vector<UserReference>& objects = registry().held[graph].objects;
+  const bool had = !objects.empty();
+  change(objects);
+  if (had != !objects.empty()) registry().inner.fetch_add(had ? ~0u : 1u, std::memory_order_relaxed);
+  return true;
+}
+
+void drop_objects() {
+  if (registry().inner.load(std::memory_order_relaxed) != 0) sweep(true);
+}
+
 CUresult read_contents(u64 graph, GraphContents& out) {
   with_graph(graph, [&](const GraphContents& contents) {
     for (const UserReference& each : contents.objects) out.objects.push_back(each);
   });
+  if (registry().inner.load(std::memory_order_relaxed) != 0) {
+    // Which graphs are inside this one only the worker knows; to keep the objects of others too long harms
+    // less than to release one too early.
+    const std::lock_guard lock(registry().mutex);
+    for (const auto& [handle, held] : registry().held)
+      for (const UserReference& each : held.objects) out.objects.push_back(each);
+  }
   if (!registry().followed.load(std::memory_order_acquire)) return CUDA_SUCCESS;
   std::vector<wire::FollowedNode> nodes;
   for (u64 room = 64;;) {

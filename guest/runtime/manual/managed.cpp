@@ -209,9 +209,9 @@ Common common_advice(u64 address, u64 count) {
 
 void write_accessors(void* data, size_t bytes, u64 accessed_by) {
   std::vector<CUdevice> devices;
-  if ((accessed_by & Advice::kHostBit) != 0) devices.push_back(CU_DEVICE_CPU);
   for (u32 device = 0; device < wire::kMaxDevices; ++device)
     if ((accessed_by >> device & 1) != 0) devices.push_back(static_cast<CUdevice>(device));
+  if ((accessed_by & Advice::kHostBit) != 0) devices.push_back(CU_DEVICE_CPU);  // last, as driver 580 answers
   devices.resize(bytes / sizeof(CUdevice), CU_DEVICE_INVALID);
   std::memcpy(data, devices.data(), bytes);
 }

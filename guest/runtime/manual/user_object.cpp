@@ -86,15 +86,15 @@ CUresult cuGraphRetainUserObject(CUgraph graph, CUuserObject handle, unsigned in
   if (object == nullptr || !valid_count(count) ||
       (flags & ~static_cast<unsigned>(CU_GRAPH_USER_OBJECT_MOVE)) != 0)
     return CUDA_ERROR_INVALID_VALUE;
-  const bool known = with_graph(bits(graph), [&](GraphContents& contents) {
+  const bool known = with_objects(bits(graph), [&](std::vector<UserReference>& objects) {
     if ((flags & CU_GRAPH_USER_OBJECT_MOVE) == 0)
       retain(*object, count);  // else the caller's references move
-    for (UserReference& reference : contents.objects) {
+    for (UserReference& reference : objects) {
       if (reference.object() != object) continue;
       reference.add(count);
       return;
     }
-    contents.objects.emplace_back(object, count);
+    objects.emplace_back(object, count);
   });
   return known ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
@@ -103,10 +103,10 @@ CUresult cuGraphReleaseUserObject(CUgraph graph, CUuserObject handle, unsigned i
   UserObject* object = g_user_objects.find(handle);
   if (object == nullptr || !valid_count(count)) return CUDA_ERROR_INVALID_VALUE;
   bool dropped = false;
-  with_graph(bits(graph), [&](GraphContents& contents) {
-    for (UserReference& reference : contents.objects)
+  with_objects(bits(graph), [&](std::vector<UserReference>& objects) {
+    for (UserReference& reference : objects)
       if (reference.object() == object) dropped = reference.drop(count);
-    std::erase_if(contents.objects, [](const UserReference& reference) { return reference.count() == 0; });
+    std::erase_if(objects, [](const UserReference& reference) { return reference.count() == 0; });
   });
   // Outside of the registry's lock: the destructor may run now.
   return dropped && release(*object, count) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;

@@ -20,7 +20,7 @@ constexpr u32 kLimits = 16;       // as in wire::DeviceInfo
 // One worker process serves one client, so this is the session's.
 struct Opened {
   std::array<CUcontext, wire::kMaxDevices> primary{};
-  bool window_registered = false;
+  CUcontext registration = nullptr;  // the primary context in which the window is registered
   u32 contexts = 0;
 };
 Opened g_opened;
@@ -39,14 +39,14 @@ CUresult open_primary(Worker& worker, i32 device, CUcontext& context) {
     if (result != CUDA_SUCCESS) return result;
     g_opened.primary[static_cast<size_t>(device)] = context;
   }
-  if (g_opened.window_registered) return CUDA_SUCCESS;
-  CUresult result = worker.driver.cuCtxSetCurrent(context);
-  if (result == CUDA_SUCCESS) result = worker.register_window(0, wire::kHeapOffset);
+  if (g_opened.registration != nullptr) return CUDA_SUCCESS;
+  g_opened.registration = context;
+  const CUresult result = worker.register_window(0, wire::kHeapOffset);
   if (result != CUDA_SUCCESS) {
+    g_opened.registration = nullptr;
     log(LogLevel::error, "cannot register the window with the GPU", "CUDA error " + std::to_string(result));
     return result;
   }
-  g_opened.window_registered = true;
   return CUDA_SUCCESS;
 }
 
@@ -117,6 +117,10 @@ void forget_context(Worker& worker, wire::Handle handle) {
 CUcontext find_context(Worker& worker, wire::Handle handle) {
   const CUcontext* context = worker.contexts.find(by_index(handle));
   return context == nullptr ? nullptr : *context;
+}
+
+CUcontext registration_context() {
+  return g_opened.registration;
 }
 
 CUdevice device_at(const Worker& worker, i32 device) {

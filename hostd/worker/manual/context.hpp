@@ -22,6 +22,11 @@ class KeepCurrent {
   CUcontext before_ = nullptr;
 };
 
+// The context in which host memory is registered for all of them, or null before the first one is opened.
+// Registered memory goes with the context that it was registered in, so it must not be one that the client
+// can destroy.
+CUcontext registration_context();
+
 // The context that a client's handle names, or null. Slots name contexts by index alone, so the table's
 // generation is always 0.
 CUcontext find_context(Worker& worker, wire::Handle handle);

@@ -37,18 +37,6 @@ bool is_shared_memory(int fd, u64 bytes_needed) {
          (system.f_type == TMPFS_MAGIC || system.f_type == HUGETLBFS_MAGIC);
 }
 
-CUresult register_at(Worker& worker, u64 address, u64 bytes) {
-  auto* pointer = reinterpret_cast<void*>(address);
-  const CUresult result = worker.driver.cuMemHostRegister_v2(
-      pointer, bytes, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
-  if (result != CUDA_SUCCESS) return result;
-  CUdeviceptr device = 0;
-  const CUresult mapped = worker.driver.cuMemHostGetDevicePointer_v2(&device, pointer, 0);
-  if (mapped == CUDA_SUCCESS && device == address) return CUDA_SUCCESS;
-  worker.driver.cuMemHostUnregister(pointer);
-  return CUDA_ERROR_NOT_SUPPORTED;
-}
-
 }  // namespace
 
 // u64 address, u64 bytes, u64 offset in the file, u64 parcel. NOT_SUPPORTED: the client does without.
@@ -75,7 +63,7 @@ CUresult handle_host_map(Worker& worker, Request& request) {
     worker.pinned.give_back(address);
     return CUDA_ERROR_NOT_SUPPORTED;
   }
-  const CUresult result = got == wanted ? register_at(worker, address, bytes) : CUDA_ERROR_NOT_SUPPORTED;
+  const CUresult result = got == wanted ? worker.register_host(wanted, bytes) : CUDA_ERROR_NOT_SUPPORTED;
   if (result != CUDA_SUCCESS) {
     munmap(got, bytes);
     worker.pinned.give_back(address);
@@ -91,7 +79,7 @@ CUresult handle_host_unmap(Worker& worker, Request& request) {
   request.in.finish();
   const auto mapping = host_mappings().find(address);
   if (mapping == host_mappings().end()) throw wire::ProtocolError("host_unmap of what is not mapped");
-  const CUresult result = worker.driver.cuMemHostUnregister(reinterpret_cast<void*>(address));
+  const CUresult result = worker.unregister_host(reinterpret_cast<void*>(address));
   if (result == CUDA_SUCCESS) {
     munmap(reinterpret_cast<void*>(address), mapping->second);
     host_mappings().erase(mapping);

@@ -46,6 +46,18 @@ CUmemPool_attribute read_attribute(Request& request) {
   return static_cast<CUmemPool_attribute>(attribute);
 }
 
+// The driver notices only when it is asked for a stream that its frees are done; the client's own waits do
+// not ask it. Not while a stream is being captured: a question to another one could end the capture.
+void notice_frees(Worker& worker) {
+  bool capturing = false;
+  worker.streams.each(
+      [&](wire::Handle, const StreamEntry& entry) { capturing = capturing || entry.capturing; });
+  if (capturing) return;
+  worker.streams.each([&](wire::Handle, const StreamEntry& entry) {
+    static_cast<void>(worker.driver.cuStreamQuery(entry.stream));  // a fault is told by what follows
+  });
+}
+
 }  // namespace
 
 CUresult handle_cuMemAllocAsync(Worker& worker, Request& request) {
@@ -97,12 +109,23 @@ CUresult handle_cuMemPoolCreate(Worker& worker, Request& request) {
   return CUDA_SUCCESS;
 }
 
+CUresult handle_cuMemPoolTrimTo(Worker& worker, Request& request) {
+  if (worker.driver.cuMemPoolTrimTo == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
+  CUmemoryPool pool = find_pool(worker, request.in.get<wire::Handle>());
+  const u64 keep = request.in.get<u64>();
+  request.in.finish();
+  if (pool == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  notice_frees(worker);
+  return worker.driver.cuMemPoolTrimTo(pool, keep);
+}
+
 CUresult handle_cuMemPoolGetAttribute(Worker& worker, Request& request) {
   if (worker.driver.cuMemPoolGetAttribute == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUmemoryPool pool = find_pool(worker, request.in.get<wire::Handle>());
   const CUmemPool_attribute attribute = read_attribute(request);
   request.in.finish();
   if (pool == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  if (attribute > kLastIntAttribute) notice_frees(worker);
   u64 value = 0;
   const CUresult result = worker.driver.cuMemPoolGetAttribute(pool, attribute, &value);
   if (result == CUDA_SUCCESS) request.out->put(value);

@@ -48,11 +48,12 @@ struct Request {
 
 struct StreamEntry {
   CUstream stream = nullptr;
-  u32 context = 0;         // handle index of its context
-  bool capturing = false;  // between begin and end of a capture that this stream began or joined
-  u64 capture_id = 0;      // the driver's, while capturing
-  bool noted = false;      // activity.hpp knows that it may have work outstanding
-  u64 last_mark = 0;       // ticket + 1 of the newest mark issued
+  u32 context = 0;             // handle index of its context
+  bool capturing = false;      // between begin and end of a capture that this stream began or joined
+  u64 capture_id = 0;          // the driver's, while capturing
+  bool began_capture = false;  // it began that capture; the others have joined it
+  bool noted = false;          // activity.hpp knows that it may have work outstanding
+  u64 last_mark = 0;           // ticket + 1 of the newest mark issued
 };
 
 struct EventEntry {

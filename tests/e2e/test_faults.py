@@ -251,7 +251,7 @@ print(driver.cuInit(0), flush=True)
         ("tcp", "shm", "offers shm"),
         ("shm", "tcp", "offers tcp"),
         ("rdma", "shm", "not available"),
-        ("vsock", "tcp", "not available"),
+        ("vsock", "tcp", "offers tcp"),
     ],
 )
 def test_forced_transport_that_is_not_there_is_an_error(

@@ -68,8 +68,8 @@ assert 8 <= len(streams) <= 12, len(streams)
 d.synchronize()
 """,
     )
-    assert lines(capped, "limits.handles") == 1
-    assert lines(capped, "limits.streams") == 1
+    capped.wait_until(lambda: lines(capped, "limits.handles") == 1, "one line")
+    capped.wait_until(lambda: lines(capped, "limits.streams") == 1, "one line")
 
 
 def test_pinned_memory(capped: Host, transport: str) -> None:
@@ -83,7 +83,7 @@ d.call("cuMemFreeHost", c_void_p(blocks.pop()))
 blocks.append(d.pinned(8 << 20))
 """,
     )
-    assert lines(capped, "limits.pinned_mib") == 1
+    capped.wait_until(lambda: lines(capped, "limits.pinned_mib") == 1, "one line")
 
 
 def test_images(capped: Host, transport: str) -> None:
@@ -102,4 +102,4 @@ d.call("cuModuleUnload", modules.pop())
 modules.append(module())
 """,
     )
-    assert lines(capped, "limits.image_mib") == 1
+    capped.wait_until(lambda: lines(capped, "limits.image_mib") == 1, "one line")

@@ -30,10 +30,18 @@ void note_capture(Worker& worker, wire::Handle handle) {
       worker.driver.cuStreamGetCaptureInfo_v2(entry->stream, &status, &id, nullptr, nullptr, nullptr);
   // An invalidated capture still holds the stream until it is ended.
   entry->capturing = result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
-  if (!entry->capturing)
+  if (!entry->capturing) {
     entry->capture_id = 0;
-  else if (status == CU_STREAM_CAPTURE_STATUS_ACTIVE)
+    entry->began_capture = false;
+  } else if (status == CU_STREAM_CAPTURE_STATUS_ACTIVE) {
     entry->capture_id = id;
+  }
+}
+
+static void note_begun(Worker& worker, wire::Handle handle, CUresult result) {
+  note_capture(worker, handle);
+  if (StreamEntry* entry = worker.streams.find(handle); entry != nullptr && result == CUDA_SUCCESS)
+    entry->began_capture = true;
 }
 
 void note_captures_ended(Worker& worker) {
@@ -45,7 +53,7 @@ void note_captures_ended(Worker& worker) {
 CUresult handle_cuStreamBeginCapture_v2(Worker& worker, Request& request) {
   const CUresult result =
       worker.driver.cuStreamBeginCapture_v2(request.stream, CU_STREAM_CAPTURE_MODE_RELAXED);
-  note_capture(worker, request.stream_handle);
+  note_begun(worker, request.stream_handle, result);
   return result;
 }
 
@@ -58,7 +66,7 @@ CUresult handle_cuStreamBeginCaptureToGraph(Worker& worker, Request& request) {
   const CUresult result = worker.driver.cuStreamBeginCaptureToGraph(
       request.stream, *graph, dependencies.data(), dependencies.edge_data(), dependencies.nodes.size(),
       CU_STREAM_CAPTURE_MODE_RELAXED);
-  note_capture(worker, request.stream_handle);
+  note_begun(worker, request.stream_handle, result);
   const StreamEntry* entry = worker.streams.find(request.stream_handle);
   if (result == CUDA_SUCCESS && entry != nullptr) captures_into_graphs()[entry->capture_id] = *graph;
   return result;
@@ -135,7 +143,9 @@ bool is_captured_into(const Worker& worker, CUgraph graph) {
 void abandon_capture(Worker& worker, const StreamEntry& stream) {
   CUgraph graph = nullptr;
   const StreamEntry entry = stream;  // the table's own changes meanwhile
-  if (entry.capturing) end_capture(worker, entry, true, graph);
+  // One that only joined does not take the capture with it; ending it there would make it invalid (driver
+  // 580).
+  if (entry.capturing && entry.began_capture) end_capture(worker, entry, true, graph);
 }
 
 void abandon_captures(Worker& worker, u32 context) {

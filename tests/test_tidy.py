@@ -70,9 +70,10 @@ def test_versions_agree() -> None:
 
 
 def test_build_requirements_agree() -> None:
-    """The checkout's build group and the wheel's build requirements pin the same versions."""
+    """The checkout's groups and the wheel's build requirements pin the same versions."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    group = set(project["dependency-groups"]["build"])
+    groups = project["dependency-groups"]
+    group = {*groups["build"], *groups["portable"]}
     for requirement in project["build-system"]["requires"]:
         if not requirement.startswith("scikit-build-core"):
             assert requirement in group

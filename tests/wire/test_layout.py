@@ -19,7 +19,7 @@ typedef struct CUctx_st *CUcontext;
 typedef struct CUevent_st *CUevent;
 typedef struct CUgraph_st *CUgraph;
 typedef struct CUgraphNode_st *CUgraphNode;
-typedef struct CUtexref_st *CUtexref;
+typedef struct CUexternalMemory_st *CUexternalMemory;
 typedef struct Plain_st { int a; } Plain;
 typedef struct Pointing_st { void *a; } Pointing;
 typedef void (*CUcallback)(void *);
@@ -31,7 +31,7 @@ CUresult cuCountFirst(size_t *count, CUgraphNode *nodes);
 CUresult cuMake(CUgraph *graph);
 CUresult cuMakeEvent(CUevent *event);
 CUresult cuContext(CUcontext ctx);
-CUresult cuTexref(CUtexref ref);
+CUresult cuExternal(CUexternalMemory ref);
 CUresult cuPointing(const Pointing *p);
 CUresult cuPointingValue(Pointing p);
 CUresult cuDevices(CUdevice *devices);
@@ -88,7 +88,7 @@ def test_a_counted_result_has_a_capacity() -> None:
         ("cuMake", {"graph": "in[graph]"}, "counted by `graph`"),
         ("cuMakeEvent", {"event": "create"}, "CUevent is a guest object"),
         ("cuContext", {}, "contexts as arguments need a manual row"),
-        ("cuTexref", {}, "CUtexref does not travel"),
+        ("cuExternal", {}, "CUexternalMemory does not travel"),
         ("cuPointing", {}, "Pointing.a means nothing at the other end"),
         ("cuPointingValue", {}, "Pointing.a means nothing at the other end"),
         ("cuDevices", {}, "device ordinals behind pointers"),

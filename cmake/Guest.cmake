@@ -16,7 +16,8 @@ add_library(guest_runtime SHARED $<TARGET_OBJECTS:guest_objects>)
 target_link_libraries(guest_runtime PRIVATE gpupool_flags ${CMAKE_DL_LIBS})
 # nodelete: threads that have called us run our clean-up when they end, even after a dlclose.
 target_link_options(guest_runtime PRIVATE $<$<CXX_COMPILER_ID:GNU>:-static-libstdc++;-static-libgcc;-Wl,--exclude-libs,ALL>
-                    -Wl,-soname,libcuda.so.1 -Wl,-z,now -Wl,-z,nodelete -Wl,-z,defs -Wl,-Bsymbolic-functions
+                    $<IF:$<CXX_COMPILER_ID:GNU>,-Wl$<COMMA>-Bsymbolic-functions,-Wl$<COMMA>-Bsymbolic>
+                    -Wl,-soname,libcuda.so.1 -Wl,-z,now -Wl,-z,nodelete -Wl,-z,defs
                     -Wl,--version-script=${GPUPOOL_ROOT}/guest/runtime/exports.map)
 set_target_properties(guest_runtime PROPERTIES OUTPUT_NAME cuda PREFIX lib SUFFIX .so.1
                       LINK_DEPENDS ${GPUPOOL_ROOT}/guest/runtime/exports.map
@@ -33,7 +34,8 @@ target_link_libraries(guest_nvml PRIVATE gpupool_flags)
 # Older and newer names of a function are told apart, as above.
 target_compile_definitions(guest_nvml PRIVATE NVML_NO_UNVERSIONED_FUNC_DEFS)
 target_link_options(guest_nvml PRIVATE $<$<CXX_COMPILER_ID:GNU>:-static-libstdc++;-static-libgcc;-Wl,--exclude-libs,ALL>
-                    -Wl,-soname,libnvidia-ml.so.1 -Wl,-z,now -Wl,-z,defs -Wl,-Bsymbolic-functions
+                    $<IF:$<CXX_COMPILER_ID:GNU>,-Wl$<COMMA>-Bsymbolic-functions,-Wl$<COMMA>-Bsymbolic>
+                    -Wl,-soname,libnvidia-ml.so.1 -Wl,-z,now -Wl,-z,defs
                     -Wl,--version-script=${GPUPOOL_ROOT}/guest/nvml/exports.map)
 set_target_properties(guest_nvml PROPERTIES OUTPUT_NAME nvidia-ml PREFIX lib SUFFIX .so.1
                       LINK_DEPENDS ${GPUPOOL_ROOT}/guest/nvml/exports.map

@@ -77,7 +77,7 @@ whole = device_resource()
 count = c_int()
 ok(lib.cuDeviceGetAttribute(byref(count), 16, 0))
 same(whole.sms, count.value)
-assert whole.least >= 1 and whole.alignment >= 1   # the whole itself need not be aligned: 132 on an H100
+assert whole.least >= 1 and whole.alignment >= 1  # the whole itself need not be aligned
 groups, rest = split(whole, 2, whole.least)
 same(len(groups), 2)
 assert all(each.sms >= whole.least and each.sms % whole.alignment == 0 for each in groups)

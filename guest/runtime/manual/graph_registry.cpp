@@ -38,14 +38,15 @@ Registry& registry() {
   return instance;
 }
 
-// One byte a handle of a graph or node: whether the worker still has it.
+// One byte a handle of a graph or node: whether the worker still has it. Empty when the session has failed:
+// nothing is asked of it any more.
 std::vector<u8> ask_living(const std::vector<u64>& handles) {
-  std::vector<u8> living(handles.size(), 1);
   Call call(wire::Function::graph_living);
   call.put_array(handles.data(), handles.size());
   call.expect_answer(handles.size() + 64);
-  // Otherwise the session has failed, and nothing is asked of it any more.
-  if (call.wait() == CUDA_SUCCESS) call.get_array(living.data(), living.size());
+  if (call.wait() != CUDA_SUCCESS) return {};
+  std::vector<u8> living(handles.size(), 1);
+  call.get_array(living.data(), living.size());
   return living;
 }
 
@@ -59,6 +60,7 @@ void sweep(bool at_once = false) {
     for (const auto& [handle, held] : all.held) handles.push_back(handle);
   }
   const std::vector<u8> living = ask_living(handles);
+  if (living.empty()) return;
   std::vector<Held> dropped;  // destroyed after the lock is gone
   const std::lock_guard lock(all.mutex);
   for (size_t i = 0; i < handles.size(); ++i) {
@@ -118,7 +120,7 @@ bool with_graph(u64 graph, const std::function<void(GraphContents&)>& change) {
 
 bool with_objects(u64 graph, const std::function<void(std::vector<UserReference>&)>& change) {
   if (with_graph(graph, [&](GraphContents& contents) { change(contents.objects); })) return true;
-  if (ask_living({graph}).front() == 0) return false;
+  if (const std::vector<u8> living = ask_living({graph}); living.empty() || living.front() == 0) return false;
   const std::lock_guard lock(registry().mutex);
   std::vector<UserReference>& objects = registry().held[graph].objects;
   const bool had = !objects.empty();

@@ -43,18 +43,25 @@ CUresult peer(CUdeviceptr destination, CUcontext destination_context, CUdevicept
   CUresult error = CUDA_SUCCESS;
   Stream* target = copy_stream(stream, call, error);
   if (target == nullptr) return error;
-  const Context* to = find(destination_context);
-  const Context* from = find(source_context);
+  Context* to = find(destination_context);
+  Context* from = find(source_context);
   if (to == nullptr || from == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
   const bool on_host = side_of(destination) != Side::device || side_of(source) != Side::device;
   if (to == from || on_host) return copy_unified(destination, source, bytes, *target, call);
   if (bytes == 0) return CUDA_SUCCESS;
   for (const u64 address : {u64{destination}, u64{source}})
     if (const CUresult result = check_device_range(address, bytes); result != CUDA_SUCCESS) return result;
-  CopySender sender(*Session::current(), *target);
+  Session& session = *Session::current();
+  // cuda.h: without a stream it comes after all that is pending in both contexts, and before what follows
+  // there.
+  if (call == CopyCall::synchronous)
+    for (Context* each : {to, from})
+      if (const CUresult result = session.synchronize(*each); result != CUDA_SUCCESS) return result;
+  CopySender sender(session, *target);
   sender.send(wire::Function::cuMemcpyPeerAsync,
               wire::PeerCopy{destination, source, bytes, to->index, from->index}, 0);
-  return sender.error();
+  if (sender.failed() || call == CopyCall::asynchronous) return sender.error();
+  return wait_for_stream(*target);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "hostd/worker/log.hpp"
+#include "wire/cpp/descriptor_passing.hpp"
 
 namespace gpupool::worker {
 namespace {
@@ -18,22 +19,9 @@ constexpr int kAnswerWithinMs = 5000;
 bool Exchange::ask(ExchangeMessage& message, int fd, Descriptor& received) {
   if (connection_.get() < 0) return false;
   message.sequence = ++sequence_;
-  iovec piece{&message, sizeof message};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr header{};
-  header.msg_iov = &piece;
-  header.msg_iovlen = 1;
-  if (fd >= 0) {
-    header.msg_control = control;
-    header.msg_controllen = sizeof control;
-    cmsghdr* rights = CMSG_FIRSTHDR(&header);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
-  }
   const u64 sequence = message.sequence;
-  const bool sent = sendmsg(connection_.get(), &header, MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof message;
+  const bool sent = wire::send_with_descriptor(connection_.get(), &message, sizeof message, fd,
+                                               MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof message;
   // An answer that came too late for an earlier request is skipped.
   while (sent && receive(message, received))
     if (message.sequence == sequence) return true;

@@ -23,6 +23,7 @@
 #include "hostd/worker/sandbox.hpp"
 #include "hostd/worker/stream_mirror.hpp"
 #include "hostd/worker/worker.hpp"
+#include "wire/cpp/descriptor_passing.hpp"
 #include "wire/cpp/futex.hpp"
 #include "wire/cpp/version.hpp"
 
@@ -40,22 +41,9 @@ void use_compatible_layout(char** argv) {
 }
 
 void welcome(const Options& options, const wire::Welcome& message, int window_fd) {
-  iovec piece{const_cast<wire::Welcome*>(&message), sizeof message};
-  msghdr header{};
-  header.msg_iov = &piece;
-  header.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  if (window_fd >= 0) {
-    header.msg_control = control;
-    header.msg_controllen = sizeof control;
-    cmsghdr* rights = CMSG_FIRSTHDR(&header);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(rights), &window_fd, sizeof window_fd);
-  }
   // 328 bytes into an empty socket buffer: one call takes them all or the client is gone.
-  if (sendmsg(options.socket_fd, &header, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof message))
+  if (wire::send_with_descriptor(options.socket_fd, &message, sizeof message, window_fd, MSG_NOSIGNAL) !=
+      static_cast<ssize_t>(sizeof message))
     end_session(kExitClientGone, "client left before the welcome");
 }
 

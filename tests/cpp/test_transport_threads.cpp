@@ -22,6 +22,7 @@
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/stream_mirror.hpp"
 #include "tests/cpp/toy_gpu.hpp"
+#include "wire/cpp/descriptor_passing.hpp"
 #include "wire/cpp/hello.hpp"
 #include "wire/cpp/stream_io.hpp"
 
@@ -107,19 +108,7 @@ class Host {
   }
 
   static void send_with(int socket, const wire::Welcome& welcome, int fd) {
-    iovec piece{const_cast<wire::Welcome*>(&welcome), sizeof welcome};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr message{};
-    message.msg_iov = &piece;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    cmsghdr* rights = CMSG_FIRSTHDR(&message);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
-    sendmsg(socket, &message, MSG_NOSIGNAL);
+    wire::send_with_descriptor(socket, &welcome, sizeof welcome, fd, MSG_NOSIGNAL);
   }
 
   // Both ends live in one address space here: the worker uses the client's mapping, once it is there.

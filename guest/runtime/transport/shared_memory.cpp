@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "guest/runtime/transport/transport.hpp"
+#include "wire/cpp/descriptor_passing.hpp"
 #include "wire/cpp/parcel.hpp"
 
 namespace gpupool::guest {
@@ -32,21 +33,9 @@ class SharedMemory final : public Transport {
   bool send_descriptor(int fd, u64 id) override {
     wire::Parcel parcel;
     parcel.id = id;
-    iovec piece{&parcel, sizeof parcel};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr message{};
-    message.msg_iov = &piece;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    cmsghdr* rights = CMSG_FIRSTHDR(&message);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
     // The worker empties this socket at once; one that is stopped must not stop us.
     ssize_t sent = 0;
-    do sent = sendmsg(socket_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    do sent = wire::send_with_descriptor(socket_, &parcel, sizeof parcel, fd, MSG_NOSIGNAL | MSG_DONTWAIT);
     while (sent < 0 && errno == EINTR);
     return sent == static_cast<ssize_t>(sizeof parcel);
   }

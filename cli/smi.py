@@ -94,7 +94,7 @@ def _binding() -> Any:
         return None
     # A library that is loaded already under the name that pynvml asks for is what it gets.
     ctypes.CDLL(str(path))
-    import pynvml  # type: ignore[import-untyped]  # after the line above
+    import pynvml  # after the line above
 
     return pynvml
 

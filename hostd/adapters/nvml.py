@@ -39,7 +39,7 @@ class NvmlGpus:
         notes += library_notes
         try:
             ctypes.CDLL(str(nvml_path))
-            import pynvml  # type: ignore[import-untyped]  # after the line above, and only where there is a driver
+            import pynvml  # after the line above, and only where there is a driver
         except (OSError, ImportError) as error:
             return Inventory((), "", "", (*notes, f"NVML cannot be loaded: {error}"))
         try:

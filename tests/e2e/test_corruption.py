@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -288,8 +289,13 @@ def test_stream_that_ends_inside_a_message_is_a_client_that_left(host: Host, sen
 
 def welcome_bytes(**changes: int) -> bytes:
     """A Welcome that promises a window of 64 MiB and one device."""
-    values = {"window_bytes": 64 << 20, "driver_version": 13000, "device_count": 1, **changes}
-    return wire_hello.Welcome(session_id=1, **values).encode()  # type: ignore[arg-type]
+    values: dict[str, Any] = {
+        "window_bytes": 64 << 20,
+        "driver_version": 13000,
+        "device_count": 1,
+        **changes,
+    }
+    return wire_hello.Welcome(session_id=1, **values).encode()
 
 
 HOST_LIES = {

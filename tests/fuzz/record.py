@@ -124,4 +124,6 @@ def pytest_configure() -> None:
             variables["GPUPOOL_ENDPOINT"] = f"tcp://127.0.0.1:{ports[self.port]}"
         return variables
 
+    # A method is replaced on purpose: this process only records, and every test's programs go
+    # through the proxy.
     conftest.Host.client_environment = through_proxy  # type: ignore[method-assign]

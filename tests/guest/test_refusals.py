@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import nvidia  # type: ignore[import-untyped]
+import nvidia
 
 from tests.conftest import Host
 

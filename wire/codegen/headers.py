@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from pycparser import CParser, c_ast, c_generator  # type: ignore[import-untyped]
+from pycparser import CParser, c_ast, c_generator
 
 FAKE_HEADERS = Path(__file__).parent / "fake"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jinja2
 import yaml
-from pycparser import CParser, c_ast, c_generator  # type: ignore[import-untyped]
+from pycparser import CParser, c_ast, c_generator
 
 from gpupool.wire.codegen.headers import HeaderError, preprocess
 from gpupool.wire.codegen.spec import SpecError

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "hostd/worker/crash.hpp"
 #include "hostd/worker/device_output.hpp"
 #include "hostd/worker/log.hpp"
 #include "wire/cpp/futex.hpp"
@@ -177,6 +178,7 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
   if (ready) {
     if (stream != nullptr) activity_.used(slot.stream, *stream);
     request.context = current_;
+    g_serving.store(slot.function, std::memory_order_relaxed);
     g_owner = worker_.owner_of(stream != nullptr ? stream->context : request.context_index);
     result = kHandlers[slot.function](worker_, request);
     if (worker_

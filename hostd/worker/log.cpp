@@ -17,7 +17,11 @@ u64 g_session = 0;
 int g_descriptor = STDERR_FILENO;
 // What a line about a refused call says before and after the number: made in time, since the handler may not
 // allocate.
-std::string g_refused_before, g_refused_after;  // NOLINT: empty until configure_log()
+// A line whose text comes from a signal handler: made beforehand, around a '#'. Empty until configure_log().
+struct PreparedLine {
+  std::string before, after;
+};
+PreparedLine g_refused, g_crashed;  // NOLINT: empty strings, whose constructors cannot throw
 
 const char* name_of(LogLevel level) {
   switch (level) {
@@ -103,14 +107,26 @@ std::string make_line(LogLevel level, const std::string& time, std::string_view 
   return line.finish();
 }
 
+PreparedLine prepare(std::string_view message) {
+  const std::string line = make_line(LogLevel::error, "", message, {});
+  return {line.substr(0, line.find('#')), line.substr(line.find('#') + 1)};
+}
+
+void write_prepared(const PreparedLine& line, const char* text, size_t size) {
+  if (line.before.empty()) return;  // the probe of the sandbox expects refusals, and has no log
+  iovec pieces[] = {{const_cast<char*>(line.before.data()), line.before.size()},
+                    {const_cast<char*>(text), size},
+                    {const_cast<char*>(line.after.data()), line.after.size()}};
+  [[maybe_unused]] const ssize_t written = writev(g_descriptor, pieces, 3);
+}
+
 }  // namespace
 
 void configure_log(const LogStyle& style, u64 session_id) {
   g_style = style;
   g_session = session_id;
-  const std::string line = make_line(LogLevel::error, "", "system call # refused by the sandbox", {});
-  g_refused_before = line.substr(0, line.find('#'));
-  g_refused_after = line.substr(line.find('#') + 1);
+  g_refused = prepare("system call # refused by the sandbox");
+  g_crashed = prepare("the worker crashed: #");
 }
 
 void use_log_descriptor(int fd) {
@@ -129,7 +145,6 @@ void log(LogLevel level, std::string_view message, std::string_view detail) {
 }
 
 void log_refused_call(int number) {
-  if (g_refused_before.empty()) return;  // the probe expects refusals
   char digits[12];
   size_t first = sizeof digits;
   auto rest = static_cast<unsigned>(number);
@@ -137,10 +152,11 @@ void log_refused_call(int number) {
     digits[--first] = static_cast<char>('0' + rest % 10);
     rest /= 10;
   } while (rest != 0);
-  const iovec pieces[] = {{g_refused_before.data(), g_refused_before.size()},
-                          {digits + first, sizeof digits - first},
-                          {g_refused_after.data(), g_refused_after.size()}};
-  [[maybe_unused]] const ssize_t written = writev(g_descriptor, pieces, 3);
+  write_prepared(g_refused, digits + first, sizeof digits - first);
+}
+
+void log_crash(const char* text, size_t size) {
+  write_prepared(g_crashed, text, size);
 }
 
 void end_session(int exit_code, std::string_view message, std::string_view detail) {

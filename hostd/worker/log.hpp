@@ -28,6 +28,8 @@ void log(LogLevel level, std::string_view message, std::string_view detail = {})
 
 // For the handler of a refused system call: allocates nothing, takes no lock.
 void log_refused_call(int number);
+// Likewise for the handler of a crash; `text` needs no escaping.
+void log_crash(const char* text, size_t size);
 
 // Ends this process at once: the kernel gives everything the session held on the GPU back. The message is
 // logged.

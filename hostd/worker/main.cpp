@@ -15,6 +15,7 @@
 #include <string>
 
 #include "hostd/worker/client_watch.hpp"
+#include "hostd/worker/crash.hpp"
 #include "hostd/worker/device_output.hpp"
 #include "hostd/worker/dispatcher.hpp"
 #include "hostd/worker/log.hpp"
@@ -207,6 +208,7 @@ int main(int argc, char** argv) {
   for (const int fd : given)
     if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
   std::signal(SIGBUS, bus_error);
+  report_crashes();
   capture_output();
   prctl(PR_SET_NAME, "gpupool-worker");
   return serve(options);

@@ -261,3 +261,14 @@ def test_forced_transport_that_is_not_there_is_an_error(
     assert done.stdout == "100\n"
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_worker_that_crashes_says_where(own_host: Host, transport: str) -> None:
+    client = own_host.start_client(transport, sys.executable, "-c", LAUNCHER)
+    wait_for_line(client, "running")
+    own_host.crash_expected = True
+    os.kill(worker_of(own_host), signal.SIGSEGV)
+    client.communicate(timeout=30)
+    own_host.wait_until(lambda: "killed by signal 11" in own_host.log, "hostd to see the end")
+    line = next(line for line in own_host.log.splitlines() if "the worker crashed" in line)
+    assert "signal 11" in line and "while serving cu" in line and "gpupool-worker+0x" in line

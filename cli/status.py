@@ -59,6 +59,8 @@ def _show(host: dict[str, Any]) -> None:
     )
     for one in host["endpoints"]:
         print(f"  endpoint {one['endpoint']} ({', '.join(one['transports'])})")
+    if waiting := host["workers_waiting"]:
+        print(f"  {waiting} worker{'s' if waiting != 1 else ''} waiting for the next program")
     for note in host["notes"]:
         print(f"  note: {note}")
     rows = [

@@ -16,6 +16,7 @@ from typing import Any
 
 from gpupool.hostd.config_keys import KEYS, SYSTEM_ADMIN_SOCKET, SYSTEM_DIR, SYSTEM_SOCKET, Key
 from gpupool.hostd.core.admission import Caps, Limits
+from gpupool.hostd.core.ahead import AheadSettings
 from gpupool.hostd.core.sandbox import SandboxSettings
 from gpupool.hostd.endpoint import Endpoint
 from gpupool.wire.hello import TransportKind
@@ -64,6 +65,7 @@ class Config:
     hello_timeout_s: int
     limits: Limits
     sandbox: SandboxSettings
+    ahead: AheadSettings
     endpoints: tuple[EndpointConfig, ...]
 
 
@@ -140,6 +142,12 @@ def parse(document: Mapping[str, Any]) -> Config:
             **{
                 field.name: top[f"sandbox.{field.name}"]
                 for field in dataclasses.fields(SandboxSettings)
+            }
+        ),
+        ahead=AheadSettings(
+            **{
+                field.name: top[f"ahead.{field.name}"]
+                for field in dataclasses.fields(AheadSettings)
             }
         ),
         endpoints=endpoints,

@@ -225,6 +225,30 @@ KEYS: tuple[Key, ...] = (
         high=1 << 24,
     ),
     Key(
+        "ahead.workers",
+        int,
+        1,
+        "workers that wait for the next program of each tenant that was here lately; 0: none",
+        low=0,
+        high=64,
+    ),
+    Key("ahead.most", int, 8, "workers that wait, of all tenants together", low=0, high=1024),
+    Key(
+        "ahead.keep_s",
+        int,
+        300,
+        "how long they wait after the tenant's last session began or ended",
+        low=1,
+        high=86400,
+    ),
+    Key(
+        "ahead.context",
+        bool,
+        False,
+        "let them hold a context of the first GPU, too: a faster start for hundreds of MiB of that "
+        "GPU's memory",
+    ),
+    Key(
         "endpoint.listen",
         str,
         f"unix:{SYSTEM_SOCKET}",

@@ -155,7 +155,7 @@ class Hostd:
             TenantExchange(),
             ClientProcesses(),
         )
-        host = Host(ports, config.limits, inventory)
+        host = Host(ports, config.limits, inventory, config.ahead)
         _log_inventory(inventory)
         host.adopt()
         greeter = Greeter(host, identify, config.hello_timeout_s, __version__)

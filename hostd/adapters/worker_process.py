@@ -11,12 +11,14 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gpupool.hostd.adapters.cgroups import SessionGroups, join
+from gpupool.hostd.adapters.waiting_workers import SESSION_PLACE, WaitingWorkers, give, reap
 from gpupool.hostd.core.ports import PortError, WorkerEnd, WorkerOrder, WorkerProcess
 from gpupool.hostd.core.sandbox import Sandbox
 from gpupool.hostd.log import fields
@@ -88,25 +90,81 @@ class SubprocessWorkers:
         self._sandbox = sandbox
         self._groups = groups if sandbox.cgroup else None
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._waiting = WaitingWorkers()
 
     def isolation(self, tenant: int) -> tuple[str, ...]:
         """What the workers of that tenant will have given up."""
         return self._sandbox.words(tenant)
 
     def start(self, order: WorkerOrder) -> WorkerProcess:
-        """Starts a worker. Raises PortError."""
+        """Gives the client to a worker that waits, or starts one. Raises PortError."""
+        words = arguments(order)
+        ours = (order.socket_fd, order.window_fd, order.usage_fd, order.exchange_fd)
+        fds = tuple(fd for fd in (*ours, order.client_pidfd) if fd is not None)
+        child = self._use_waiting(order, words, fds)
+        if child is None:
+            child = self._spawn(order.tenant, words, fds)
+            self._enter_group(order.session_id, child.pid)
+        ticks = start_ticks(child.pid)
+        self._children[child.pid] = child
+        return WorkerProcess(child.pid, ticks or 0)
+
+    def prepare(
+        self, tenant: int, library: str, devices: tuple[str, ...], *, context: bool
+    ) -> bool:
+        """Starts one ahead of need."""
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        words = [
+            "--order-fd",
+            str(theirs.fileno()),
+            "--prepare-context",
+            "yes" if context else "no",
+        ]
+        words += ["--library", library, "--devices", ",".join(devices)]
+        words += ["--session-id", SESSION_PLACE]
+        try:
+            with theirs:
+                child = self._spawn(tenant, words, (theirs.fileno(),))
+            mine.setblocking(False)
+            self._waiting.add(child, mine, tenant, library, devices)
+        except (PortError, OSError) as error:
+            mine.close()
+            log.warning("no worker ahead of need", extra=fields({"error": str(error)}))
+            return False
+        return True
+
+    def prepared(self, tenant: int | None = None) -> int:
+        """How many wait."""
+        return self._waiting.count(tenant)
+
+    def discard(self, tenant: int) -> None:
+        """Ends those of that tenant that wait."""
+        self._waiting.discard(tenant)
+
+    def _use_waiting(
+        self, order: WorkerOrder, words: list[str], fds: tuple[int, ...]
+    ) -> subprocess.Popen[bytes] | None:
+        one = self._waiting.take(order.tenant, order.library, order.devices)
+        if one is None:
+            return None
+        # In its cgroup before it can read anything of its client's.
+        self._enter_group(order.session_id, one.child.pid)
+        if give(one, words, fds):
+            return one.child
+        reap(one)
+        return None
+
+    def _spawn(
+        self, tenant: int, words: list[str], fds: tuple[int, ...]
+    ) -> subprocess.Popen[bytes]:
         if self._program is None:
             raise PortError(
                 "gpupool-worker is not built or not installed; run `gpupool doctor` on the host"
             )
         sandbox = self._sandbox
-        command = [str(self._program), *arguments(order), *sandbox.arguments(order.tenant)]
-        command += self._tail
-        ours = (order.socket_fd, order.window_fd, order.usage_fd, order.exchange_fd)
-        fds = tuple(fd for fd in (*ours, order.client_pidfd) if fd is not None)
         try:
-            child = subprocess.Popen(  # noqa: S603 (our own worker)
-                command,
+            return subprocess.Popen(  # noqa: S603 (our own worker)
+                [str(self._program), *words, *sandbox.arguments(tenant), *self._tail],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # stray output of a library belongs in the log
                 pass_fds=fds,
@@ -116,10 +174,6 @@ class SubprocessWorkers:
             )
         except OSError as error:
             raise PortError(f"{self._program}: {error.strerror}") from error
-        self._enter_group(order.session_id, child.pid)
-        ticks = start_ticks(child.pid)
-        self._children[child.pid] = child
-        return WorkerProcess(child.pid, ticks or 0)
 
     def _enter_group(self, session_id: int, pid: int) -> None:
         """Before the worker can have read anything of its client's: it has yet to load a driver."""

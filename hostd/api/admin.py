@@ -146,6 +146,7 @@ class Admin:
             "runs": sorted(self.guests.values()),
             "gpus": len(self._host.inventory.gpus),
             "notes": list(self._host.inventory.notes),
+            "workers_waiting": self._host.workers_waiting,
             "sessions": [session.as_dict() for session in self._host.sessions],
         }
 

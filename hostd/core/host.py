@@ -20,6 +20,7 @@ from gpupool.hostd.core.admission import (
     check_devices,
     check_token,
 )
+from gpupool.hostd.core.ahead import Ahead, AheadSettings
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.ports import (
     Client,
@@ -65,6 +66,9 @@ class Ports:
     clients: Clients
 
 
+_NONE_AHEAD = AheadSettings(workers=0)
+
+
 def owner_of(peer: Peer, door: Door) -> str:
     """Whose sessions a guest sees through NVML: its tenant's, and over TCP only those of its own
     address, as process ids of another machine would mean nothing.
@@ -76,8 +80,15 @@ def owner_of(peer: Peer, door: Door) -> str:
 class Host:
     """The table of sessions and the decisions about it."""
 
-    def __init__(self, ports: Ports, limits: Limits, inventory: Inventory) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        limits: Limits,
+        inventory: Inventory,
+        ahead: AheadSettings = _NONE_AHEAD,
+    ) -> None:
         self._ports = ports
+        self._ahead = Ahead(ahead, ports.workers, ports.clock)
         self._limits = limits
         self._sessions: dict[int, Session] = {}
         self.inventory = inventory
@@ -88,6 +99,11 @@ class Host:
     def sessions(self) -> tuple[Session, ...]:
         """Every session that may still have a worker, oldest first."""
         return tuple(self._sessions[key] for key in sorted(self._sessions))
+
+    @property
+    def workers_waiting(self) -> int:
+        """How many workers were started ahead of need and have no client yet."""
+        return self._ports.workers.prepared()
 
     def adopt(self) -> int:
         """Finds the workers of an earlier hostd again; forgets those that are gone.
@@ -201,6 +217,7 @@ class Host:
             return session
         self._watch_client(session)
         self._save(session)
+        self._ahead.session_started(session.tenant_number, self.inventory)
         log.info(
             "session started",
             extra=fields(
@@ -308,6 +325,7 @@ class Host:
             ),
         )
         session.moved(SessionState.ENDED)
+        self._ahead.session_ended(session.tenant_number, self.inventory)
         self._changed()
 
     def _changed(self) -> None:

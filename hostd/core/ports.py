@@ -104,6 +104,22 @@ class WorkerProcesses(Protocol):
         """Starts one. Raises PortError."""
         ...
 
+    def prepare(
+        self, tenant: int, library: str, devices: tuple[str, ...], *, context: bool
+    ) -> bool:
+        """Starts one ahead of need, which a later start() of that tenant, library and devices
+        takes. False, and logged, when it cannot be started.
+        """
+        ...
+
+    def prepared(self, tenant: int | None = None) -> int:
+        """How many wait, of that tenant or of all."""
+        ...
+
+    def discard(self, tenant: int) -> None:
+        """Ends those of that tenant that wait."""
+        ...
+
     def isolation(self, tenant: int) -> tuple[str, ...]:
         """What keeps the workers of that tenant from the rest of the machine, in words."""
         ...

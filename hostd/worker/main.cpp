@@ -1,7 +1,8 @@
 // gpupool-worker: serves one client on one host, from Welcome to the client's end.
 //
-// Started by hostd with the client's socket, the window and a list of devices. It loads the libcuda named on
-// its command line, so that NVIDIA's and the software GPU are the same to it.
+// Started by hostd with the client's socket, the window and a list of devices, or ahead of need with the
+// devices alone. It loads the libcuda named on its command line, so that NVIDIA's and the software GPU are
+// the same to it.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/personality.h>
@@ -19,8 +20,10 @@
 #include "hostd/worker/device_output.hpp"
 #include "hostd/worker/dispatcher.hpp"
 #include "hostd/worker/log.hpp"
+#include "hostd/worker/manual/context.hpp"
 #include "hostd/worker/memory_account.hpp"
 #include "hostd/worker/options.hpp"
+#include "hostd/worker/order.hpp"
 #include "hostd/worker/sandbox.hpp"
 #include "hostd/worker/stream_mirror.hpp"
 #include "hostd/worker/worker.hpp"
@@ -49,6 +52,7 @@ void welcome(const Options& options, const wire::Welcome& message, int window_fd
 }
 
 [[noreturn]] void refuse(const Options& options, wire::WelcomeStatus status, const std::string& text) {
+  if (options.socket_fd < 0) end_session(kExitDriver, "no worker ahead of need", text);
   wire::Welcome message;
   message.bytes = sizeof message;
   message.status = status;
@@ -146,14 +150,46 @@ void bus_error(int) {
   _exit(kExitProtocol);
 }
 
-int serve(const Options& options) {
+// What can be done before there is a client: the driver, and the first device's context where that was asked
+// for. Returns the driver's version once the client is there.
+int prepare(Options& options, int argc, char** argv, Worker& worker) {
+  void* wanted = reinterpret_cast<void*>(wire::kWindowBase);
+  // Where most clients' windows will be: kept free from what the driver maps meanwhile.
+  void* kept = mmap(wanted, wire::kWindowBaseStep, PROT_NONE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+  const int version = initialise_driver(options, worker);
+  if (options.prepare_context && !prepare_primary(worker))
+    refuse(options, wire::WelcomeStatus::worker, "no context");
+  Order order;
+  std::string error;
+  if (!receive_order(options.order_fd, order, error)) {
+    if (!error.empty()) end_session(kExitUsage, "bad order; this program is started by hostd", error);
+    _exit(kExitClientGone);
+  }
+  close(options.order_fd);
+  if (kept == wanted) munmap(kept, wire::kWindowBaseStep);
+  std::vector<char*> words = {argv[0]};
+  for (std::string& word : order.words) words.push_back(word.data());
+  words.push_back(nullptr);
+  if (!parse_options(static_cast<int>(words.size()) - 1, words.data(), options, error))
+    end_session(kExitUsage, "bad order; this program is started by hostd", error);
+  configure_log(options.log, options.session_id);
+  show_session_id(argc, argv, options.session_id);
+  return version;
+}
+
+int serve(Options& options, int argc, char** argv) {
   // The worker outlives this function's locals by _exit(); nothing here is ever unwound.
   auto* worker = new Worker();
+  int version = options.order_fd < 0 ? 0 : prepare(options, argc, argv, *worker);
+  if (std::string error; !check_options(options, error))
+    end_session(kExitUsage, "bad command line; this program is started by hostd", error);
   worker->exchange = Exchange(options.exchange_fd);
   worker->set_caps(options.caps);
   map_window(options, *worker);
   wire::Welcome message;
-  message.driver_version = static_cast<u32>(initialise_driver(options, *worker));
+  if (version == 0) version = initialise_driver(options, *worker);
+  message.driver_version = static_cast<u32>(version);
   message.bytes = sizeof message;
   message.window_bytes = options.window_bytes;
   message.session_id = options.session_id;
@@ -202,8 +238,8 @@ int main(int argc, char** argv) {
     return kExitUsage;
   }
   configure_log(options.log, options.session_id);
-  const std::vector<int> given = {options.socket_fd, options.window_fd, options.usage_fd,
-                                  options.client_pidfd, options.exchange_fd};
+  const std::vector<int> given = {options.socket_fd,    options.window_fd,   options.usage_fd,
+                                  options.client_pidfd, options.exchange_fd, options.order_fd};
   close_other_descriptors(given);
   for (const int fd : given)
     if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
@@ -211,5 +247,5 @@ int main(int argc, char** argv) {
   report_crashes();
   capture_output();
   prctl(PR_SET_NAME, "gpupool-worker");
-  return serve(options);
+  return serve(options, argc, argv);
 }

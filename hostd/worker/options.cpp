@@ -107,7 +107,9 @@ enum Option {
   kImages,
   kHandles,
   kStreams,
-  kScrub
+  kScrub,
+  kOrder,
+  kContext
 };
 
 bool parse_mib(const char* text, u64& bytes) {
@@ -186,6 +188,7 @@ bool take(int option, const char* text, Options& options) {
       options.library = text;
       return text[0] == '/';
     case kDevices:
+      options.devices.clear();
       split(text, options.devices);
       return true;
     case kSession:
@@ -205,6 +208,10 @@ bool take(int option, const char* text, Options& options) {
     case kHost:
       options.host_version = text;
       return true;
+    case kOrder:
+      return parse_fd(text, options.order_fd);
+    case kContext:
+      return parse_yes(text, options.prepare_context);
     default:
       return take_sandbox(option, text, options.sandbox) || take_cap(option, text, options.caps);
   }
@@ -243,8 +250,11 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
                                         {"scrub", required_argument, nullptr, kScrub},
                                         {"protocol", required_argument, nullptr, kProtocol},
                                         {"host-version", required_argument, nullptr, kHost},
+                                        {"order-fd", required_argument, nullptr, kOrder},
+                                        {"prepare-context", required_argument, nullptr, kContext},
                                         {nullptr, 0, nullptr, 0}};
   int index = 0;
+  optind = 0;  // a worker started ahead of need comes here twice
   for (int found; (found = getopt_long(argc, argv, "", kOptions, &index)) != -1;) {
     if (found == '?') {
       error = "unknown option";
@@ -255,6 +265,10 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
       return false;
     }
   }
+  return true;
+}
+
+bool check_options(const Options& options, std::string& error) {
   if (options.socket_fd < 0 || options.library.empty()) error = "--socket-fd and --library are needed";
   if (options.transport == wire::TransportKind::shm && options.window_fd < 0)
     error = "--window-fd is needed for shm";

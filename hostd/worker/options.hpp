@@ -29,9 +29,13 @@ struct Options {
   SandboxOptions sandbox;
   Caps caps;
   std::string host_version;
+  int order_fd = -1;  // a worker started ahead of need: where its client will come from (order.hpp)
+  bool prepare_context = false;  // it makes the first device's context, too
 };
 
-// False with `error` saying which option is wrong.
+// False with `error` saying which option is wrong. Options that were there stay, unless they are named again.
 bool parse_options(int argc, char** argv, Options& options, std::string& error);
+// Whether they are enough to serve a client.
+bool check_options(const Options& options, std::string& error);
 
 }  // namespace gpupool::worker

@@ -18,6 +18,7 @@ class FakeWorkers:
         self.fail_watch = ""
         self._watchers: dict[WorkerProcess, Callable[[WorkerEnd], None]] = {}
         self._next_pid = 1000
+        self.waiting: list[int] = []  # tenants
 
     def start(self, order: WorkerOrder) -> WorkerProcess:
         """Starts, or fails as the test asked."""
@@ -26,8 +27,31 @@ class FakeWorkers:
         self._next_pid += 1
         process = WorkerProcess(self._next_pid, self._next_pid * 10)
         self.orders.append(order)
+        if order.tenant in self.waiting:
+            self.waiting.remove(order.tenant)
         self.running[order.session_id] = process
         return process
+
+    def prepare(
+        self,
+        tenant: int,
+        library: str,  # noqa: ARG002
+        devices: tuple[str, ...],  # noqa: ARG002
+        *,
+        context: bool,  # noqa: ARG002
+    ) -> bool:
+        """Starts, or fails as the test asked."""
+        if not self.fail_start:
+            self.waiting.append(tenant)
+        return not self.fail_start
+
+    def prepared(self, tenant: int | None = None) -> int:
+        """How many wait."""
+        return sum(tenant in (None, one) for one in self.waiting)
+
+    def discard(self, tenant: int) -> None:
+        """Ends those of that tenant."""
+        self.waiting = [one for one in self.waiting if one != tenant]
 
     def isolation(self, tenant: int) -> tuple[str, ...]:
         """One word that names the tenant."""

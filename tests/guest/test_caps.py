@@ -65,7 +65,7 @@ for one in events[:5]:
 assert len(until_full(event, 100)) == 5
 streams = until_full(d.stream, 100)
 assert 8 <= len(streams) <= 12, len(streams)
-d.synchronize()
+d.alloc(64)  # waits for the worker, so that it has logged what the client ran into
 """,
     )
     capped.wait_until(lambda: lines(capped, "limits.handles") == 1, "one line")

@@ -119,6 +119,15 @@ CUcontext find_context(Worker& worker, wire::Handle handle) {
   return context == nullptr ? nullptr : *context;
 }
 
+bool prepare_primary(Worker& worker) {
+  const CUresult result =
+      worker.driver.cuDevicePrimaryCtxRetain(&g_opened.primary[0], worker.devices.front());
+  if (result == CUDA_SUCCESS) return true;
+  g_opened.primary[0] = nullptr;
+  log(LogLevel::error, "no context ahead of need", "CUDA error " + std::to_string(result));
+  return false;
+}
+
 CUcontext registration_context() {
   return g_opened.registration;
 }

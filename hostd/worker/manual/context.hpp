@@ -27,6 +27,10 @@ class KeepCurrent {
 // can destroy.
 CUcontext registration_context();
 
+// Makes the first device's primary context before there is a client. False, and logged, when the driver will
+// not.
+bool prepare_primary(Worker& worker);
+
 // The context that a client's handle names, or null. Slots name contexts by index alone, so the table's
 // generation is always 0.
 CUcontext find_context(Worker& worker, wire::Handle handle);

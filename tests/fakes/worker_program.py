@@ -16,6 +16,15 @@ from gpupool.wire.hello import Welcome
 _LIFE_S = 120  # no fake outlives its test run
 
 
+def ordered(fd: int) -> list[str]:
+    """Waits for the client of a worker started ahead of need, and returns its command line."""
+    message, fds, _, _ = socket.recv_fds(socket.socket(fileno=fd), 65536, 16)
+    if not message:
+        sys.exit(0)
+    words = message.decode().split("\0")[:-1]
+    return [str(fds[int(word[1:])]) if word.startswith("@") else word for word in words]
+
+
 def main() -> int:
     """The fake worker's exit code."""
     if "--probe-sandbox" in sys.argv:
@@ -44,7 +53,10 @@ def main() -> int:
         "host-version",
     ):
         parser.add_argument(f"--{name}", required=True)
-    arguments, _ = parser.parse_known_args()  # the sandbox's are for a worker that enters one
+    words = sys.argv[1:]
+    if "--order-fd" in words:
+        words += ordered(int(words[words.index("--order-fd") + 1]))
+    arguments, _ = parser.parse_known_args(words)  # the sandbox's are for a worker that enters one
     behaviour = os.environ.get("GPUPOOL_SOFTGPU_FAKE", "")
     if behaviour == "exit":
         return 3

@@ -1,0 +1,1 @@
+"""How fast forwarded programs are beside native ones: `gpupool bench`, and `./run demo`."""

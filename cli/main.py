@@ -19,6 +19,7 @@ COMMANDS = {
     "status": "show the running hostd and its sessions",
     "smi": "show this guest's vGPUs, memory, load and processes, as nvidia-smi would",
     "stop": "end sessions, or tell hostd to leave",
+    "bench": "time this GPU natively and through gpupool, and compare",
     "doctor": "say what is missing on this machine and what to do about it",
     "hostd": "run the daemon that gives GPUs to programs",
 }

@@ -31,7 +31,7 @@ print(counter.value(), counter.driver.download(block, len(data)) == data)
 def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stand-in for the virtual machine's vsock device."""
     library = tmp_path_factory.mktemp("vsock") / "vsock.so"
-    source = ROOT / "tests" / "fakes" / "vsock.cpp"
+    source = ROOT / "bench" / "native" / "vsock.cpp"
     subprocess.run(
         ["g++", "-std=c++20", "-shared", "-fPIC", "-o", library, source, "-ldl"],
         check=True,

@@ -1,0 +1,151 @@
+"""A hostd of the bench's own, with an endpoint for every transport, and what clients need."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpupool.hostd.adapters import native_files
+
+_START_TIMEOUT_S = 60
+_VSOCK_PORT = 9177
+# Where hostd leaves by itself, should the bench be killed.
+_IDLE_TIMEOUT_S = 120
+
+
+class HostError(RuntimeError):
+    """hostd did not start. The text says why."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A running hostd."""
+
+    folder: Path
+    tcp_port: int
+
+    def environment(self, transport: str, tcp_port: int = 0) -> dict[str, str]:
+        """Variables under which a program uses that transport; over TCP perhaps another port."""
+        endpoints = {
+            "shm": f"unix:{self.folder}/hostd.sock",
+            "vsock": f"vsock://2:{_VSOCK_PORT}",
+            "tcp": f"tcp://127.0.0.1:{tcp_port or self.tcp_port}",
+        }
+        variables = {
+            "GPUPOOL_ENDPOINT": endpoints[transport],
+            "GPUPOOL_TRANSPORT": transport,
+            "GPUPOOL_TOKEN_FILE": f"{self.folder}/token",
+            "LD_LIBRARY_PATH": library_path(guest_folder()),
+        }
+        if transport == "vsock":
+            # No virtual machine here: connections to its device arrive at a unix socket instead.
+            variables["LD_PRELOAD"] = str(helper("libgpupool-bench-vsock.so"))
+            variables["VSOCK_FOLDER"] = str(self.folder)
+        return variables
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """The sessions that hostd has written down."""
+        found = []
+        for path in sorted((self.folder / "state" / "sessions").glob("*.json")):
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                found.append(json.loads(path.read_text()))
+        return found
+
+    def worker_pid(self, client: int) -> int:
+        """The newest worker that serves this client process; 0 when there is none."""
+        served = [
+            each for each in self.sessions() if client in (each["pid"], each.get("client_pid"))
+        ]
+        newest = max(served, key=lambda each: int(each["id"]), default=None)
+        return int(newest["worker_pid"]) if newest else 0
+
+
+def library_path(folder: Path) -> str:
+    """LD_LIBRARY_PATH with this folder first."""
+    before = os.environ.get("LD_LIBRARY_PATH", "")
+    return f"{folder}:{before}" if before else str(folder)
+
+
+def guest_folder() -> Path:
+    """Where our libcuda.so.1 is. Raises HostError."""
+    found = native_files.locate()
+    if found.guest_dir is None:
+        raise HostError(f"libcuda.so.1 was not found in {found.root}; run `gpupool doctor`")
+    return found.guest_dir
+
+
+def helper(name: str) -> Path:
+    """A C++ part of the bench. Raises HostError when it was not built."""
+    root = native_files.locate().root
+    for folder in (root / "bench", root / "lib" / "bench"):
+        if (folder / name).is_file():
+            return folder / name
+    raise HostError(f"{name} was not found in {root}; build everything: ./run build")
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _configuration(folder: Path, gpu: str, sandbox: str, port: int) -> str:
+    return f"""
+gpu = "{gpu}"
+state_dir = "{folder}/state"
+admin_socket = "{folder}/admin.sock"
+idle_timeout_s = {_IDLE_TIMEOUT_S}
+[sandbox]
+mode = "{sandbox}"
+[[endpoint]]
+listen = "unix:{folder}/hostd.sock"
+[[endpoint]]
+listen = "unix:{folder}/port-{_VSOCK_PORT}"
+transports = ["vsock"]
+[[endpoint]]
+listen = "tcp://127.0.0.1:{port}"
+insecure = true
+token_file = "{folder}/token"
+"""
+
+
+@contextlib.contextmanager
+def hostd(folder: Path, gpu: str, sandbox: str = "auto") -> Iterator[Host]:
+    """Starts one in a new folder and ends it."""
+    folder.mkdir()
+    port = free_port()
+    configuration = folder / "hostd.toml"
+    configuration.write_text(_configuration(folder, gpu, sandbox, port))
+    readable, writable = os.pipe()
+    with (folder / "hostd.log").open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603 (our own module)
+            [
+                *(sys.executable, "-m", "gpupool.cli", "hostd"),
+                *("--config", str(configuration), "--ready-fd", str(writable)),
+            ],
+            pass_fds=(writable,),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    os.close(writable)
+    try:
+        with os.fdopen(readable) as told:
+            word = told.readline().strip()
+        if word != "ready":
+            said = (folder / "hostd.log").read_text(errors="replace")[-2000:]
+            raise HostError(f"hostd did not start: {word or 'no reason given'}\n{said}")
+        yield Host(folder, port)
+    finally:
+        process.terminate()
+        process.wait(timeout=_START_TIMEOUT_S)

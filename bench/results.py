@@ -43,17 +43,20 @@ class Row:
     failed: dict[str, str] = field(default_factory=dict)
     skipped: str = ""
     note: str = ""
+    # The interval of a ratio costs milliseconds, and reports are written again and again.
+    _known: dict[tuple[tuple[float, float], ...], Ratio | None] = field(default_factory=dict)
 
     def ratio(self, mode: str) -> Ratio | None:
         """To native, of rounds in which both ran."""
         native = {each.round: each.each_s for each in self.samples.get(NATIVE, [])}
-        return ratio.of_pairs(
-            [
-                (native[each.round], each.each_s)
-                for each in self.samples.get(mode, [])
-                if each.round in native
-            ]
+        pairs = tuple(
+            (native[each.round], each.each_s)
+            for each in self.samples.get(mode, [])
+            if each.round in native
         )
+        if pairs not in self._known:
+            self._known[pairs] = ratio.of_pairs(pairs)
+        return self._known[pairs]
 
 
 @dataclass

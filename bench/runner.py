@@ -25,6 +25,7 @@ _BUILD_TIMEOUT_S = 240.0
 _ROUND_TIMEOUT_S = 60.0
 _RESULT_TIMEOUT_S = 120.0
 _IDLE_S = 5.0
+_KEEP_EVERY_S = 10.0
 _SAMPLE_FIELDS = {each.name for each in fields(Sample)}
 
 
@@ -57,6 +58,7 @@ class Runner:
         self._run, self._plan = run, plan
         self._start, self._find_worker, self._keep = start, find_worker, keep
         self._links: dict[str, Link] = {}
+        self._kept_s = time.monotonic()
 
     def prepare(self) -> None:
         """Starts a process for every mode."""
@@ -79,7 +81,9 @@ class Runner:
             self._results(workload, row)
         self._all("drop", list(self._links), _RESULT_TIMEOUT_S, row)
         tell(_line(row, self._run.modes))
-        self._keep()
+        if time.monotonic() - self._kept_s > _KEEP_EVERY_S:
+            self._keep()
+            self._kept_s = time.monotonic()
 
     def idle(self) -> None:
         """CPU time of every process and its worker while nobody asks for anything."""

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from gpupool.bench.workloads import copies, events, graphs, launch, memory, modules
+from gpupool.bench.workloads import (
+    copies,
+    events,
+    graphs,
+    launch,
+    memory,
+    modules,
+    torch_basic,
+    torch_compiled,
+    torch_language,
+    torch_libraries,
+    torch_vision,
+)
 from gpupool.bench.workloads.base import Workload
 
-_MODULES = (launch, events, graphs, copies, memory, modules)
+_MODULES = (
+    *(launch, events, graphs, copies, memory, modules),
+    *(torch_basic, torch_compiled, torch_vision, torch_language, torch_libraries),
+)
 
 
 def everything() -> dict[str, Workload]:

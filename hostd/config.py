@@ -131,6 +131,7 @@ def parse(document: Mapping[str, Any]) -> Config:
             default_compute_percent=top["limits.default_compute_percent"],
             default_memory_mib=top["limits.default_memory_mib"],
             end_grace_s=top["limits.end_grace_s"],
+            connections=top["limits.connections"],
             caps=Caps(
                 pinned_mib=top["limits.pinned_mib"] or top["limits.window_mib"],
                 image_mib=top["limits.image_mib"],

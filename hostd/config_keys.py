@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpupool.hostd.core.admission import MOST_HANDLES, MOST_STREAMS
 from gpupool.hostd.log import LEVELS
-from gpupool.wire.hello import WINDOW_BASE_STEP_BYTES, WINDOW_MIN_BYTES
+from gpupool.wire.hello import MAX_LANES, WINDOW_BASE_STEP_BYTES, WINDOW_MIN_BYTES
 
 SYSTEM_DIR = Path("/run/gpupool")
 SYSTEM_SOCKET = SYSTEM_DIR / "hostd.sock"
@@ -166,6 +166,14 @@ KEYS: tuple[Key, ...] = (
         "streams of one session; each context has two of its own",
         low=4,
         high=MOST_STREAMS,
+    ),
+    Key(
+        "limits.connections",
+        int,
+        8,
+        "connections of one session over tcp or vsock; a client that opens more has so many used",
+        low=1,
+        high=MAX_LANES + 1,
     ),
     Key(
         "limits.end_grace_s",

@@ -158,7 +158,9 @@ class Hostd:
         host = Host(ports, config.limits, inventory, config.ahead)
         _log_inventory(inventory)
         host.adopt()
-        greeter = Greeter(host, identify, config.hello_timeout_s, __version__)
+        greeter = Greeter(
+            host, identify, config.hello_timeout_s, __version__, config.limits.connections
+        )
         admin = Admin(host, identify, self._facts(doors), lambda: self._rediscover(host), self.stop)
         host.on_change = admin.on_guest_change = self._changed.set
         loop = asyncio.get_running_loop()

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 HELLO_MAGIC = 0x4C4F4F50  # "POOL"
 QUERY_MAGIC = 0x534B5341  # "ASKS": see wire/query.py
 WELCOME_MAGIC = 0x4C4F4F57  # "WOOL"
+LANE_MAGIC = 0x454E414C  # "LANE"
 PROTOCOL_MAJOR = 1  # differs: refused, both versions named
-PROTOCOL_MINOR = 0  # a client one minor behind its host is served
+PROTOCOL_MINOR = 1  # a client one minor behind its host is served
+MAX_LANES = 15  # connections of a session besides its first
+NONCE_BYTES = 16
 
 # field, struct code, in the order of hello.hpp; little-endian, no padding between (the C++ structs
 # have none).
@@ -34,6 +37,19 @@ HELLO_FIELDS = (
     ("client_version", "32s"),
     ("program", "64s"),
     ("token", "64s"),
+    # Since 1.1.
+    ("nonce", "16s"),
+    ("lanes", "I"),
+    ("reserved", "I"),
+)
+LANE_FIELDS = (
+    ("magic", "I"),
+    ("protocol_major", "H"),
+    ("protocol_minor", "H"),
+    ("bytes", "I"),
+    ("index", "I"),
+    ("nonce", "16s"),
+    ("token", "64s"),
 )
 WELCOME_FIELDS = (
     ("magic", "I"),
@@ -50,9 +66,12 @@ WELCOME_FIELDS = (
 )
 _HELLO = struct.Struct("<" + "".join(code for _, code in HELLO_FIELDS))
 _WELCOME = struct.Struct("<" + "".join(code for _, code in WELCOME_FIELDS))
+_LANE = struct.Struct("<" + "".join(code for _, code in LANE_FIELDS))
 _HEADER = struct.Struct("<IHHI")
 
 HELLO_BYTES = _HELLO.size
+_OLD_HELLO_BYTES = 200  # of 1.0
+LANE_BYTES = _LANE.size
 WELCOME_BYTES = _WELCOME.size
 HEADER_BYTES = _HEADER.size  # enough of a Hello to tell versions apart
 TEXT_BYTES = 256
@@ -108,6 +127,7 @@ class HelloHeader:
     protocol_minor: int
     size_bytes: int
     is_query: bool = False  # a Query (wire/query.py) has the same first bytes
+    is_lane: bool = False  # so has a LaneHello
 
     @classmethod
     def decode(cls, raw: bytes) -> HelloHeader:
@@ -115,6 +135,8 @@ class HelloHeader:
         magic, major, minor, size = _HEADER.unpack(raw[:HEADER_BYTES])
         if magic == QUERY_MAGIC:
             return cls(major, minor, size, is_query=True)
+        if magic == LANE_MAGIC:
+            return cls(major, minor, size, is_lane=True)
         if magic != HELLO_MAGIC:
             raise MalformedHelloError(
                 f"magic is {magic:#010x}, a gpupool client sends {HELLO_MAGIC:#010x}"
@@ -139,19 +161,25 @@ class Hello:
     client_version: str = ""
     program: str = ""
     token: bytes = b""
+    nonce: bytes = b""  # which lanes are this session's
+    lanes: int = 0  # further connections that it has opened
 
     @classmethod
     def decode(cls, raw: bytes) -> Hello:
-        """Reads HELLO_BYTES bytes. Raises MalformedHelloError for a wrong length or magic."""
-        if len(raw) != HELLO_BYTES:
+        """Reads hello_bytes() bytes. Raises MalformedHelloError for a wrong length or magic."""
+        if len(raw) < HEADER_BYTES:
             raise MalformedHelloError(f"Hello has {len(raw)} bytes, expected {HELLO_BYTES}")
-        values = dict(zip((name for name, _ in HELLO_FIELDS), _HELLO.unpack(raw), strict=True))
         header = HelloHeader.decode(raw)
-        if header.size_bytes != HELLO_BYTES:
+        expected = hello_bytes(header.protocol_minor)
+        if len(raw) != expected:
+            raise MalformedHelloError(f"Hello has {len(raw)} bytes, expected {expected}")
+        if header.size_bytes != expected:
             raise MalformedHelloError(
-                f"Hello says it has {header.size_bytes} bytes, expected {HELLO_BYTES}"
+                f"Hello says it has {header.size_bytes} bytes, expected {expected}"
             )
-        del values["magic"], values["bytes"]
+        words = _HELLO.unpack(raw.ljust(HELLO_BYTES, b"\0"))
+        values = dict(zip((name for name, _ in HELLO_FIELDS), words, strict=True))
+        del values["magic"], values["bytes"], values["reserved"]
         values["client_version"] = _text(values["client_version"])
         values["program"] = _text(values["program"])
         values["token"] = values["token"].rstrip(b"\0")
@@ -159,11 +187,12 @@ class Hello:
 
     def encode(self) -> bytes:
         """The bytes on the wire. Used by tests and by tools; clients are C++."""
+        size = hello_bytes(self.protocol_minor)
         return _HELLO.pack(
             HELLO_MAGIC,
             self.protocol_major,
             self.protocol_minor,
-            HELLO_BYTES,
+            size,
             self.transport,
             self.window_base,
             self.pid,
@@ -172,6 +201,48 @@ class Hello:
             self.cuda_version,
             _fit(self.client_version, 32),
             _fit(self.program, 64),
+            self.token,
+            self.nonce,
+            self.lanes,
+            0,
+        )[:size]
+
+
+def hello_bytes(protocol_minor: int) -> int:
+    """How long a Hello of that version is."""
+    return HELLO_BYTES if protocol_minor > 0 else _OLD_HELLO_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class LaneHello:
+    """The first message on a further connection of a session."""
+
+    protocol_major: int = PROTOCOL_MAJOR
+    protocol_minor: int = PROTOCOL_MINOR
+    index: int = 0
+    nonce: bytes = b""
+    token: bytes = b""
+
+    @classmethod
+    def decode(cls, raw: bytes) -> LaneHello:
+        """Reads LANE_BYTES bytes. Raises MalformedHelloError for a wrong length or magic."""
+        if len(raw) != LANE_BYTES:
+            raise MalformedHelloError(f"LaneHello has {len(raw)} bytes, expected {LANE_BYTES}")
+        header = HelloHeader.decode(raw)
+        if not header.is_lane or header.size_bytes != LANE_BYTES:
+            raise MalformedHelloError("these bytes are no LaneHello")
+        _, major, minor, _, index, nonce, token = _LANE.unpack(raw)
+        return cls(major, minor, index, nonce, token.rstrip(b"\0"))
+
+    def encode(self) -> bytes:
+        """The bytes on the wire. Used by tests; clients are C++."""
+        return _LANE.pack(
+            LANE_MAGIC,
+            self.protocol_major,
+            self.protocol_minor,
+            LANE_BYTES,
+            self.index,
+            self.nonce,
             self.token,
         )
 

@@ -100,7 +100,7 @@ class SubprocessWorkers:
         """Gives the client to a worker that waits, or starts one. Raises PortError."""
         words = arguments(order)
         ours = (order.socket_fd, order.window_fd, order.usage_fd, order.exchange_fd)
-        fds = tuple(fd for fd in (*ours, order.client_pidfd) if fd is not None)
+        fds = tuple(fd for fd in (*ours, order.client_pidfd, *order.lane_fds) if fd is not None)
         child = self._use_waiting(order, words, fds)
         if child is None:
             child = self._spawn(order.tenant, words, fds)
@@ -264,6 +264,10 @@ def common_arguments(
 def arguments(order: WorkerOrder) -> list[str]:
     """The worker's command line, after the program. hostd/worker/main.cpp reads it."""
     words = ["--socket-fd", str(order.socket_fd), "--usage-fd", str(order.usage_fd)]
+    for fd in order.lane_fds:
+        words += ["--lane-fd", str(fd)]
+    if order.asked_lanes:
+        words += ["--asked-lanes", str(order.asked_lanes)]
     if order.window_fd is not None:
         words += ["--window-fd", str(order.window_fd)]
     if order.client_pidfd is not None:

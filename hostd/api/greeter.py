@@ -16,18 +16,22 @@ import os
 import socket
 from collections.abc import Callable
 
-from gpupool.hostd.core.admission import Door, Refusal, check_header
-from gpupool.hostd.core.host import Host, Peer
+from gpupool.hostd.api.lanes import PendingLanes
+from gpupool.hostd.core.admission import Door, Refusal, check_header, check_lanes, check_token
+from gpupool.hostd.core.host import Host, Peer, owner_of
 from gpupool.hostd.log import RateLimit, fields
 from gpupool.wire.hello import (
     HEADER_BYTES,
     HELLO_BYTES,
+    LANE_BYTES,
     Hello,
     HelloHeader,
+    LaneHello,
     MalformedHelloError,
     TransportKind,
     Welcome,
     WelcomeStatus,
+    hello_bytes,
 )
 from gpupool.wire.query import QUERY_BYTES, Query, Report
 
@@ -47,8 +51,12 @@ class Greeter:
         identify: Callable[[socket.socket], Peer],
         hello_timeout_s: float,
         host_version: str,
+        connections: int = 1,
     ) -> None:
+        """`connections`: how many of one session are used."""
         self._host = host
+        self._most_lanes = connections - 1
+        self._lanes = PendingLanes(hello_timeout_s)
         self._identify = identify
         self._hello_timeout_s = hello_timeout_s
         self._host_version = host_version
@@ -81,13 +89,18 @@ class Greeter:
         for task in tuple(self._waiting):
             task.cancel()
         await asyncio.gather(*self._waiting, return_exceptions=True)
+        self._lanes.close()
 
     async def _greet(self, connection: socket.socket, door: Door) -> None:
         peer = Peer()
+        kept = False
         try:
             connection.setblocking(False)
             peer = self._identify(connection)
             answer = await self._decide(connection, peer, door)
+            if isinstance(answer, LaneHello):
+                answer = self._keep(answer, peer, door, connection)
+                kept = answer is None
             if isinstance(answer, Report):
                 await self._answer(connection, answer.encode())
             elif answer is not None:
@@ -100,13 +113,14 @@ class Greeter:
         ):  # one client's accident must not end the daemon; it is logged with its trace
             log.exception("greeting failed", extra=fields({"endpoint": door.name}))
         finally:
-            connection.close()
+            if not kept:
+                connection.close()
             if peer.pidfd is not None:
                 os.close(peer.pidfd)
 
     async def _decide(
         self, connection: socket.socket, peer: Peer, door: Door
-    ) -> Refusal | Report | None:
+    ) -> Refusal | Report | LaneHello | None:
         """None when a worker has the connection, or when the client left without a word."""
         if len(self._waiting) > _MAX_WAITING:
             return Refusal(
@@ -132,17 +146,48 @@ class Greeter:
             )
         except MalformedHelloError as error:
             return Refusal(WelcomeStatus.BAD_REQUEST, f"malformed Hello: {error}")
-        if isinstance(hello, Refusal):
+        if isinstance(hello, (Refusal, LaneHello)):
             return hello
         if isinstance(hello, Query):
             return self._host.report(hello, peer, door, self._host_version)
-        _prepare(connection, hello)
-        answer = self._host.open(hello, peer, door, connection.fileno())
-        return answer if isinstance(answer, Refusal) else None
+        return await self._open(hello, peer, door, connection)
+
+    async def _open(
+        self, hello: Hello, peer: Peer, door: Door, connection: socket.socket
+    ) -> Refusal | None:
+        lanes: tuple[socket.socket, ...] = ()
+        owner = owner_of(peer, door)
+        if hello.lanes:
+            refusal = check_token(hello.token, door) or check_lanes(hello)
+            wanted = min(hello.lanes, self._most_lanes)
+            answer = refusal or await self._lanes.collect(hello.nonce, owner, wanted)
+            if isinstance(answer, Refusal):
+                self._lanes.discard(hello.nonce, owner)
+                return answer
+            lanes = answer
+        try:
+            for one in (connection, *lanes):
+                _prepare(one, hello)
+            fds = tuple(lane.fileno() for lane in lanes)
+            opened = self._host.open(hello, peer, door, connection.fileno(), fds)
+            return opened if isinstance(opened, Refusal) else None
+        finally:
+            for lane in lanes:
+                lane.close()
+
+    def _keep(
+        self, lane: LaneHello, peer: Peer, door: Door, connection: socket.socket
+    ) -> Refusal | None:
+        """Takes a further connection over, or says why not."""
+        refusal = check_token(lane.token, door)
+        if refusal is None and lane.index >= self._most_lanes:
+            connection.close()  # more than we use: the Welcome says how many those are
+            return None
+        return refusal or self._lanes.add(lane, owner_of(peer, door), connection)
 
     async def _read_hello(
         self, connection: socket.socket, received: bytearray
-    ) -> Hello | Query | Refusal:
+    ) -> Hello | Query | LaneHello | Refusal:
         await _read(connection, received, HEADER_BYTES)
         header = HelloHeader.decode(bytes(received))
         refusal = check_header(header, self._host_version)
@@ -151,7 +196,10 @@ class Greeter:
         if header.is_query:
             await _read(connection, received, QUERY_BYTES)
             return Query.decode(bytes(received))
-        await _read(connection, received, HELLO_BYTES)
+        if header.is_lane:
+            await _read(connection, received, LANE_BYTES)
+            return LaneHello.decode(bytes(received))
+        await _read(connection, received, hello_bytes(header.protocol_minor))
         return Hello.decode(bytes(received))
 
     async def _refuse(self, connection: socket.socket, refusal: Refusal) -> None:

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.wire.hello import (
-    HELLO_BYTES,
+    LANE_BYTES,
+    MAX_LANES,
     PROTOCOL_MAJOR,
     PROTOCOL_MINOR,
     Hello,
     HelloHeader,
     TransportKind,
     WelcomeStatus,
+    hello_bytes,
 )
 from gpupool.wire.query import QUERY_BYTES
 
@@ -52,6 +54,7 @@ class Limits:
     default_compute_percent: int
     default_memory_mib: int
     end_grace_s: int = 10
+    connections: int = 8  # of one session over a stream
     caps: Caps = Caps()
 
 
@@ -89,7 +92,9 @@ class Grant:
 
 def check_header(header: HelloHeader, host_version: str) -> Refusal | None:
     """Versions first: the rest of a Hello of another version may mean something else."""
-    name, expected = ("Query", QUERY_BYTES) if header.is_query else ("Hello", HELLO_BYTES)
+    name, expected = "Hello", hello_bytes(header.protocol_minor)
+    if header.is_query or header.is_lane:
+        name, expected = ("Query", QUERY_BYTES) if header.is_query else ("LaneHello", LANE_BYTES)
     major, minor = header.protocol_major, header.protocol_minor
     asked, ours = f"{major}.{minor}", f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
     if major != PROTOCOL_MAJOR or not PROTOCOL_MINOR - 1 <= minor <= PROTOCOL_MINOR:
@@ -118,6 +123,7 @@ def admit(
     return (
         check_token(hello.token, door)
         or _check_transport(hello, door)
+        or check_lanes(hello)
         or _check_window(hello, limits)
         or check_devices(inventory)
         or _check_limits(hello, limits, inventory, sessions)
@@ -161,6 +167,17 @@ def _check_transport(hello: Hello, door: Door) -> Refusal | None:
         WelcomeStatus.BAD_REQUEST,
         f"transport {asked.word} was asked for, but {door.name} offers {offered}; "
         "choose another endpoint or unset GPUPOOL_TRANSPORT",
+    )
+
+
+def check_lanes(hello: Hello) -> Refusal | None:
+    """Further connections are for streams, and their number is small."""
+    if not hello.lanes or (hello.transport != TransportKind.SHM and hello.lanes <= MAX_LANES):
+        return None
+    return Refusal(
+        WelcomeStatus.BAD_REQUEST,
+        f"the client has {hello.lanes} further connections; allowed are {MAX_LANES}, and none on "
+        "shared memory",
     )
 
 

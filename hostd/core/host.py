@@ -137,13 +137,22 @@ class Host:
         self._changed()
         return len(self._sessions)
 
-    def open(self, hello: Hello, peer: Peer, door: Door, socket_fd: int) -> Session | Refusal:
-        """Admits a client and starts its worker on `socket_fd` (borrowed), or says why not."""
+    def open(
+        self,
+        hello: Hello,
+        peer: Peer,
+        door: Door,
+        socket_fd: int,
+        lane_fds: tuple[int, ...] = (),
+    ) -> Session | Refusal:
+        """Admits a client and starts its worker on `socket_fd` and its further connections (all
+        borrowed), or says why not.
+        """
         answer = admit(hello, door, self._limits, self.inventory, len(self._sessions))
         if isinstance(answer, Refusal):
             return answer
         try:
-            return self._start(hello, peer, door, answer, socket_fd)
+            return self._start(hello, peer, door, answer, (socket_fd, *lane_fds))
         except PortError as error:
             log.error(
                 "worker not started", extra=fields({"error": str(error), "endpoint": door.name})
@@ -175,7 +184,9 @@ class Host:
         )
         return True
 
-    def _start(self, hello: Hello, peer: Peer, door: Door, grant: Grant, socket_fd: int) -> Session:
+    def _start(
+        self, hello: Hello, peer: Peer, door: Door, grant: Grant, sockets: tuple[int, ...]
+    ) -> Session:
         session_id = self._ports.store.next_id()
         client = self._ports.clients.identify(peer.pid, peer.address)
         session = Session(
@@ -199,7 +210,7 @@ class Host:
         session = replace(session, isolation=self._ports.workers.isolation(session.tenant_number))
         self._ports.store.save(session)
         try:
-            process = self._spawn(session, peer, grant, socket_fd)
+            process = self._spawn(session, peer, grant, sockets, hello.lanes)
         except PortError:
             self._ports.exchange.leave(session.id)
             self._ports.store.remove(session.id)
@@ -235,7 +246,9 @@ class Host:
         self._changed()
         return session
 
-    def _spawn(self, session: Session, peer: Peer, grant: Grant, socket_fd: int) -> WorkerProcess:
+    def _spawn(
+        self, session: Session, peer: Peer, grant: Grant, sockets: tuple[int, ...], asked_lanes: int
+    ) -> WorkerProcess:
         shared = grant.transport is TransportKind.SHM
         usage_fd = self._ports.store.create_usage(session.id)
         window_fd = exchange_fd = None
@@ -245,7 +258,9 @@ class Host:
             return self._ports.workers.start(
                 WorkerOrder(
                     session_id=session.id,
-                    socket_fd=socket_fd,
+                    socket_fd=sockets[0],
+                    lane_fds=sockets[1:],
+                    asked_lanes=asked_lanes,
                     window_fd=window_fd,
                     usage_fd=usage_fd,
                     client_pidfd=peer.pidfd,

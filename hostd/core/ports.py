@@ -63,6 +63,8 @@ class WorkerOrder:
     caps: Caps = Caps()  # noqa: RUF009 (frozen)
     exchange_fd: int | None = None
     tenant: int = 0  # Session.tenant_number
+    lane_fds: tuple[int, ...] = ()  # further connections
+    asked_lanes: int = 0  # so many had the client opened
 
 
 @dataclass(frozen=True, slots=True)

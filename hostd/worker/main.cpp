@@ -44,17 +44,26 @@ void use_compatible_layout(char** argv) {
   log(LogLevel::warning, "cannot restart with the compatible address layout", std::strerror(errno));
 }
 
+// A Welcome, with what follows it for a client that asked for lanes.
+struct LongWelcome {
+  wire::Welcome welcome;
+  wire::WelcomeLanes lanes;
+};
+static_assert(sizeof(LongWelcome) == sizeof(wire::Welcome) + sizeof(wire::WelcomeLanes));
+
 void welcome(const Options& options, const wire::Welcome& message, int window_fd) {
-  // 328 bytes into an empty socket buffer: one call takes them all or the client is gone.
-  if (wire::send_with_descriptor(options.socket_fd, &message, sizeof message, window_fd, MSG_NOSIGNAL) !=
-      static_cast<ssize_t>(sizeof message))
+  LongWelcome answer{message, {static_cast<u32>(options.lane_fds.size()), 0}};
+  const bool has_lanes = message.status == wire::WelcomeStatus::ok && options.asked_lanes != 0;
+  answer.welcome.bytes = static_cast<u32>(has_lanes ? sizeof answer : sizeof answer.welcome);
+  // Some 330 bytes into an empty socket buffer: one call takes them all or the client is gone.
+  if (wire::send_with_descriptor(options.socket_fd, &answer, answer.welcome.bytes, window_fd, MSG_NOSIGNAL) !=
+      static_cast<ssize_t>(answer.welcome.bytes))
     end_session(kExitClientGone, "client left before the welcome");
 }
 
 [[noreturn]] void refuse(const Options& options, wire::WelcomeStatus status, const std::string& text) {
   if (options.socket_fd < 0) end_session(kExitDriver, "no worker ahead of need", text);
   wire::Welcome message;
-  message.bytes = sizeof message;
   message.status = status;
   std::strncpy(message.text, text.c_str(), sizeof message.text - 1);
   std::strncpy(message.host_version, wire::kVersion, sizeof message.host_version - 1);
@@ -190,7 +199,6 @@ int serve(Options& options, int argc, char** argv) {
   wire::Welcome message;
   if (version == 0) version = initialise_driver(options, *worker);
   message.driver_version = static_cast<u32>(version);
-  message.bytes = sizeof message;
   message.window_bytes = options.window_bytes;
   message.session_id = options.session_id;
   message.device_count = static_cast<u32>(worker->devices.size());
@@ -210,11 +218,12 @@ int serve(Options& options, int argc, char** argv) {
   if (shared)
     watch_client(options.socket_fd, options.client_pidfd, worker->parcels);
   else
-    start_stream_mirror(options.socket_fd, worker->window);
+    start_stream_mirror(options.socket_fd, options.lane_fds, worker->window);
   const bool vsock = options.transport == wire::TransportKind::vsock;
   const std::string transport = shared ? "shm" : vsock ? "vsock" : "tcp";
   log(LogLevel::info, "session started",
-      "transport=" + transport + " sandbox_us=" + std::to_string(sandbox_us));
+      "transport=" + transport + " connections=" + std::to_string(1 + options.lane_fds.size()) +
+          " sandbox_us=" + std::to_string(sandbox_us));
   try {
     Dispatcher(*worker).run();
   } catch (const wire::ProtocolError& error) {
@@ -238,8 +247,9 @@ int main(int argc, char** argv) {
     return kExitUsage;
   }
   configure_log(options.log, options.session_id);
-  const std::vector<int> given = {options.socket_fd,    options.window_fd,   options.usage_fd,
-                                  options.client_pidfd, options.exchange_fd, options.order_fd};
+  std::vector<int> given = {options.socket_fd,    options.window_fd,   options.usage_fd,
+                            options.client_pidfd, options.exchange_fd, options.order_fd};
+  given.insert(given.end(), options.lane_fds.begin(), options.lane_fds.end());
   close_other_descriptors(given);
   for (const int fd : given)
     if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);

@@ -79,6 +79,8 @@ void split(const std::string& text, std::vector<std::string>& parts) {
 
 enum Option {
   kSocket = 1,
+  kLaneFd,
+  kAskedLanes,
   kWindowFd,
   kUsageFd,
   kPidfd,
@@ -170,6 +172,10 @@ bool take(int option, const char* text, Options& options) {
   switch (option) {
     case kSocket:
       return parse_fd(text, options.socket_fd);
+    case kLaneFd:
+      return options.lane_fds.size() < wire::kMaxLanes && parse_fd(text, options.lane_fds.emplace_back());
+    case kAskedLanes:
+      return parse_u32(text, options.asked_lanes);
     case kWindowFd:
       return parse_fd(text, options.window_fd);
     case kUsageFd:
@@ -221,6 +227,8 @@ bool take(int option, const char* text, Options& options) {
 
 bool parse_options(int argc, char** argv, Options& options, std::string& error) {
   static constexpr option kOptions[] = {{"socket-fd", required_argument, nullptr, kSocket},
+                                        {"lane-fd", required_argument, nullptr, kLaneFd},
+                                        {"asked-lanes", required_argument, nullptr, kAskedLanes},
                                         {"window-fd", required_argument, nullptr, kWindowFd},
                                         {"usage-fd", required_argument, nullptr, kUsageFd},
                                         {"client-pidfd", required_argument, nullptr, kPidfd},

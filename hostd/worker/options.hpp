@@ -13,10 +13,12 @@ namespace gpupool::worker {
 
 struct Options {
   int socket_fd = -1;
-  int window_fd = -1;     // shm only
-  int usage_fd = -1;      // the page for usage_page.hpp; none in tests of the worker alone
-  int client_pidfd = -1;  // where hostd could get one
-  int exchange_fd = -1;   // to hostd, for what sessions of one tenant share (exchange.hpp)
+  std::vector<int> lane_fds;  // further connections of the session
+  u32 asked_lanes = 0;        // so many did the client ask for; not 0: the Welcome says what it got
+  int window_fd = -1;         // shm only
+  int usage_fd = -1;          // the page for usage_page.hpp; none in tests of the worker alone
+  int client_pidfd = -1;      // where hostd could get one
+  int exchange_fd = -1;       // to hostd, for what sessions of one tenant share (exchange.hpp)
   wire::TransportKind transport = wire::TransportKind::shm;
   u64 window_base = 0;
   u64 window_bytes = 0;

@@ -11,6 +11,7 @@
 
 #include "hostd/worker/log.hpp"
 #include "wire/cpp/futex.hpp"
+#include "wire/cpp/lanes.hpp"
 #include "wire/cpp/reader.hpp"
 #include "wire/cpp/stream_frame.hpp"
 #include "wire/cpp/stream_io.hpp"
@@ -35,7 +36,14 @@ struct Watch {
 
 class StreamMirror {
  public:
-  StreamMirror(int socket, wire::Window window) : socket_(socket), window_(window) {}
+  StreamMirror(int socket, wire::Window window, const std::vector<int>& lanes = {})
+      : socket_(socket), window_(window), lanes_(window, lanes, lane_ended) {}
+
+  void start() {  // lives as long as the process
+    lanes_.start();
+    std::thread([this] { receive_loop(); }).detach();
+    std::thread([this] { send_loop(); }).detach();
+  }
 
   void receive_loop() {
     try {
@@ -47,6 +55,8 @@ class StreamMirror {
           receive_slots(frame);
         else if (frame.kind == wire::FrameKind::released)
           window_.control().host_released.store(frame.size, std::memory_order_release);
+        else if (frame.kind == wire::FrameKind::await)
+          await_lane(frame);
         else
           throw wire::ProtocolError("frame of unknown kind");
       }
@@ -83,6 +93,17 @@ class StreamMirror {
   }
 
  private:
+  static void lane_ended(wire::Lanes::End how) {
+    if (how == wire::Lanes::End::closed) end_session(kExitClientGone, "client closed the connection");
+    end_session(kExitProtocol, "the client broke the protocol", "not data on a further connection");
+  }
+
+  void await_lane(const wire::Frame& frame) {
+    const wire::Lanes::Arrival arrival = lanes_.arrival(socket_, frame);
+    if (arrival == wire::Lanes::Arrival::lie) throw wire::ProtocolError("await of no connection");
+    if (arrival == wire::Lanes::Arrival::gone) end_session(kExitClientGone, "client closed the connection");
+  }
+
   void receive_data(const wire::Frame& frame) {
     if (frame.size > wire::kMaxDataPerFrame || !window_.holds_data(frame.offset, frame.size))
       throw wire::ProtocolError("data outside the window's data area");
@@ -110,9 +131,10 @@ class StreamMirror {
     std::memcpy(&sequence, bytes, sizeof sequence);
     const u64 ticket = received_.load(std::memory_order_relaxed);
     if (sequence != ticket + 1) throw wire::ProtocolError("slots out of order");
-    // The client may have kRingSlots unexecuted slots; more would overwrite what the dispatcher has yet to
-    // read.
-    if (ticket - window_.control().head.load(std::memory_order_acquire) >= wire::kRingSlots)
+    // The client may be kRingSlots ahead of the head that it has been told, which is never ahead of the real
+    // one: more would overwrite what the dispatcher has yet to read, and a client that reads no answers would
+    // have us remember ever more of them.
+    if (ticket - sent_head_.load(std::memory_order_acquire) >= wire::kRingSlots)
       throw wire::ProtocolError("ring overrun");
     u8* slot = reinterpret_cast<u8*>(&window_.slot(ticket));
     std::memcpy(slot + sizeof sequence, bytes + sizeof sequence, sizeof(wire::Slot) - sizeof sequence);
@@ -157,7 +179,8 @@ class StreamMirror {
   }
 
   bool quiet() const {
-    return answers_.empty() && marks_.empty() && sent_head_ == received_.load(std::memory_order_acquire);
+    return answers_.empty() && marks_.empty() &&
+           sent_head_.load() == received_.load(std::memory_order_acquire);
   }
 
   void wait_for_news() {
@@ -174,6 +197,11 @@ class StreamMirror {
 
   // Sends what is buffered, then the piece, so that large data is never copied.
   void add_data(u64 offset, u64 size) {
+    if (lanes_.takes(offset, size)) {
+      if (!flush() || !lanes_.send(socket_, offset, size))
+        end_session(kExitClientGone, "client closed the connection");
+      return;
+    }
     while (size > 0) {
       const u64 part = size < wire::kMaxDataPerFrame ? size : wire::kMaxDataPerFrame;
       add(wire::FrameKind::data, 0, offset, part);
@@ -287,10 +315,10 @@ class StreamMirror {
 
   bool send_head() {
     const u64 head = window_.control().head.load(std::memory_order_acquire);
-    if (head == sent_head_) return false;
+    if (head == sent_head_.load(std::memory_order_relaxed)) return false;
     send_errors();
     add(wire::FrameKind::store, 0, wire::kControlOffset + offsetof(wire::Control, head), head);
-    sent_head_ = head;
+    sent_head_.store(head, std::memory_order_release);
     return true;
   }
 
@@ -309,17 +337,17 @@ class StreamMirror {
   std::deque<Watch> answers_;                         // oldest first: the dispatcher answers in ticket order
   std::vector<u8> out_;
   std::unordered_map<u32, u64> reached_;  // the words, as read_words() found them
-  u64 sent_head_ = 0;
+  std::atomic<u64> sent_head_{0};
   u64 sent_request_ = 0;
   u32 sent_fatal_ = 0;
+
+  wire::Lanes lanes_;
 };
 
 }  // namespace
 
-void start_stream_mirror(int socket, wire::Window window) {
-  auto* mirror = new StreamMirror(socket, window);  // lives as long as the process
-  std::thread([mirror] { mirror->receive_loop(); }).detach();
-  std::thread([mirror] { mirror->send_loop(); }).detach();
+void start_stream_mirror(int socket, const std::vector<int>& lanes, wire::Window window) {
+  (new StreamMirror(socket, window, lanes))->start();
 }
 
 }  // namespace gpupool::worker

@@ -3,12 +3,14 @@
 // of it.
 #pragma once
 
+#include <vector>
+
 #include "wire/cpp/layout.hpp"
 
 namespace gpupool::worker {
 
-// Starts both threads on a connected socket. They end the process when the client closes it or breaks the
-// protocol.
-void start_stream_mirror(int socket, wire::Window window);
+// Starts both threads on a connected socket, and two for each further connection of the session. They end the
+// process when the client closes one or breaks the protocol.
+void start_stream_mirror(int socket, const std::vector<int>& lanes, wire::Window window);
 
 }  // namespace gpupool::worker

@@ -9,6 +9,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstring>
@@ -34,6 +35,8 @@ namespace api = guest::api;
 constexpr int kThreads = 4;
 constexpr int kRounds = 150;
 constexpr size_t kBytes = 3 * 4096 + 5;
+constexpr int kLargeRounds = 12;
+constexpr size_t kLargeBytes = (3u << 20) + 5;  // over several connections
 
 // hostd and the worker's main(), as far as a session needs them.
 class Host {
@@ -72,15 +75,35 @@ class Host {
     socklen_t size = sizeof address;
     listener_ = socket(AF_INET, SOCK_STREAM, 0);
     REQUIRE(bind(listener_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
-    REQUIRE(listen(listener_, 1) == 0);
+    REQUIRE(listen(listener_, 16) == 0);
     REQUIRE(getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size) == 0);
     endpoint_ = "tcp://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
   }
 
+  // The lanes come first, in any order; each says which it is.
+  int greet(wire::Hello& hello, std::vector<int>& lanes) {
+    for (u32 came = 0; true;) {
+      const int client = accept(listener_, nullptr, nullptr);
+      u32 magic = 0;
+      REQUIRE(recv(client, &magic, sizeof magic, MSG_PEEK | MSG_WAITALL) == sizeof magic);
+      if (magic == wire::kHelloMagic) {
+        wire::read_all(client, &hello, sizeof hello);
+        first_ = client;
+      } else {
+        wire::LaneHello lane;
+        wire::read_all(client, &lane, sizeof lane);
+        lanes.resize(std::max<size_t>(lanes.size(), lane.index + 1));
+        lanes[lane.index] = client;
+        ++came;
+      }
+      if (first_ >= 0 && came == hello.lanes) return first_;
+    }
+  }
+
   void serve() {
-    const int client = accept(listener_, nullptr, nullptr);
     wire::Hello hello;
-    wire::read_all(client, &hello, sizeof hello);
+    std::vector<int> lanes;
+    const int client = greet(hello, lanes);
     auto* worker = new worker::Worker;
     connect_toy_gpu(worker->driver);
     worker->devices = {0};
@@ -100,9 +123,11 @@ class Host {
       void* memory = mmap(nullptr, worker->window.size, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       worker->window.base = static_cast<u8*>(memory);
-      iovec piece{&welcome, sizeof welcome};
-      wire::send_all(client, &piece, 1);
-      worker::start_stream_mirror(client, worker->window);
+      wire::WelcomeLanes granted{static_cast<u32>(lanes.size()), 0};
+      welcome.bytes += static_cast<u32>(sizeof granted);
+      iovec pieces[2] = {{&welcome, sizeof welcome}, {&granted, sizeof granted}};
+      wire::send_all(client, pieces, 2);
+      worker::start_stream_mirror(client, lanes, worker->window);
     }
     worker::Dispatcher(*worker).run();
   }
@@ -127,6 +152,7 @@ class Host {
   wire::TransportKind transport_;
   std::string folder_, endpoint_;
   int listener_ = -1;
+  int first_ = -1;
 };
 
 #define OK(call) REQUIRE((call) == CUDA_SUCCESS)
@@ -134,6 +160,21 @@ class Host {
 struct Counter {
   int calls = 0;  // the client's one host-function thread counts; read after a synchronisation
 };
+
+// Copies that other connections carry, pageable one way and the other.
+void copy_large(CUstream stream, int number) {
+  CUdeviceptr device = 0;
+  OK(api::cuMemAlloc_v2(&device, kLargeBytes));
+  std::vector<u8> out(kLargeBytes), in(kLargeBytes);
+  for (int round = 0; round < kLargeRounds; ++round) {
+    for (size_t i = 0; i < kLargeBytes; i += 4096) out[i] = static_cast<u8>(number * 50 + round + i / 4096);
+    OK(api::cuMemcpyHtoDAsync_v2(device, out.data(), kLargeBytes, stream));
+    OK(api::cuMemcpyDtoHAsync_v2(in.data(), device, kLargeBytes, stream));
+    OK(api::cuStreamSynchronize(stream));
+    REQUIRE(in == out);
+  }
+  OK(api::cuMemFree_v2(device));
+}
 
 // One client thread's program: copies both ways, events, host functions, its own stream and the shared ones.
 void work(CUcontext context, int number) {
@@ -165,6 +206,7 @@ void work(CUcontext context, int number) {
     REQUIRE((queried == CUDA_SUCCESS || queried == CUDA_ERROR_NOT_READY));
   }
   OK(api::cuMemFree_v2(device));
+  copy_large(stream, number);
   OK(api::cuEventDestroy_v2(event));
   OK(api::cuStreamDestroy_v2(stream));
 }

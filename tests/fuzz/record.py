@@ -15,9 +15,9 @@ import struct
 import threading
 from pathlib import Path
 
+from gpupool.wire.hello import HELLO_BYTES
 from tests import conftest
 
-HELLO_BYTES = 200
 FRAME = struct.Struct("<IIQQ")  # wire/cpp/stream_frame.hpp
 SLOT = struct.Struct("<QHHIIIQQQ")  # wire/cpp/layout.hpp, without the payload
 SLOT_BYTES = 256
@@ -122,6 +122,7 @@ def pytest_configure() -> None:
             if self.port not in ports:
                 ports[self.port] = proxy(self.port, folder)
             variables["GPUPOOL_ENDPOINT"] = f"tcp://127.0.0.1:{ports[self.port]}"
+            variables["GPUPOOL_TCP_CONNECTIONS"] = "1"
         return variables
 
     # A method is replaced on purpose: this process only records, and every test's programs go

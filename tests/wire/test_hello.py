@@ -18,13 +18,19 @@ ROOT = Path(__file__).parents[2]
 
 def _program() -> str:
     lines = []
-    for name, fields in (("Hello", hello.HELLO_FIELDS), ("Welcome", hello.WELCOME_FIELDS)):
+    messages = (
+        ("Hello", hello.HELLO_FIELDS),
+        ("LaneHello", hello.LANE_FIELDS),
+        ("Welcome", hello.WELCOME_FIELDS),
+    )
+    for name, fields in messages:
         lines.append(f'std::printf("{name} %zu\\n", sizeof(gpupool::wire::{name}));')
         for field, _ in fields:
             member = f"gpupool::wire::{name}, {field}"
             size = f"sizeof(gpupool::wire::{name}::{field})"
             lines.append(f'std::printf("{name}.{field} %zu %zu\\n", offsetof({member}), {size});')
-    for constant in ("kHelloMagic", "kWelcomeMagic", "kProtocolMajor", "kProtocolMinor"):
+    constants = ("kHelloMagic", "kLaneMagic", "kWelcomeMagic", "kProtocolMajor", "kProtocolMinor")
+    for constant in (*constants, "kMaxLanes"):
         lines.append(f'std::printf("{constant} %u\\n", unsigned(gpupool::wire::{constant}));')
     for constant in ("kWindowMinBytes", "kWindowBaseStep"):
         lines.append(
@@ -64,6 +70,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
     ("name", "fields", "size"),
     [
         ("Hello", hello.HELLO_FIELDS, hello.HELLO_BYTES),
+        ("LaneHello", hello.LANE_FIELDS, hello.LANE_BYTES),
         ("Welcome", hello.WELCOME_FIELDS, hello.WELCOME_BYTES),
     ],
 )
@@ -81,6 +88,8 @@ def test_layout(
 
 def test_constants(facts: dict[str, list[int]]) -> None:
     assert facts["kHelloMagic"] == [hello.HELLO_MAGIC]
+    assert facts["kLaneMagic"] == [hello.LANE_MAGIC]
+    assert facts["kMaxLanes"] == [hello.MAX_LANES]
     assert facts["kWelcomeMagic"] == [hello.WELCOME_MAGIC]
     assert facts["kProtocolMajor"] == [hello.PROTOCOL_MAJOR]
     assert facts["kProtocolMinor"] == [hello.PROTOCOL_MINOR]
@@ -103,8 +112,26 @@ def test_hello_survives_the_wire() -> None:
         client_version="0.1.0",
         program="python3",
         token=b"secret",
+        nonce=bytes(range(1, 17)),
+        lanes=3,
     )
     assert hello.Hello.decode(sent.encode()) == sent
+
+
+def test_a_hello_of_the_version_before_has_no_lanes() -> None:
+    old = hello.Hello(protocol_minor=0, program="old", token=b"secret").encode()
+    assert len(old) == 200
+    decoded = hello.Hello.decode(old)
+    assert (decoded.program, decoded.token, decoded.lanes) == ("old", b"secret", 0)
+
+
+def test_a_lane_survives_the_wire() -> None:
+    sent = hello.LaneHello(index=2, nonce=bytes(range(1, 17)), token=b"secret")
+    assert hello.LaneHello.decode(sent.encode()) == sent
+    assert hello.HelloHeader.decode(sent.encode()).is_lane
+    for raw in (sent.encode()[:-1], hello.Hello().encode()[: hello.LANE_BYTES]):
+        with pytest.raises(hello.MalformedHelloError):
+            hello.LaneHello.decode(raw)
 
 
 def test_welcome_survives_the_wire() -> None:
@@ -125,7 +152,7 @@ def test_any_bytes_are_a_hello_or_malformed(raw: bytes) -> None:
         hello.Hello.decode(raw)
     except hello.MalformedHelloError:
         return
-    assert len(raw) == hello.HELLO_BYTES
+    assert len(raw) == hello.hello_bytes(hello.HelloHeader.decode(raw).protocol_minor)
 
 
 @given(st.binary(min_size=hello.HELLO_BYTES - 12, max_size=hello.HELLO_BYTES - 12))

@@ -13,8 +13,11 @@ namespace gpupool::wire {
 
 inline constexpr u32 kHelloMagic = 0x4c4f'4f50;    // "POOL"
 inline constexpr u32 kWelcomeMagic = 0x4c4f'4f57;  // "WOOL"
+inline constexpr u32 kLaneMagic = 0x454e'414c;     // "LANE"
 inline constexpr u16 kProtocolMajor = 1;           // differs: refused, both versions named
-inline constexpr u16 kProtocolMinor = 0;           // a client one minor behind its host is served
+inline constexpr u16 kProtocolMinor = 1;           // a client one minor behind its host is served
+inline constexpr u32 kMaxLanes = 15;               // connections of a session besides its first
+inline constexpr u32 kNonceBytes = 16;
 
 enum class TransportKind : u32 { shm = 1, tcp = 2, vsock = 3, rdma = 4 };
 
@@ -43,8 +46,25 @@ struct Hello {
   char client_version[32] = {};
   char program[64] = {};  // comm of the client, for `gpupool status`
   u8 token[64] = {};      // text, zero padded; all zero where the endpoint needs none
+  // Since 1.1.
+  u8 nonce[kNonceBytes] = {};  // which lanes are this session's
+  u32 lanes = 0;               // how many there are; 0: nonce means nothing
+  u32 reserved = 0;
 };
-static_assert(std::is_trivially_copyable_v<Hello> && sizeof(Hello) == 200);
+static_assert(std::is_trivially_copyable_v<Hello> && sizeof(Hello) == 224);
+
+// The first bytes on a further connection of a session, a lane (lanes.hpp). Lanes come before the Hello on
+// the session's main connection, from the same peer, and are held for it for as long as a Hello may take.
+struct LaneHello {
+  u32 magic = kLaneMagic;
+  u16 protocol_major = kProtocolMajor;
+  u16 protocol_minor = kProtocolMinor;
+  u32 bytes = 0;
+  u32 index = 0;               // from 0
+  u8 nonce[kNonceBytes] = {};  // random, the Hello's
+  u8 token[64] = {};
+};
+static_assert(std::is_trivially_copyable_v<LaneHello> && sizeof(LaneHello) == 96);
 
 struct Welcome {
   u32 magic = kWelcomeMagic;
@@ -60,5 +80,12 @@ struct Welcome {
   char text[256] = {};  // the reason, for people, when status is not ok
 };
 static_assert(std::is_trivially_copyable_v<Welcome> && sizeof(Welcome) == 328);
+
+// Follows an `ok` Welcome, and is counted in its `bytes`, where the Hello had lanes.
+struct WelcomeLanes {
+  u32 count = 0;  // the first so many are used; the host has let go of the others
+  u32 reserved = 0;
+};
+static_assert(sizeof(WelcomeLanes) == 8);
 
 }  // namespace gpupool::wire

@@ -3,6 +3,7 @@
 //
 // Order is what makes it right: data that a slot needs is sent before the slot; data that a completion covers
 // is sent before the word or the answer that announces it; an error before the completion that would hide it.
+// Large data may go over several connections (lanes.hpp); then an `await` stands where it would have stood.
 #pragma once
 
 #include "wire/cpp/layout.hpp"
@@ -17,6 +18,7 @@ enum class FrameKind : u32 {
   error = 4,     // worker to client: asynchronous error `count` of function `offset`
   fatal = 5,     // worker to client: the context is lost with error `count`
   released = 6,  // client to worker: Control::host_released is `size`; never waits for the ring
+  await = 7,     // both ways, main connection: what follows holds once lane `count` has brought `size` frames
 };
 
 struct Frame {

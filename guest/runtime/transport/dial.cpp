@@ -18,6 +18,17 @@ namespace {
 constexpr int kDialTimeoutSeconds = 10;
 // A cold worker initialises the driver first; 64 of them at once on few cores take a while.
 constexpr int kWelcomeTimeoutSeconds = 120;
+// Connections of a session over TCP: four carried 64 MiB three times as fast as one (docs/data-plane.md).
+constexpr u32 kTcpConnections = 4;
+
+// vsock has one queue a virtual machine whatever the connections, so there it is one unless asked for.
+bool choose_lanes(wire::TransportKind kind, wire::Hello& hello, std::string& why) {
+  if (kind == wire::TransportKind::shm) return true;
+  u32 connections = kind == wire::TransportKind::tcp ? kTcpConnections : 1;
+  if (!read_number("GPUPOOL_TCP_CONNECTIONS", wire::kMaxLanes + 1, connections, why)) return false;
+  hello.lanes = connections - 1;
+  return true;
+}
 
 bool make_hello(wire::TransportKind kind, wire::Hello& hello, std::string& why) {
   hello.bytes = sizeof hello;
@@ -26,17 +37,16 @@ bool make_hello(wire::TransportKind kind, wire::Hello& hello, std::string& why) 
   hello.cuda_version = wire::kCudaVersion;
   std::strncpy(hello.client_version, wire::kVersion, sizeof hello.client_version - 1);
   read_program_name(hello.program);
-  return read_token(hello.token, why) &&
+  return read_token(hello.token, why) && choose_lanes(kind, hello, why) &&
          read_number("GPUPOOL_COMPUTE_PERCENT", 100, hello.compute_percent, why) &&
          read_number("GPUPOOL_MEMORY_MIB", 1u << 24, hello.memory_mib, why);
 }
 
-// Reads the Welcome; `window_fd` receives the descriptor that comes with it, if one does.
-bool receive_welcome(int fd, wire::Welcome& welcome, Descriptor& window_fd, std::string& why) {
-  set_timeout(fd, SO_RCVTIMEO, kWelcomeTimeoutSeconds);
+// Fills `data`; `window_fd` receives the descriptor that comes with it, if one does.
+bool receive(int fd, void* data, size_t size, Descriptor& window_fd, std::string& why) {
   size_t got = 0;
-  while (got < sizeof welcome) {
-    iovec piece{reinterpret_cast<u8*>(&welcome) + got, sizeof welcome - got};
+  while (got < size) {
+    iovec piece{static_cast<u8*>(data) + got, size - got};
     alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
     msghdr message{};
     message.msg_iov = &piece;
@@ -59,9 +69,23 @@ bool receive_welcome(int fd, wire::Welcome& welcome, Descriptor& window_fd, std:
     }
     got += static_cast<size_t>(count);
   }
+  return true;
+}
+
+// Reads the Welcome, and how many of the `lanes` that were asked for are used.
+bool receive_welcome(int fd, wire::Welcome& welcome, size_t& lanes, Descriptor& window_fd, std::string& why) {
+  set_timeout(fd, SO_RCVTIMEO, kWelcomeTimeoutSeconds);
+  if (!receive(fd, &welcome, sizeof welcome, window_fd, why)) return false;
+  wire::WelcomeLanes granted;
+  const bool follows = welcome.magic == wire::kWelcomeMagic && welcome.status == wire::WelcomeStatus::ok &&
+                       welcome.bytes == sizeof welcome + sizeof granted;
+  if (follows && !receive(fd, &granted, sizeof granted, window_fd, why)) return false;
   set_timeout(fd, SO_RCVTIMEO, 0);
   set_timeout(fd, SO_SNDTIMEO, 0);
-  if (welcome.magic == wire::kWelcomeMagic) return true;
+  if (welcome.magic == wire::kWelcomeMagic && granted.count <= lanes) {
+    lanes = granted.count;
+    return true;
+  }
   why = "the peer is not a gpupool host";
   return false;
 }
@@ -83,11 +107,14 @@ Attempt attempt(const Endpoint& endpoint, wire::Hello hello, u8* base, Connectio
                 std::string& why, bool& refused) {
   Descriptor fd(dial_socket(endpoint, kDialTimeoutSeconds, why));
   if (fd.get() < 0) return Attempt::failed;
+  std::vector<Descriptor> lanes;
+  if (!dial_lanes(fd.get(), kDialTimeoutSeconds, hello, lanes, why)) return Attempt::failed;
   hello.window_base = reinterpret_cast<u64>(base);
   Descriptor window_fd;
+  size_t used_lanes = lanes.size();
   if (!send_all(fd.get(), &hello, sizeof hello))
     why = "the host closed the connection: " + std::string(std::strerror(errno));
-  if (!receive_welcome(fd.get(), connection.welcome, window_fd, why)) return Attempt::failed;
+  if (!receive_welcome(fd.get(), connection.welcome, used_lanes, window_fd, why)) return Attempt::failed;
   const wire::Welcome& welcome = connection.welcome;
   if (welcome.status == wire::WelcomeStatus::base_taken) return Attempt::next_base;
   if (welcome.status != wire::WelcomeStatus::ok) {
@@ -101,10 +128,12 @@ Attempt attempt(const Endpoint& endpoint, wire::Hello hello, u8* base, Connectio
     return Attempt::failed;
   }
   connection.window = wire::Window{base, welcome.window_bytes};
+  const bool shared = endpoint.kind == wire::TransportKind::shm;
+  std::vector<int> sockets = {fd.release()};
+  for (size_t i = 0; i < used_lanes; ++i) sockets.push_back(lanes[i].release());
   connection.transport =
-      endpoint.kind == wire::TransportKind::shm
-          ? make_shared_memory(fd.release(), window_fd.release(), connection.window, why)
-          : make_stream(fd.release(), transport_name(endpoint.kind), connection.window, why);
+      shared ? make_shared_memory(sockets.front(), window_fd.release(), connection.window, why)
+             : make_stream(sockets, transport_name(endpoint.kind), connection.window, why);
   return connection.transport == nullptr ? Attempt::failed : Attempt::connected;
 }
 

@@ -24,6 +24,7 @@ class Descriptor {
   ~Descriptor() {
     if (fd_ >= 0) close(fd_);
   }
+  Descriptor(Descriptor&& other) noexcept : fd_(other.release()) {}
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
   int get() const { return fd_; }
@@ -51,6 +52,10 @@ bool check_transport(const Endpoint& endpoint, std::string& why);
 
 // A connected socket, close-on-exec, or -1. Sends on it are bounded by `timeout_s` too.
 int dial_socket(const Endpoint& endpoint, int timeout_s, std::string& why);
+// Dials hello.lanes further connections to where `first` is connected, all at once, and says on each whose it
+// is; draws hello.nonce. False when one of them cannot be had.
+bool dial_lanes(int first, int timeout_s, wire::Hello& hello, std::vector<Descriptor>& lanes,
+                std::string& why);
 // SO_SNDTIMEO or SO_RCVTIMEO; 0 for none.
 void set_timeout(int fd, int option, int seconds);
 bool send_all(int fd, const void* data, size_t size);

@@ -1,4 +1,5 @@
-// The transport without shared memory: two threads that carry the ring and its data over a socket.
+// The transport without shared memory: two threads that carry the ring and its data over a socket, and two
+// for each further connection, which carry large data (wire/cpp/lanes.hpp).
 //
 // The sender reads the ring as a worker would, so publishing a slot is the same code on every transport. It
 // never advances Control::head: the worker's own head comes back with the receiver and is the flow control of
@@ -15,6 +16,7 @@
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/transport/transport.hpp"
 #include "wire/cpp/futex.hpp"
+#include "wire/cpp/lanes.hpp"
 #include "wire/cpp/stream_frame.hpp"
 #include "wire/cpp/stream_io.hpp"
 
@@ -27,10 +29,15 @@ constexpr u32 kSleepMs = 1000;
 
 class Stream final : public Transport {
  public:
-  Stream(int socket, const char* name, wire::Window window) : socket_(socket), name_(name), window_(window) {}
+  Stream(int socket, const std::vector<int>& lanes, const char* name, wire::Window window)
+      : socket_(socket),
+        name_(name),
+        window_(window),
+        lanes_(window, lanes, [this](wire::Lanes::End how) { lane_ended(how); }) {}
   ~Stream() override {
     stopping_.store(true, std::memory_order_release);
     if (socket_ >= 0) shutdown(socket_, SHUT_RDWR);
+    lanes_.stop();
     window_.control().doorbell.fetch_add(1, std::memory_order_release);
     wire::futex_wake(window_.control().doorbell);
     if (sender_.joinable()) sender_.join();
@@ -45,6 +52,7 @@ class Stream final : public Transport {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     sender_ = std::thread([this] { send_loop(); });
     receiver_ = std::thread([this] { receive_loop(); });
+    lanes_.start();
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
@@ -59,6 +67,7 @@ class Stream final : public Transport {
     gone_.store(true, std::memory_order_release);
     sender_.detach();
     receiver_.detach();
+    lanes_.abandon();
   }
 
  private:
@@ -108,11 +117,10 @@ class Stream final : public Transport {
   }
 
   bool send_data(u64 offset, u64 size) {
+    if (lanes_.takes(offset, size)) return lanes_.send(socket_, offset, size);
     while (size > 0) {
       const u64 part = size < wire::kMaxDataPerFrame ? size : wire::kMaxDataPerFrame;
-      wire::Frame frame{wire::FrameKind::data, 0, offset, part};
-      iovec pieces[2] = {{&frame, sizeof frame}, {window_.base + offset, part}};
-      if (!wire::send_all(socket_, pieces, 2)) return false;
+      if (!wire::send_data_frame(socket_, window_, offset, part)) return false;
       offset += part;
       size -= part;
     }
@@ -142,6 +150,15 @@ class Stream final : public Transport {
     }
     if (!stopping_.load(std::memory_order_acquire)) log_debug("the connection to the worker has ended");
     gone_.store(true, std::memory_order_release);
+    lanes_.hang_up();
+  }
+
+  // One connection is as good as all: without it data would be missing.
+  void lane_ended(wire::Lanes::End how) {
+    if (how == wire::Lanes::End::lie) log_line("the host sent what is no data on a further connection");
+    gone_.store(true, std::memory_order_release);
+    shutdown(socket_, SHUT_RDWR);
+    lanes_.hang_up();
   }
 
   bool apply(const wire::Frame& frame) {
@@ -151,6 +168,8 @@ class Stream final : public Transport {
         return valid_data(frame) && wire::read_all(socket_, window_.base + frame.offset, frame.size);
       case wire::FrameKind::store:
         return store(frame.offset, frame.size);
+      case wire::FrameKind::await:
+        return lanes_.arrival(socket_, frame) == wire::Lanes::Arrival::here;
       case wire::FrameKind::error: {
         control.async_function.store(static_cast<u32>(frame.offset), std::memory_order_relaxed);
         u32 none = 0;
@@ -201,20 +220,23 @@ class Stream final : public Transport {
   std::atomic<bool> stopping_{false};
   std::atomic<bool> gone_{false};
   std::thread sender_, receiver_;
+  wire::Lanes lanes_;  // last: its threads use the others
 };
 
 }  // namespace
 
-std::unique_ptr<Transport> make_stream(int socket, const char* name, wire::Window window, std::string& why) {
+std::unique_ptr<Transport> make_stream(const std::vector<int>& sockets, const char* name, wire::Window window,
+                                       std::string& why) {
   void* mapped = mmap(window.base, window.size, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (mapped == MAP_FAILED) {
     why = std::string("cannot make the window: ") + std::strerror(errno);
-    close(socket);
+    for (const int socket : sockets) close(socket);
     return nullptr;
   }
   madvise(window.base, wire::kHeapOffset, MADV_DONTFORK);
-  auto transport = std::make_unique<Stream>(socket, name, window);
+  const std::vector<int> lanes(sockets.begin() + 1, sockets.end());
+  auto transport = std::make_unique<Stream>(sockets.front(), lanes, name, window);
   transport->start();
   return transport;
 }

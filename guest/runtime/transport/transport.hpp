@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "wire/cpp/hello.hpp"
 #include "wire/cpp/layout.hpp"
@@ -38,10 +39,12 @@ struct Connection {
 // in words for the user; `refused` is true when a host answered and said no.
 bool dial(Connection& connection, std::string& why, bool& refused);
 
-// The two kinds. They take over `socket` and the reserved address range at window.base.
+// The two kinds. They take over their sockets and the reserved address range at window.base.
 std::unique_ptr<Transport> make_shared_memory(int socket, int window_fd, wire::Window window,
                                               std::string& why);
-// `name` is the stream's kind, a literal: to it tcp and vsock are the same.
-std::unique_ptr<Transport> make_stream(int socket, const char* name, wire::Window window, std::string& why);
+// The main connection first, then the lanes. `name` is the stream's kind, a literal: to it tcp and vsock are
+// the same.
+std::unique_ptr<Transport> make_stream(const std::vector<int>& sockets, const char* name, wire::Window window,
+                                       std::string& why);
 
 }  // namespace gpupool::guest

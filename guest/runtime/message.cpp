@@ -1,6 +1,7 @@
 #include "guest/runtime/message.hpp"
 
 #include "guest/runtime/log.hpp"
+#include "guest/runtime/manual/kept_memory.hpp"
 #include "guest/runtime/statistics.hpp"
 
 namespace gpupool::guest {
@@ -80,6 +81,7 @@ CUresult Call::send() {
 }
 
 CUresult Call::wait() {
+  if (!leave_kept_ && g_kept_blocks.load(std::memory_order_acquire) != 0) give_back_kept();
   if (const CUresult result = dispatch(wire::kReply); result != CUDA_SUCCESS) return result;
   count_wait(function_);
   Session* session = Session::current();

@@ -54,6 +54,9 @@ class Call {
   // Says that the answer may take up to `bytes`; needed when that is more than wire::kReplyBytes.
   void expect_answer(u64 bytes) { answer_capacity_ = bytes; }
 
+  // For calls that allocate: freed memory that is kept (manual/kept_memory.hpp) stays so.
+  void leave_kept() { leave_kept_ = true; }
+
   // Sends without waiting. An error the worker meets surfaces at the next call that waits.
   CUresult send();
   // Sends and waits for the worker's answer; afterwards get() reads the results. Returns the driver's result,
@@ -96,6 +99,7 @@ class Call {
   alignas(8) u8 inline_[wire::kInlineBytes];
   std::vector<u8> spill_;  // the whole payload once it outgrows inline_
   u64 answer_capacity_ = 0;
+  bool leave_kept_ = false;
   Bulk payload_bulk_;
   Bulk answer_bulk_;
   std::vector<u8> answer_;

@@ -16,10 +16,10 @@ GPUS = FakeGpus.from_file("h100x8.json").inventory
 class Machine:
     """Settings and fakes."""
 
-    def __init__(self, **settings: int) -> None:
+    def __init__(self, settings: AheadSettings = AheadSettings()) -> None:  # noqa: B008 (frozen)
         self.workers = FakeWorkers()
         self.clock = FakeClock()
-        self.ahead = Ahead(AheadSettings(**settings), self.workers, self.clock)
+        self.ahead = Ahead(settings, self.workers, self.clock)
 
 
 def test_none_before_the_first_session() -> None:
@@ -38,7 +38,7 @@ def test_not_while_a_program_starts() -> None:
 
 
 def test_at_once_when_a_program_ends() -> None:
-    machine = Machine(workers=2)
+    machine = Machine(AheadSettings(workers=2))
     machine.ahead.session_started(7, GPUS)
     machine.ahead.session_ended(7, GPUS)
     assert machine.workers.waiting == [7, 7]
@@ -47,7 +47,7 @@ def test_at_once_when_a_program_ends() -> None:
 
 
 def test_until_the_tenant_has_been_away() -> None:
-    machine = Machine(keep_s=60)
+    machine = Machine(AheadSettings(keep_s=60))
     machine.ahead.session_ended(7, GPUS)
     machine.clock.pass_time(40)
     machine.ahead.session_ended(8, GPUS)
@@ -58,7 +58,7 @@ def test_until_the_tenant_has_been_away() -> None:
 
 
 def test_who_comes_again_keeps_it() -> None:
-    machine = Machine(keep_s=60)
+    machine = Machine(AheadSettings(keep_s=60))
     machine.ahead.session_ended(7, GPUS)
     machine.clock.pass_time(40)
     machine.ahead.session_started(7, GPUS)
@@ -69,25 +69,26 @@ def test_who_comes_again_keeps_it() -> None:
 
 
 def test_no_more_than_the_host_has_room_for() -> None:
-    machine = Machine(workers=2, most=3)
+    machine = Machine(AheadSettings(workers=2, most=3))
     for tenant in (1, 2, 3):
         machine.ahead.session_ended(tenant, GPUS)
     assert machine.workers.waiting == [1, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("settings", "inventory"), [({"workers": 0}, GPUS), ({}, Inventory((), ""))]
+    ("settings", "inventory"),
+    [(AheadSettings(workers=0), GPUS), (AheadSettings(), Inventory((), ""))],
 )
 def test_none_where_none_can_be_or_are_wanted(
-    settings: dict[str, int], inventory: Inventory
+    settings: AheadSettings, inventory: Inventory
 ) -> None:
-    machine = Machine(**settings)
+    machine = Machine(settings)
     machine.ahead.session_ended(7, inventory)
     assert machine.workers.waiting == []
 
 
 def test_a_worker_that_cannot_be_started_is_tried_once() -> None:
-    machine = Machine(workers=4)
+    machine = Machine(AheadSettings(workers=4))
     machine.workers.fail_start = "no such file"
     machine.ahead.session_ended(7, GPUS)
     assert machine.workers.waiting == []

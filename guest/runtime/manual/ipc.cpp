@@ -7,6 +7,7 @@
 #include "guest/runtime/manual/address_space.hpp"
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/event.hpp"
+#include "guest/runtime/manual/kept_memory.hpp"
 #include "guest/runtime/manual/share.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
@@ -75,6 +76,7 @@ CUresult cuIpcGetMemHandle(CUipcMemHandle* handle, CUdeviceptr address) {
   const bool known =
       allocation && (allocation->kind == MemoryKind::device || allocation->kind == MemoryKind::global);
   if (!known) return CUDA_ERROR_INVALID_VALUE;
+  never_keep(allocation->address);
   Call call(wire::Function::cuIpcGetMemHandle);
   call.put<u64>(address);
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;

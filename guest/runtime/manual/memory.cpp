@@ -6,6 +6,7 @@
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/copy_linear.hpp"
+#include "guest/runtime/manual/kept_memory.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"  // generated
@@ -40,7 +41,9 @@ CUresult allocate_at_free_address(Allocation& allocation,
   for (int tried = 0; tried < kTries && !found; ++tried) {
     // The driver puts many small allocations into one block: after a collision ask for whole blocks, which
     // leaves the taken range behind in steps of a block.
-    result = allocate(allocation, tried == 0 ? 0 : kAddressUnit);
+    const u64 least = tried == 0 ? 0 : kAddressUnit;
+    result = allocate(allocation, least);
+    if (result == CUDA_ERROR_OUT_OF_MEMORY && give_back_kept()) result = allocate(allocation, least);
     if (result != CUDA_SUCCESS) break;
     found = adopt_device_memory(allocation);
     // Held until we are done, so that the worker's driver gives us another place.
@@ -67,8 +70,16 @@ CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
   if (address == nullptr || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
   if (const CUresult result = check_unsafe_call(); result != CUDA_SUCCESS) return result;
   Allocation allocation = new_allocation(MemoryKind::device, *context);
+  allocation.size = bytes;
+  bool found = false;
+  if (const CUresult result = take_kept(allocation, nullptr, found); result != CUDA_SUCCESS) return result;
+  if (found && adopt_device_memory(allocation)) {
+    *address = allocation.address;
+    return CUDA_SUCCESS;
+  }
   const auto allocate = [&](Allocation& block, u64 least) {
     Call call(wire::Function::cuMemAlloc_v2);
+    call.leave_kept();
     call.put<u64>(bytes < least ? least : bytes);
     if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
     block.address = call.get<u64>();
@@ -113,6 +124,8 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
     forget_advice(*allocation);
     return free_to_window(*allocation);
   }
+  if (allocation && allocation->kind == MemoryKind::device && keep_freed(*allocation, nullptr))
+    return Session::current()->failed();
   Call call(wire::Function::cuMemFree_v2);
   call.put<u64>(address);
   return allocation ? call.send() : call.wait();

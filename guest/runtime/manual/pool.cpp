@@ -4,6 +4,7 @@
 
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/device.hpp"
+#include "guest/runtime/manual/kept_memory.hpp"
 #include "guest/runtime/manual/memory.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
@@ -35,8 +36,17 @@ CUresult allocate(CUdeviceptr* address, u64 bytes, CUmemoryPool pool, CUstream h
   allocation.context = stream->context;
   allocation.device = stream->context->device;
   allocation.pool = bits(pool);
+  allocation.size = bytes;
+  bool found = false;
+  if (!captured)
+    if (error = take_kept(allocation, stream, found); error != CUDA_SUCCESS) return error;
+  if (found && adopt_device_memory(allocation)) {
+    *address = allocation.address;
+    return Session::current()->failed();
+  }
   const auto ask = [&](Allocation& block, u64 least) {
     Call call(pool == nullptr ? wire::Function::cuMemAllocAsync : wire::Function::cuMemAllocFromPoolAsync);
+    call.leave_kept();
     call.on(*stream);
     call.put<u64>(bytes < least ? least : bytes);
     if (pool != nullptr) call.put(wire::Handle{bits(pool)});
@@ -91,9 +101,11 @@ CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
   if (address == 0) return CUDA_SUCCESS;
   // In a capture it becomes a node that frees, whenever that is launched.
   const bool captured = stream->capturing.load(std::memory_order_acquire);
-  const bool known =
-      !captured &&
-      address_space().take(address, {MemoryKind::stream_ordered, MemoryKind::device}).has_value();
+  std::optional<Allocation> known;
+  if (!captured) known = address_space().take(address, {MemoryKind::stream_ordered, MemoryKind::device});
+  if (known && known->kind == MemoryKind::stream_ordered && known->context == stream->context &&
+      keep_freed(*known, stream))
+    return Session::current()->failed();
   Call call(wire::Function::cuMemFreeAsync);
   call.on(*stream);
   call.put<u64>(address);

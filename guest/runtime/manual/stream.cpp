@@ -7,6 +7,7 @@
 
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/context.hpp"
+#include "guest/runtime/manual/kept_memory.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"  // generated
@@ -166,6 +167,7 @@ CUresult cuStreamDestroy_v2(CUstream handle) {
   Stream* stream = g_streams.find(handle);
   if (stream == nullptr || stream->implicit) return CUDA_ERROR_INVALID_HANDLE;
   if (stream->capturing.load(std::memory_order_acquire)) abandon_capture(*stream);
+  give_back_kept(stream);
   Call call(wire::Function::cuStreamDestroy_v2);
   call.on(*stream);
   call.mark();

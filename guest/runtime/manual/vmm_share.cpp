@@ -1,6 +1,7 @@
 // Physical memory and pools passed to other processes as file descriptors. The program gets a descriptor of
 // ours that holds a token; the driver's own stays on the host, where it could do more than share memory.
 #include "guest/runtime/manual/address_space.hpp"
+#include "guest/runtime/manual/kept_memory.hpp"
 #include "guest/runtime/manual/memory.hpp"
 #include "guest/runtime/manual/share.hpp"
 #include "guest/runtime/message.hpp"
@@ -91,6 +92,7 @@ CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData* out, CUdeviceptr address
   if (out == nullptr || !allocation || allocation->kind != MemoryKind::stream_ordered ||
       allocation->address != address)
     return CUDA_ERROR_INVALID_VALUE;
+  never_keep(address);
   Call call(wire::Function::cuMemPoolExportPointer);
   call.put<u64>(address);
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
@@ -122,6 +124,7 @@ CUresult cuMemPoolImportPointer(CUdeviceptr* out, CUmemoryPool pool, CUmemPoolPt
     static_cast<void>(give_back.send());
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
+  never_keep(allocation.address);
   *out = allocation.address;
   return CUDA_SUCCESS;
 }

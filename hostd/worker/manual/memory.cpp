@@ -43,6 +43,13 @@ i32 index_of_device(const Worker& worker, CUdevice device) {
   return -1;
 }
 
+bool any_capturing(Worker& worker) {
+  bool capturing = false;
+  worker.streams.each(
+      [&](wire::Handle, const StreamEntry& entry) { capturing = capturing || entry.capturing; });
+  return capturing;
+}
+
 bool is_managed(const Worker& worker, CUdeviceptr address) {
   unsigned int managed = 0;
   const CUresult result =
@@ -70,8 +77,13 @@ CUresult handle_cuMemAlloc_v2(Worker& worker, Request& request) {
   const auto bytes = request.in.get<u64>();
   request.in.finish();
   CUdeviceptr address = 0;
-  if (const CUresult result = worker.driver.cuMemAlloc_v2(&address, bytes); result != CUDA_SUCCESS)
-    return result;
+  CUresult allocated = worker.driver.cuMemAlloc_v2(&address, bytes);
+  // Pools give their memory up when the program synchronizes, of which the driver hears nothing otherwise:
+  // the client waits on its words.
+  if (allocated == CUDA_ERROR_OUT_OF_MEMORY && !any_capturing(worker) &&
+      worker.driver.cuCtxSynchronize() == CUDA_SUCCESS)
+    allocated = worker.driver.cuMemAlloc_v2(&address, bytes);
+  if (allocated != CUDA_SUCCESS) return allocated;
   if (const CUresult result = clear_memory(worker, address, bytes); result != CUDA_SUCCESS) {
     worker.driver.cuMemFree_v2(address);
     return result;

@@ -22,6 +22,9 @@ CUresult localize(const Worker& worker, CUmemLocation& location);
 // The same for one entry of an access list, whose flags must be some that the driver knows.
 CUresult localize(const Worker& worker, CUmemAccessDesc& access);
 
+// Whether a stream of the session is being captured: then nothing may be asked of or waited for on others.
+bool any_capturing(Worker& worker);
+
 // Whether the address is a __managed__ variable's: the driver keeps those in the worker's own memory, where
 // the program would look for them in vain.
 bool is_managed(const Worker& worker, CUdeviceptr address);

@@ -49,10 +49,7 @@ CUmemPool_attribute read_attribute(Request& request) {
 // The driver notices only when it is asked for a stream that its frees are done; the client's own waits do
 // not ask it. Not while a stream is being captured: a question to another one could end the capture.
 void notice_frees(Worker& worker) {
-  bool capturing = false;
-  worker.streams.each(
-      [&](wire::Handle, const StreamEntry& entry) { capturing = capturing || entry.capturing; });
-  if (capturing) return;
+  if (any_capturing(worker)) return;
   worker.streams.each([&](wire::Handle, const StreamEntry& entry) {
     static_cast<void>(worker.driver.cuStreamQuery(entry.stream));  // a fault is told by what follows
   });

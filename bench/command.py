@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fnmatch
 import json
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gpupool.bench import environment, report
-from gpupool.bench.delay import delayed
-from gpupool.bench.host import Host, HostError, helper, hostd, library_path
-from gpupool.bench.link import Link
-from gpupool.bench.modes import MODES, NATIVE
+from gpupool.bench.host import HostError
+from gpupool.bench.modes import MODES
 from gpupool.bench.results import Run
-from gpupool.bench.runner import Plan, Runner, agent_command, agent_environment, tell
+from gpupool.bench.runner import Plan, Runner, tell
+from gpupool.bench.stage import staged
+from gpupool.bench.starts import PROGRAMS, Program, Starts
 from gpupool.bench.workloads import everything
-from gpupool.bench.workloads.base import Workload
-from gpupool.hostd.adapters import native_files
+from gpupool.bench.workloads.base import START, Setting, Workload
 
 DESCRIPTION = """\
 Times workloads natively and through gpupool: one process for each mode lives through the run, and
@@ -43,6 +39,7 @@ examples:
 """
 _CUT_SHORT = 3
 _NO_LIMIT_S = 1e9
+_SHARE_OF_STARTS = 0.25  # of the time limit, for programs that are started anew each round
 
 
 class CutShortError(Exception):
@@ -88,7 +85,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list()
     try:
-        modes, chosen = _modes(arguments.modes), _workloads(arguments.names, arguments.needs)
+        modes, (programs, workloads) = _modes(arguments.modes), _chosen(arguments)
     except ValueError as error:
         tell(str(error))
         return 2
@@ -97,7 +94,7 @@ def main(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _cut)
     signal.signal(signal.SIGINT, _cut)
     try:
-        _measure(run, chosen, arguments)
+        _measure(run, programs, workloads, arguments)
     except CutShortError as error:
         run.incomplete = str(error)
     except HostError as error:
@@ -122,6 +119,8 @@ def _cut(number: int, _: object) -> None:
 
 
 def _list() -> int:
+    for program in PROGRAMS:
+        print(f"{program.name:32s} {START:20s} {program.needs or 'driver'}")
     for workload in everything().values():
         print(f"{workload.name:32s} {workload.row_class:20s} {workload.needs or 'driver'}")
     for mode in MODES.values():
@@ -136,90 +135,57 @@ def _modes(text: str) -> list[str]:
     return names
 
 
-def _workloads(patterns: list[str], needs: str | None) -> list[Workload]:
-    known = everything()
-    for pattern in patterns:
-        if not fnmatch.filter(known, pattern):
+def _chosen(arguments: argparse.Namespace) -> tuple[list[Program], list[Workload]]:
+    """What was asked for. Raises ValueError."""
+    kinds = arguments.needs.split(",") if arguments.needs else []
+    names = [each.name for each in PROGRAMS] + list(everything())
+    for pattern in arguments.names:
+        if not fnmatch.filter(names, pattern):
             raise ValueError(f"no workload is called {pattern}; see --list")
-    kinds = needs.split(",") if needs else []
-    chosen = [
-        each
-        for each in known.values()
-        if (not patterns or any(fnmatch.fnmatch(each.name, one) for one in patterns))
-        and (not kinds or (each.needs or "driver") in kinds)
-    ]
-    if not chosen:
+
+    def wanted(each: Program | Workload) -> bool:
+        named = not arguments.names or any(fnmatch.fnmatch(each.name, n) for n in arguments.names)
+        return named and (not kinds or (each.needs or "driver") in kinds)
+
+    programs = [each for each in PROGRAMS if wanted(each)]
+    workloads = [each for each in everything().values() if wanted(each)]
+    if not programs and not workloads:
         raise ValueError("no workload is left to run; see --list")
-    return chosen
+    return programs, workloads
 
 
-def _measure(run: Run, chosen: list[Workload], arguments: argparse.Namespace) -> None:
+def _measure(
+    run: Run, programs: list[Program], workloads: list[Workload], arguments: argparse.Namespace
+) -> None:
     gpu = arguments.gpu
     if gpu == "auto":
         gpu = "nvidia" if Path("/dev/nvidiactl").exists() else "software"
     run.environment["gpu_choice"] = gpu
+    begin = time.monotonic()
     limit_s = arguments.time_limit or _NO_LIMIT_S
-    plan = Plan(
-        arguments.rounds,
-        arguments.seconds,
-        time.monotonic() + limit_s,
-        any(each.needs == "torch" for each in chosen),
-    )
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpupool-bench-")))
-        host = stack.enter_context(hostd(folder / "host", gpu))
-        start = stack.enter_context(_starter(run, folder, host, gpu, arguments))
-        runner = Runner(run, plan, start, host.worker_pid, lambda: _write(run, arguments))
+    setting = Setting(arguments.small, arguments.torch_device)
+    with staged(run, gpu, arguments.python, setting) as stage:
+        run.incomplete = ""
+        starts = Starts(run, arguments.python, stage.variables, stage.folder)
+        for number, program in enumerate(programs):
+            share = _SHARE_OF_STARTS if workloads else 1.0
+            until = begin + limit_s * share * (number + 1) / len(programs)
+            starts.measure(program, setting, arguments.rounds, until)
+        wants_torch = any(each.needs == "torch" for each in workloads)
+        plan = Plan(arguments.rounds, arguments.seconds, begin + limit_s, wants_torch)
+        runner = Runner(
+            run, plan, stage.start, stage.host.worker_pid, lambda: _write(run, arguments)
+        )
         try:
-            runner.prepare()
-            run.incomplete = ""
-            for number, workload in enumerate(chosen):
-                runner.workload(workload, len(chosen) - number)
-            runner.idle()
+            if workloads:
+                runner.prepare()
+            for number, workload in enumerate(workloads):
+                runner.workload(workload, len(workloads) - number)
+            if workloads:
+                runner.idle()
             runner.end()
         finally:
             runner.kill()
-
-
-@contextlib.contextmanager
-def _starter(
-    run: Run, folder: Path, host: Host, gpu: str, arguments: argparse.Namespace
-) -> Iterator[Callable[[str], Link]]:
-    """What starts the process of a mode."""
-    with contextlib.ExitStack() as stack:
-        variables: dict[str, dict[str, str]] = {}
-        for name in run.modes:
-            mode = MODES[name]
-            if name == NATIVE:
-                variables[name] = _native(folder, gpu)
-                continue
-            port = 0
-            if mode.round_trip_us:
-                through = stack.enter_context(delayed(host.tcp_port, mode.round_trip_us))
-                run.delays[name] = through
-                port = through.port
-            variables[name] = host.environment(mode.transport, port)
-        loops = helper("libgpupool-bench-loops.so")
-        command = agent_command(arguments.python, arguments.small, arguments.torch_device)
-
-        def start(name: str) -> Link:
-            surroundings = agent_environment(folder, loops, variables[name])
-            return Link(command, surroundings, folder / f"agent-{name}.log")
-
-        yield start
-
-
-def _native(folder: Path, gpu: str) -> dict[str, str]:
-    """The GPU's own driver. The software GPU's library is put where a program looks for libcuda."""
-    if gpu != "software":
-        return {}
-    library = native_files.locate().software_gpu
-    if library is None:
-        raise HostError("libgpupool-softgpu.so was not found; run `gpupool doctor`")
-    place = folder / "native"
-    place.mkdir()
-    (place / "libcuda.so.1").symlink_to(library)
-    return {"LD_LIBRARY_PATH": library_path(place)}
 
 
 def _write(run: Run, arguments: argparse.Namespace) -> None:

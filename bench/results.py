@@ -43,6 +43,7 @@ class Row:
     failed: dict[str, str] = field(default_factory=dict)
     skipped: str = ""
     note: str = ""
+    aside: bool = False  # told, but no part of means and targets
     # The interval of a ratio costs milliseconds, and reports are written again and again.
     _known: dict[tuple[tuple[float, float], ...], Ratio | None] = field(default_factory=dict)
 
@@ -73,13 +74,13 @@ class Run:
     incomplete: str = "it has only begun"  # why rows or rounds are missing; empty: none are
 
     def ratios(self) -> dict[str, dict[str, Ratio]]:
-        """Mode to row to ratio; a row with a wrong result has none."""
+        """Mode to row to ratio, for means and targets; a row with a wrong result has none."""
         found: dict[str, dict[str, Ratio]] = {}
         for mode in self.modes:
             if mode == NATIVE:
                 continue
             for row in self.rows:
-                one = row.ratio(mode)
+                one = None if row.aside else row.ratio(mode)
                 if one is not None and mode not in row.different and mode not in row.failed:
                     found.setdefault(mode, {})[row.name] = one
         return found

@@ -7,13 +7,10 @@ each round beginning with another mode; then all give their results, which must 
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
 
 from gpupool.bench.link import Answer, Link, LinkError, cpu_s
 from gpupool.bench.modes import NATIVE
@@ -26,6 +23,7 @@ _ROUND_TIMEOUT_S = 60.0
 _RESULT_TIMEOUT_S = 120.0
 _IDLE_S = 5.0
 _KEEP_EVERY_S = 10.0
+_LEAST_ROUNDS = 3  # of a row that has begun, whatever the time limit
 _SAMPLE_FIELDS = {each.name for each in fields(Sample)}
 
 
@@ -74,8 +72,8 @@ class Runner:
             self._run.incomplete = row.skipped
             return
         self._revive([mode for mode in self._run.modes if mode not in self._links])
-        until = time.monotonic() + seconds_left / left
         modes = self._build(workload, row)
+        until = time.monotonic() + max(0.0, self._plan.deadline - time.monotonic()) / left
         if not row.skipped:
             self._rounds(workload, row, modes, until)
             self._results(workload, row)
@@ -126,9 +124,6 @@ class Runner:
                 self._drop_link(mode)
                 continue
             self._run.processes[mode] = answer
-            if mode != NATIVE:
-                link = self._links[mode]
-                link.worker_pid = self._find_worker(link.pid)
         self._run.problems += [f"{mode}: {why}" for mode, why in row.failed.items()]
 
     def _drop_link(self, mode: str) -> None:
@@ -161,7 +156,13 @@ class Runner:
     def _build(self, workload: Workload, row: Row) -> list[str]:
         """The modes that have built it."""
         built = []
-        answers = self._all("build", list(self._links), _BUILD_TIMEOUT_S, row, name=workload.name)
+        modes = list(self._links)
+        turns = [modes]
+        if workload.native_first and NATIVE in modes:
+            turns = [[NATIVE], [mode for mode in modes if mode != NATIVE]]
+        answers: dict[str, Answer] = {}
+        for turn in turns:
+            answers |= self._all("build", turn, _BUILD_TIMEOUT_S, row, name=workload.name)
         for mode, answer in answers.items():
             if "skip" in answer:
                 row.skipped = str(answer["skip"])
@@ -169,6 +170,9 @@ class Runner:
                 row.failed[mode] = str(answer["error"])
             else:
                 built.append(mode)
+                link = self._links[mode]
+                if mode != NATIVE and not link.worker_pid:  # there since its first call of CUDA
+                    link.worker_pid = self._find_worker(link.pid)
         return built
 
     def _rounds(self, workload: Workload, row: Row, modes: list[str], until: float) -> None:
@@ -178,7 +182,7 @@ class Runner:
         # Round 0 is not kept: it corrects the guess of how long a step takes.
         for number in range(self._plan.rounds + 1):
             begin = time.monotonic()
-            if number > 1 and begin + longest_s > until:
+            if number > _LEAST_ROUNDS and begin + longest_s > until:
                 row.note = f"{number - 1} of {self._plan.rounds} rounds fitted into the time limit"
                 self._run.incomplete = "not all rounds fitted into the time limit"
                 return
@@ -237,27 +241,3 @@ def _line(row: Row, modes: list[str]) -> str:
         elif mode != NATIVE and (one := row.ratio(mode)):
             parts.append(f"{mode} {one.median:.3f}")
     return f"{row.name}: " + ", ".join(parts)
-
-
-def agent_command(python: str, small: bool, torch_device: str) -> list[str]:
-    """The process of a mode."""
-    command = [python, "-m", "gpupool.bench.agent", "--torch-device", torch_device]
-    return [*command, "--small"] if small else command
-
-
-def agent_environment(folder: Path, loops: Path, variables: dict[str, str]) -> dict[str, str]:
-    """Its variables. It finds our package without what lies beside it: other people's Python has
-    packages of its own."""
-    import gpupool
-
-    link = folder / "python" / "gpupool"
-    if not link.exists():
-        link.parent.mkdir()
-        link.symlink_to(Path(gpupool.__file__).absolute().parent)
-    kept: dict[str, Any] = dict(os.environ)
-    return {
-        **kept,
-        "PYTHONPATH": str(link.parent),
-        "GPUPOOL_BENCH_LOOPS": str(loops),
-        **variables,
-    }

@@ -17,13 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from gpupool.hostd.adapters import native_files
+from gpupool.bench.host import hostd
 
 MODES = ("off", "auto")
-_START_TIMEOUT_S = 60
 _CLIENT_TIMEOUT_S = 120
 
 # Prints milliseconds of cuInit (which opens the session), of the first context, and nanoseconds of
@@ -68,41 +66,14 @@ print(json.dumps({
 """
 
 
-@contextlib.contextmanager
-def hostd(folder: Path, gpu: str, mode: str) -> Iterator[str]:
-    """A hostd with that sandbox; its endpoint."""
-    folder.mkdir()
-    endpoint = f"unix:{folder}/hostd.sock"
-    (folder / "hostd.toml").write_text(
-        f'gpu = "{gpu}"\nstate_dir = "{folder}/state"\nadmin_socket = "{folder}/admin.sock"\n'
-        f'[sandbox]\nmode = "{mode}"\n[[endpoint]]\nlisten = "{endpoint}"\n'
-    )
-    readable, writable = os.pipe()
-    command = [sys.executable, "-m", "gpupool.cli", "hostd"]
-    command += ["--config", str(folder / "hostd.toml"), "--ready-fd", str(writable)]
-    process = subprocess.Popen(command, pass_fds=(writable,), stdin=subprocess.DEVNULL)  # noqa: S603
-    os.close(writable)
-    try:
-        with os.fdopen(readable) as told:
-            word = told.readline().strip()
-        if word != "ready":
-            raise RuntimeError(f"hostd did not start: {word or 'no reason given'}")
-        yield endpoint
-    finally:
-        process.terminate()
-        process.wait(timeout=_START_TIMEOUT_S)
-
-
-def client(endpoint: str) -> dict[str, float]:
+def client(variables: dict[str, str]) -> dict[str, float]:
     """One client process; its figures."""
-    library = native_files.locate().guest_dir
-    environment = dict(os.environ, GPUPOOL_ENDPOINT=endpoint, LD_LIBRARY_PATH=str(library))
     done = subprocess.run(  # noqa: S603 (our own program)
         [sys.executable, "-c", CLIENT],
         stdout=subprocess.PIPE,
         check=True,
         timeout=_CLIENT_TIMEOUT_S,
-        env=environment,
+        env={**os.environ, **variables},
     )
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
@@ -121,13 +92,14 @@ def main() -> int:
     samples: dict[str, dict[str, list[float]]] = {mode: {} for mode in MODES}
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpupool-bench-")))
-        endpoints = {
-            mode: stack.enter_context(hostd(place / mode, arguments.gpu, mode)) for mode in MODES
+        surroundings = {
+            mode: stack.enter_context(hostd(place / mode, arguments.gpu, mode)).environment("shm")
+            for mode in MODES
         }
         for number in range(arguments.rounds):
             # In turn the first: what a round leaves behind favours nobody.
             for mode in MODES if number % 2 else reversed(MODES):
-                for name, value in client(endpoints[mode]).items():
+                for name, value in client(surroundings[mode]).items():
                     samples[mode].setdefault(name, []).append(value)
                 time.sleep(0.05)  # the worker before ends meanwhile
     print(f"| median of {arguments.rounds} | without | with | more |\n|---|---|---|---|")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from gpupool.bench.workloads import (
+    clients,
     copies,
+    cupy_basic,
     events,
     graphs,
+    jax_basic,
     launch,
     memory,
     modules,
@@ -20,6 +23,7 @@ from gpupool.bench.workloads.base import Workload
 _MODULES = (
     *(launch, events, graphs, copies, memory, modules),
     *(torch_basic, torch_compiled, torch_vision, torch_language, torch_libraries),
+    *(jax_basic, cupy_basic, clients),
 )
 
 

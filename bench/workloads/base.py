@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # Classes of rows, which targets (bench/targets.py) and geometric means are made by.
 LAUNCH = "launch-bound"
@@ -65,9 +65,10 @@ class Running:
     step: Callable[[], object]
     wait: Callable[[], object]
     result: Callable[[], Result]
-    close: Callable[[], object] = field(default=lambda: None)
+    close: Callable[[], object] = lambda: None
     operations: int = 1  # in a step; times are told for one
     bytes_moved: int = 0  # by one operation
+    more_cpu_s: Callable[[], float] = lambda: 0.0  # of processes that it has started, so far
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Workload:
     tolerance: float = 0.0  # of values: greatest difference, relative to the greatest value
     needs: str = ""  # framework: "", "torch", "jax", "cupy"
     duration_factor: float = 1.0  # of a round, for what takes long
+    # Native builds it before the others: what is compiled goes into a cache that all of them read.
+    native_first: bool = False
 
 
 def digest(data: bytes | bytearray | ctypes.Array[ctypes.c_char]) -> Result:

@@ -56,7 +56,7 @@ class Counted:
         self.driver.call("cuModuleUnload", self.module)
 
 
-def _one_thread(setting: Setting) -> Running:
+def one_thread(setting: Setting) -> Running:
     driver = ready()
     counted = Counted(driver)
     count = 100 if setting.small else 1000
@@ -147,7 +147,7 @@ def _gpu_bound(setting: Setting) -> Running:
 
 
 WORKLOADS = (
-    Workload("launch", LAUNCH, _one_thread),
+    Workload("launch", LAUNCH, one_thread),
     Workload("launch_8_threads", LAUNCH, _threads),
     Workload("launch_and_wait", ITEM, _waited_for),
     Workload("gpu_bound_kernel", GPU, _gpu_bound),

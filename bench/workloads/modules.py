@@ -53,4 +53,4 @@ def _load(setting: Setting) -> Running:
     return Running(step, driver.wait, result)
 
 
-WORKLOADS = (Workload("module_load_40_kernels", MODULE, _load),)
+WORKLOADS = (Workload("module_load_40_kernels", MODULE, _load, native_first=True),)

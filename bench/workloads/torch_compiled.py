@@ -65,7 +65,7 @@ def _graph(setting: Setting) -> Running:
 
 
 WORKLOADS = (
-    Workload("torch_compile_softmax", LAUNCH, _fused, 1e-3, "torch"),
-    Workload("triton_kernel", LAUNCH, _triton, 1e-5, "torch"),
+    Workload("torch_compile_softmax", LAUNCH, _fused, 1e-3, "torch", native_first=True),
+    Workload("triton_kernel", LAUNCH, _triton, 1e-5, "torch", native_first=True),
     Workload("torch_graph_50_layers", GPU, _graph, 1e-3, "torch"),
 )

@@ -195,6 +195,10 @@ def _decode_graph(setting: Setting) -> Running:
 WORKLOADS = (
     Workload("transformer_train", MODEL, _train, 2e-2, "torch", duration_factor=3),
     Workload("llm_decode_eager", MODEL, _decode_eager, 2e-2, "torch", duration_factor=2),
-    Workload("llm_decode_compiled", MODEL, _decode_compiled, 3e-2, "torch", duration_factor=2),
+    Workload(
+        *("llm_decode_compiled", MODEL, _decode_compiled, 3e-2, "torch"),
+        duration_factor=2,
+        native_first=True,
+    ),
     Workload("llm_decode_graph", MODEL, _decode_graph, 2e-2, "torch", duration_factor=2),
 )

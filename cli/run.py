@@ -48,6 +48,7 @@ examples:
   gpupool run -- python train.py
   gpupool run --compute 50 --memory 10G -- ./simulation --steps 1000
   gpupool run --endpoint tcp://gpu7:9177 --token-file ~/.gpupool-token -- python infer.py
+  gpupool run --profile -- python train.py       which calls waited, and a trace of all of them
   gpupool run --print-env            the variables that would be set, for a shell:
                                      eval "$(gpupool run --print-env)"
 """
@@ -63,6 +64,7 @@ FORWARDED = (
     signal.SIGWINCH,
 )
 _SYSTEM_SOCKET = "/run/gpupool/hostd.sock"
+_TRACE = "gpupool-trace.json"
 _SI_KERNEL = 0x80  # asm-generic/siginfo.h: sent by the kernel, e.g. by the terminal
 _PR_SET_PDEATHSIG = 1
 _MEMORY = re.compile(r"([0-9]+)\s*(|M|MiB|G|GiB)")
@@ -101,6 +103,16 @@ def endpoint(text: str) -> Endpoint:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def trace_path(text: str) -> Path:
+    """The FILE of --profile. For argparse."""
+    if not text.endswith(".json"):
+        # `gpupool run --profile CMD` without the `--` would take CMD for FILE.
+        raise argparse.ArgumentTypeError(
+            f"given {text!r}, allowed is a file name that ends in .json; write -- before CMD"
+        )
+    return Path(text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `gpupool run`."""
     parser.add_argument(
@@ -127,6 +139,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="token for the endpoint (GPUPOOL_TOKEN_FILE)",
     )
     parser.add_argument(
+        "--profile",
+        nargs="?",
+        const=_TRACE,
+        type=trace_path,
+        metavar="FILE.json",
+        help="time every CUDA call: a table on stderr when CMD has ended, and a trace for "
+        f"chrome://tracing in FILE.json (default: {_TRACE} here)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="with --profile: JSON on stderr, not a table"
+    )
+    parser.add_argument(
         "--print-env",
         action="store_true",
         help="print shell commands that set the variables; run nothing",
@@ -145,6 +169,12 @@ def main(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
+    if arguments.json and arguments.profile is None:
+        print("gpupool run: --json belongs to --profile; see --help", file=sys.stderr)
+        return 2
+    if arguments.print_env and arguments.profile is not None:
+        print("gpupool run: --profile needs a program, after `--`; see --help", file=sys.stderr)
+        return 2
     try:
         variables = environment(arguments, os.environ)
     except RunError as error:
@@ -152,7 +182,22 @@ def main(arguments: argparse.Namespace) -> int:
         return FAILED
     if arguments.print_env:
         return _print(variables)
-    return execute(words, {**os.environ, **variables})
+    if arguments.profile is None:
+        return execute(words, {**os.environ, **variables})
+    return _profiled(words, variables, arguments)
+
+
+def _profiled(words: list[str], variables: Mapping[str, str], arguments: argparse.Namespace) -> int:
+    from gpupool.cli import profile
+
+    try:
+        profiling = profile.Profiling(arguments.profile, arguments.json)
+    except OSError as error:
+        print(f"gpupool run: --profile {arguments.profile}: {error.strerror}", file=sys.stderr)
+        return FAILED
+    code = execute(words, {**os.environ, **variables, **profiling.variables})
+    profiling.finish()
+    return code
 
 
 def environment(arguments: argparse.Namespace, given: Mapping[str, str]) -> dict[str, str]:

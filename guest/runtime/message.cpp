@@ -2,6 +2,7 @@
 
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/manual/kept_memory.hpp"
+#include "guest/runtime/profile.hpp"
 #include "guest/runtime/statistics.hpp"
 
 namespace gpupool::guest {
@@ -56,6 +57,8 @@ CUresult Call::dispatch(u16 extra_flags) {
     bulk_offset = answer_bulk_.offset;
     bulk_size = answer_capacity_;
   }
+  // A code image, or a payload too long for a slot; copies count their own.
+  if ((flags & wire::kBulkIn) != 0) profile_bytes(bulk_size, 0);
   const Claim claim = session->claim();
   if (claim.slot == nullptr) {
     const CUresult failed = session->failed();
@@ -84,6 +87,7 @@ CUresult Call::wait() {
   if (!leave_kept_ && g_kept_blocks.load(std::memory_order_acquire) != 0) give_back_kept();
   if (const CUresult result = dispatch(wire::kReply); result != CUDA_SUCCESS) return result;
   count_wait(function_);
+  const ProfiledWait waiting;
   Session* session = Session::current();
   wire::ReplyBox* box = nullptr;
   if (const CUresult result = session->wait_reply(ticket_, box); result != CUDA_SUCCESS) return result;

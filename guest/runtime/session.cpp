@@ -6,9 +6,11 @@
 #include <mutex>
 #include <string>
 
+#include "guest/runtime/gate.hpp"
 #include "guest/runtime/heap.hpp"
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/message.hpp"
+#include "guest/runtime/profile.hpp"
 #include "guest/runtime/staging.hpp"
 #include "guest/runtime/statistics.hpp"
 #include "guest/runtime/thread_state.hpp"
@@ -19,6 +21,7 @@
 namespace gpupool::guest {
 
 std::atomic<Session*> Session::g_current{nullptr};
+std::atomic<u32> g_gate{kGateShut};
 
 Session::Session() = default;
 Session::~Session() = default;
@@ -59,7 +62,14 @@ CUresult Session::start() {
   pthread_atfork(nullptr, nullptr, &Session::after_fork_in_child);
   arrange_statistics();
   const CUresult result = load_devices();
-  if (result != CUDA_SUCCESS) g_current.store(nullptr, std::memory_order_release);
+  if (result != CUDA_SUCCESS) {
+    g_current.store(nullptr, std::memory_order_release);
+    return result;
+  }
+  open_profile(*this);
+  g_gate.fetch_and(~kGateShut, std::memory_order_release);
+  // A session that was lost while it started: whoever shuts the gate sets failed_ first.
+  if (failed() != CUDA_SUCCESS) g_gate.fetch_or(kGateShut, std::memory_order_release);
   return result;
 }
 
@@ -110,13 +120,17 @@ Claim Session::claim() {
 }
 
 bool Session::wait_for_slot(u64 ticket) {
-  wire::Backoff backoff(200, 200);
-  u64 checked = 0;
-  while (true) {
+  const auto free = [&] {
     const u64 head = window_.control().head.load(std::memory_order_acquire);
     seen_head_.store(head, std::memory_order_relaxed);
     // `head` may already be past this ticket's predecessor of a moment ago: compare as a distance.
-    if (ticket - head < wire::kRingSlots) return true;
+    return ticket - head < wire::kRingSlots;
+  };
+  if (free()) return true;  // only what we had seen of it was old
+  const ProfiledWait waiting;
+  wire::Backoff backoff(200, 200);
+  u64 checked = 0;
+  while (!free()) {
     backoff.step();
     const u64 now = backoff.elapsed_ns() / 5'000'000;
     if (now != checked) {
@@ -124,6 +138,7 @@ bool Session::wait_for_slot(u64 ticket) {
       if (check_alive() != CUDA_SUCCESS) return false;
     }
   }
+  return true;
 }
 
 void Session::publish(const Claim& claim, Stream* stream) {
@@ -156,6 +171,7 @@ void Session::publish(const Claim& claim, Stream* stream) {
 CUresult Session::fail(CUresult result, const char* why) {
   u32 none = 0;
   if (failed_.compare_exchange_strong(none, static_cast<u32>(result), std::memory_order_acq_rel)) {
+    g_gate.fetch_or(kGateShut, std::memory_order_release);
     if (window_.control().fatal_error.load(std::memory_order_acquire) != 0) write_fault_output();
     log_line("%s", why);
   }
@@ -193,6 +209,8 @@ CUresult Session::take_async_error() {
 // (MADV_DONTFORK) and its socket is closed here, so that the worker sees the parent's death.
 void Session::after_fork_in_child() {
   Session* session = g_current.exchange(nullptr, std::memory_order_acq_rel);
+  g_gate.store(kGateShut, std::memory_order_release);
+  leave_profile();
   if (session != nullptr) session->transport_->abandon();
 }
 

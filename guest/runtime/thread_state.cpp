@@ -9,6 +9,7 @@
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/manual/context.hpp"
 #include "guest/runtime/message.hpp"
+#include "guest/runtime/profile.hpp"
 
 namespace gpupool::guest {
 namespace {
@@ -51,6 +52,7 @@ void release_thread(void* value) {
   for (Context* context : state->stack) context->uses.fetch_sub(1, std::memory_order_release);
   for (const PerThreadStream& entry : state->per_thread_streams) return_per_thread_stream(entry);
   if (state->index != ThreadState::kNoIndex) thread_indices().give_back(state->index);
+  return_profile(state->profile);
   delete state;
 }
 

@@ -11,6 +11,9 @@
 
 namespace gpupool::guest {
 
+struct ThreadProfile;
+class ProfiledCall;
+
 // The stream that CU_STREAM_PER_THREAD means in one context. The id tells a context from a later one at its
 // address.
 struct PerThreadStream {
@@ -33,7 +36,9 @@ struct ThreadState {
   CaptureArrays capture_arrays;
   std::shared_ptr<void> occupancy_answers;  // manual/occupancy.cpp, manual/tensor_map.cpp; made on first use
   std::shared_ptr<void> tensor_maps;
-  bool per_thread_default = false;  // inside a _ptds / _ptsz entry point: stream 0 means per-thread
+  ThreadProfile* profile = nullptr;       // profile.hpp: where this thread's calls are counted...
+  ProfiledCall* profiled_call = nullptr;  // ... and the one in progress
+  bool per_thread_default = false;        // inside a _ptds / _ptsz entry point: stream 0 means per-thread
 
   static constexpr u32 kNoIndex = ~0u;
 };

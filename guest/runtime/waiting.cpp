@@ -7,6 +7,7 @@
 
 #include "guest/runtime/heap.hpp"
 #include "guest/runtime/message.hpp"
+#include "guest/runtime/profile.hpp"
 #include "guest/runtime/session.hpp"
 #include "guest/runtime/staging.hpp"
 #include "guest/runtime/statistics.hpp"
@@ -31,6 +32,7 @@ CUresult Session::wait_word(u32 index, u64 value) {
     return take_async_error();
   }
   count_wait(wire::Function::stream_mark);
+  const ProfiledWait waiting;
   wire::Backoff backoff(kSpinUs, kNapUs);
   u64 next_alive = kAliveEveryNs;
   u64 next_poke = kPokeEveryNs / 5;
@@ -142,6 +144,7 @@ CUresult Session::wait_executed(u64 ticket) {
 }
 
 CUresult Session::wait_completion(const Completion& completion) {
+  const ProfiledWait waiting;
   if (completion.word == 0) return wait_executed(completion.value);
   // An asynchronous error is left for the program's own next wait.
   wire::Backoff backoff(kSpinUs, kNapUs);

@@ -8,6 +8,7 @@
 #include "guest/runtime/manual/graph.hpp"
 #include "guest/runtime/manual/graph_host_copy.hpp"
 #include "guest/runtime/manual/stream.hpp"
+#include "guest/runtime/profile.hpp"
 #include "guest/runtime/thread_state.hpp"
 
 namespace gpupool::guest {
@@ -204,6 +205,8 @@ CUresult copy_box(Box box, Stream& stream, CopyCall call) {
     const BoxSide& host = from_host ? box.source : box.destination;
     const u64 bytes = span_of(host, box);
     if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+    const u64 moved = box.width_bytes * box.height * box.depth;
+    profile_bytes(from_host ? moved : 0, to_host ? moved : 0);
     // In place only on shared memory: a stream transport would carry the gaps between the rows as well, and
     // write old content over them on its way back.
     const u64 offset =

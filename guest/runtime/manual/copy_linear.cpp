@@ -13,6 +13,7 @@
 #include "guest/runtime/manual/graph_host_copy.hpp"
 #include "guest/runtime/manual/stream.hpp"
 #include "guest/runtime/message.hpp"
+#include "guest/runtime/profile.hpp"
 #include "guest/runtime/thread_state.hpp"
 
 namespace gpupool::guest {
@@ -283,6 +284,7 @@ CUresult copy_to_device(u64 device, const void* host, u64 bytes, Stream& stream,
     return copy_on_host(device, reinterpret_cast<u64>(host), bytes, stream);
   if (const CUresult result = check_device_range(device, bytes); result != CUDA_SUCCESS) return result;
   CopySender sender(*session, stream);
+  profile_bytes(bytes, 0);
   if (captured_with_piece(stream, host, bytes)) return capture_copy(sender, device, host, bytes, false);
   if (const u64 offset = session->pinned_offset(host, bytes); offset != 0)
     return send_pinned(sender, device, offset, bytes, call);
@@ -297,6 +299,7 @@ CUresult copy_to_host(void* host, u64 device, u64 bytes, Stream& stream, CopyCal
     return copy_on_host(reinterpret_cast<u64>(host), device, bytes, stream);
   if (const CUresult result = check_device_range(device, bytes); result != CUDA_SUCCESS) return result;
   CopySender sender(*session, stream);
+  profile_bytes(0, bytes);
   if (captured_with_piece(stream, host, bytes)) return capture_copy(sender, device, host, bytes, true);
   if (const u64 offset = session->pinned_offset(host, bytes); offset != 0)
     return receive_pinned(sender, offset, device, bytes, call);

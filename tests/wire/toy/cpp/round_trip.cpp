@@ -5,7 +5,9 @@
 #include <string>
 
 #include "fuzz_entries.hpp"
+#include "guest/runtime/gate.hpp"
 #include "guest/runtime/message.hpp"
+#include "guest/runtime/profile.hpp"
 #include "guest/runtime/session.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"
@@ -83,6 +85,8 @@ CUresult toy_graph_nodes(CUgraph, CUgraphNode* nodes, size_t* count) {
 
 namespace gpupool::guest {
 
+std::atomic<u32> g_gate{kGateShut};
+
 Session* Session::current() {
   return g_connected ? &g_session : nullptr;
 }
@@ -148,6 +152,7 @@ void check_start() {
   size_t value = 0;
   CHECK(cuToyDeviceLimit(&value, CU_TOY_LIMIT_HEAP, 0) == CUDA_ERROR_NOT_INITIALIZED);
   CHECK(cuToyInit(0) == CUDA_SUCCESS);
+  guest::g_gate = 0;
   CHECK(cuToyDeviceLimit(&value, CU_TOY_LIMIT_HEAP, 0) == CUDA_ERROR_NOT_SUPPORTED);  // the driver lacks it
   g_worker.driver = worker::DriverApi{
       .cuToyDeviceLimit = toy_device_limit,
@@ -181,6 +186,20 @@ void check_values() {
   CHECK(cuToyFind(nullptr, &value, pointer<CUmodule>(1), nullptr) == CUDA_ERROR_INVALID_VALUE);
   CHECK(cuToyHidden() == CUDA_ERROR_NOT_SUPPORTED && std::string(g_unsupported) == "cuToyHidden");
   CHECK(cuToyFlag == 0);
+}
+
+void check_profile() {
+  const int before = guest::g_profiled_calls;
+  size_t value = 0;
+  CHECK(cuToyDeviceLimit(&value, CU_TOY_LIMIT_HEAP, 0) == CUDA_SUCCESS);
+  CHECK(guest::g_profiled_calls == before);
+  guest::g_gate = guest::kGateProfiled;
+  CHECK(cuToyDeviceLimit(&value, CU_TOY_LIMIT_HEAP, 0) == CUDA_SUCCESS && value == 1026);
+  CHECK(guest::g_profiled_calls == before + 1 && guest::g_profiled == wire::Function::cuToyDeviceLimit);
+  CHECK(cuToyFillAsync_ptsz(9, 8, 6, nullptr) == CUDA_SUCCESS && g_per_thread == 1);
+  CHECK(guest::g_profiled_calls == before + 2 && guest::g_profiled == wire::Function::cuToyFillAsync);
+  CHECK(cuToyInit(0) == CUDA_SUCCESS && guest::g_profiled == wire::Function::cuToyInit);
+  guest::g_gate = 0;
 }
 
 void check_handles() {
@@ -258,10 +277,12 @@ void check_tables() {
 int main() {
   check_start();
   check_values();
+  check_profile();
   check_handles();
   check_bad_messages();
   check_tables();
   g_failed = CUDA_ERROR_OUT_OF_MEMORY;
+  guest::g_gate = guest::kGateShut;
   CHECK(cuToyFill(1, 2, 3) == CUDA_ERROR_OUT_OF_MEMORY);
   std::puts("ok");
   return 0;

@@ -67,6 +67,7 @@ class Config:
     sandbox: SandboxSettings
     ahead: AheadSettings
     endpoints: tuple[EndpointConfig, ...]
+    metrics: Endpoint | None  # where Prometheus may ask
 
 
 def read(text: str) -> dict[str, Any]:
@@ -112,6 +113,7 @@ def parse(document: Mapping[str, Any]) -> Config:
         if top[name] and not str(top[name]).startswith("/"):
             problems.append(f"{name}: given {top[name]!r}, allowed is an absolute path")
     _check_socket(f"unix:{top['admin_socket']}", "admin_socket", problems)
+    metrics = _metrics(top["metrics.listen"], problems)
     if problems:
         raise ConfigError("\n".join(problems))
     return Config(
@@ -152,6 +154,7 @@ def parse(document: Mapping[str, Any]) -> Config:
             }
         ),
         endpoints=endpoints,
+        metrics=metrics,
     )
 
 
@@ -169,6 +172,7 @@ def private(
         admin_socket=private_dir / "admin.sock",
         idle_timeout_s=idle_timeout_s,
         sandbox=replace(base.sandbox, mode=sandbox),
+        metrics=None,
         endpoints=(
             EndpointConfig(Endpoint(path=str(private_dir / "hostd.sock")), mode=0o600),
             EndpointConfig(
@@ -271,6 +275,19 @@ def _endpoint(where: str, item: dict[str, Any], problems: list[str]) -> Endpoint
         token_file=Path(taken["token_file"]) if taken["token_file"] else None,
         scrub=taken["scrub"],
     )
+
+
+def _metrics(text: str, problems: list[str]) -> Endpoint | None:
+    if not text:
+        return None
+    try:
+        return Endpoint.parse(f"tcp://{text}")
+    except ValueError:
+        problems.append(
+            f"metrics.listen: given {text!r}, allowed is address:port, like 127.0.0.1:9178 or "
+            "[::1]:9178"
+        )
+        return None
 
 
 def _mode(where: str, text: str, problems: list[str]) -> int:

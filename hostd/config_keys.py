@@ -102,6 +102,12 @@ KEYS: tuple[Key, ...] = (
         "begin lines with <N> for journald; auto: when stderr is the journal",
         choices=("auto", "yes", "no"),
     ),
+    Key(
+        "metrics.listen",
+        str,
+        "",
+        "address and port of a Prometheus endpoint, like 127.0.0.1:9178; empty: none",
+    ),
     Key("limits.max_sessions", int, 256, "client processes at one time", low=1, high=65536),
     Key(
         "limits.window_mib",

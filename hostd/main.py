@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpupool import __version__
 from gpupool.hostd.adapters import native_files, sandbox_facts
@@ -44,6 +45,9 @@ from gpupool.hostd.core.sandbox import SandboxFacts, plan
 from gpupool.hostd.endpoint import Endpoint
 from gpupool.hostd.log import fields, wants_priorities
 from gpupool.wire.hello import PROTOCOL_MAJOR, PROTOCOL_MINOR
+
+if TYPE_CHECKING:
+    from gpupool.hostd.api.metrics import MetricsDoor
 
 log = logging.getLogger("gpupool.hostd")
 
@@ -162,6 +166,7 @@ class Hostd:
             host, identify, config.hello_timeout_s, __version__, config.limits.connections
         )
         admin = Admin(host, identify, self._facts(doors), lambda: self._rediscover(host), self.stop)
+        metrics = self._metrics(host)
         host.on_change = admin.on_guest_change = self._changed.set
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -169,6 +174,7 @@ class Hostd:
         tasks = [loop.create_task(greeter.serve(one.listener, one.door)) for one in doors]
         tasks.append(loop.create_task(admin.serve(admin_listener)))
         tasks.append(loop.create_task(self._watch_gpus(host)))
+        tasks += [loop.create_task(one.serve()) for one in metrics]
         if config.idle_timeout_s:
             busy = lambda: bool(host.sessions or admin.guests or greeter.waiting)  # noqa: E731
             tasks.append(loop.create_task(self._watch_idle(busy)))
@@ -183,6 +189,8 @@ class Hostd:
         await self._until_stopped(tasks)
         await greeter.finish()
         await admin.finish()
+        for one in metrics:
+            await one.finish()
         log.info("stopped", extra=fields({"sessions_going_on": len(host.sessions)}))
 
     async def _until_stopped(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -240,6 +248,16 @@ class Hostd:
         listener = listen(endpoint, mode)
         self._listeners.append(listener)
         return listener
+
+    def _metrics(self, host: Host) -> list[MetricsDoor]:
+        """None or one. The library is loaded only where it is used."""
+        if self._config.metrics is None:
+            return []
+        from gpupool.hostd.api.metrics import MetricsDoor
+
+        listener = self._listen(self._config.metrics, 0)
+        log.info("metrics endpoint", extra=fields({"port": listener.getsockname()[1]}))
+        return [MetricsDoor(host, __version__, listener)]
 
     def _facts(self, doors: list[OpenDoor]) -> dict[str, object]:
         config = self._config

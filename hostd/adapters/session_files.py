@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from gpupool.hostd.adapters import usage_page
-from gpupool.hostd.core.ports import DeviceUsage, PortError
+from gpupool.hostd.core.ports import Counters, DeviceUsage, PortError
 from gpupool.hostd.core.session import Session
 from gpupool.hostd.log import fields
 
@@ -86,16 +86,22 @@ class SessionFiles:
 
     def usage(self, session_id: int) -> tuple[DeviceUsage, ...]:
         """What the worker has written; nothing when it has not begun or the page is gone."""
+        return usage_page.decode(self._page(session_id), time.monotonic_ns())
+
+    def counters(self, session_id: int) -> Counters:
+        """From the same page."""
+        return usage_page.decode_counters(self._page(session_id))
+
+    def _page(self, session_id: int) -> bytes:
         try:
-            raw = (self._sessions / f"{session_id}.usage").read_bytes()
+            return (self._sessions / f"{session_id}.usage").read_bytes()
         except FileNotFoundError:
-            return ()
+            return b""
         except OSError as error:
             log.error(
                 "usage page unreadable", extra=fields({"session": session_id, "error": str(error)})
             )
-            return ()
-        return usage_page.decode(raw, time.monotonic_ns())
+            return b""
 
     def next_id(self) -> int:
         """One more than ever before. Raises PortError."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from gpupool.hostd.core.ports import DeviceUsage
+from gpupool.hostd.core.ports import Counters, DeviceUsage
 
 BYTES = 4096
 MAGIC = 0x45474155  # "UAGE"
@@ -16,6 +16,8 @@ WINDOW = 50  # samples in a second
 MAX_DEVICES = 16
 _HEAD = struct.Struct("<II56x")  # magic, devices
 _DEVICE = struct.Struct("<QQQI36x")  # memory, slot, samples, outstanding
+_COUNTERS = struct.Struct("<6Q")  # in the order of Counters
+_COUNTERS_AT = _HEAD.size + MAX_DEVICES * _DEVICE.size
 
 
 def decode(raw: bytes, now_ns: int) -> tuple[DeviceUsage, ...]:
@@ -32,6 +34,13 @@ def decode(raw: bytes, now_ns: int) -> tuple[DeviceUsage, ...]:
         percent = _percent(samples, now_ns // SLOT_NS - slot, outstanding != 0)
         usages.append(DeviceUsage(memory_bytes, percent))
     return tuple(usages)
+
+
+def decode_counters(raw: bytes) -> Counters:
+    """What the session has done. All zero for a page that is not filled in, or not one."""
+    if len(raw) < BYTES or _HEAD.unpack_from(raw)[0] != MAGIC:
+        return Counters()
+    return Counters(*_COUNTERS.unpack_from(raw, _COUNTERS_AT))
 
 
 def _percent(samples: int, age: int, outstanding: bool) -> int:

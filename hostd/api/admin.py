@@ -22,6 +22,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gpupool.hostd.core.host import Host, Peer
+from gpupool.hostd.core.session import Session
 from gpupool.hostd.log import fields
 
 log = logging.getLogger("gpupool.hostd")
@@ -147,7 +148,16 @@ class Admin:
             "gpus": len(self._host.inventory.gpus),
             "notes": list(self._host.inventory.notes),
             "workers_waiting": self._host.workers_waiting,
-            "sessions": [session.as_dict() for session in self._host.sessions],
+            "sessions": [self._session(session) for session in self._host.sessions],
+        }
+
+    def _session(self, session: Session) -> dict[str, Any]:
+        counters, usage = self._host.activity(session.id)
+        return {
+            **session.as_dict(),
+            "tenant": session.tenant_number,
+            "counters": asdict(counters),
+            "usage": [asdict(one) for one in usage],
         }
 
     def _devices(self) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from gpupool.hostd.core.ports import (
     Client,
     Clients,
     Clock,
+    Counters,
+    DeviceUsage,
     Exchange,
     PortError,
     SessionStore,
@@ -77,6 +79,15 @@ def owner_of(peer: Peer, door: Door) -> str:
     return f"{door.name} {who}"
 
 
+@dataclass(slots=True)
+class Past:
+    """The sessions that have ended while this hostd was there."""
+
+    sessions: int = 0
+    failed: int = 0  # of them, those whose worker did not end well
+    counters: Counters = Counters()  # noqa: RUF009 (frozen)
+
+
 class Host:
     """The table of sessions and the decisions about it."""
 
@@ -94,6 +105,8 @@ class Host:
         self.inventory = inventory
         self.last_change_s = ports.clock.monotonic_s()  # when a session last began or ended
         self.on_change: Callable[[], None] = lambda: None
+        self.started = 0  # sessions, since this hostd began
+        self.past = Past()
 
     @property
     def sessions(self) -> tuple[Session, ...]:
@@ -104,6 +117,11 @@ class Host:
     def workers_waiting(self) -> int:
         """How many workers were started ahead of need and have no client yet."""
         return self._ports.workers.prepared()
+
+    def activity(self, session_id: int) -> tuple[Counters, tuple[DeviceUsage, ...]]:
+        """What a session has done, and what it uses of its GPUs now."""
+        store = self._ports.store
+        return store.counters(session_id), store.usage(session_id)
 
     def adopt(self) -> int:
         """Finds the workers of an earlier hostd again; forgets those that are gone.
@@ -217,6 +235,7 @@ class Host:
             raise
         session = session.with_worker(process.pid, process.start_ticks)
         self._sessions[session.id] = session
+        self.started += 1
         try:
             watched = self._watch(session.id, process)
         except PortError:
@@ -323,10 +342,14 @@ class Host:
         session = self._sessions.pop(session_id, None)
         self._ports.exchange.leave(session_id)
         self._ports.clients.forget(session_id)
+        counters = self._ports.store.counters(session_id)
         self._ports.store.remove(session_id)
         if session is None:
             return
         expected = end.exit_code in (0, None) or session.state is SessionState.ENDING
+        self.past.sessions += 1
+        self.past.failed += not expected
+        self.past.counters += counters
         log.log(
             logging.INFO if expected else logging.ERROR,
             "session ended",

@@ -153,6 +153,28 @@ class DeviceUsage:
     utilization_percent: int  # share of the past second in which it had work outstanding
 
 
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What one session has done since it began."""
+
+    messages: int = 0
+    answers: int = 0  # that its client waited for
+    launches: int = 0
+    to_device_bytes: int = 0  # of copies between host memory and a GPU
+    from_device_bytes: int = 0
+    busy_ns: int = 0  # in which its worker was executing messages
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(
+            self.messages + other.messages,
+            self.answers + other.answers,
+            self.launches + other.launches,
+            self.to_device_bytes + other.to_device_bytes,
+            self.from_device_bytes + other.from_device_bytes,
+            self.busy_ns + other.busy_ns,
+        )
+
+
 class SessionStore(Protocol):
     """What survives hostd: one record a session."""
 
@@ -181,6 +203,10 @@ class SessionStore(Protocol):
 
         Empty when it has not said anything yet.
         """
+        ...
+
+    def counters(self, session_id: int) -> Counters:
+        """What the worker says it has done; all zero when it has not said anything yet."""
         ...
 
     def next_id(self) -> int:

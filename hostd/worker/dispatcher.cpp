@@ -53,8 +53,24 @@ void Dispatcher::run() {
       continue;
     }
     ++head;
-    if (head % kPublishHeadEvery == 0) worker_.window.control().head.store(head, std::memory_order_release);
+    if (head % kPublishHeadEvery == 0) {
+      worker_.window.control().head.store(head, std::memory_order_release);
+      publish_counters(head, wire::monotonic_ns());
+    }
   }
+}
+
+void Dispatcher::publish_counters(u64 head, u64 now_ns) {
+  busy_ns_ += now_ns - busy_since_ns_;
+  busy_since_ns_ = now_ns;
+  UsagePage::Counters& counters = worker_.usage->counters;
+  const Tally& tally = worker_.tally;
+  counters.messages.store(head, std::memory_order_relaxed);
+  counters.answers.store(tally.answers, std::memory_order_relaxed);
+  counters.launches.store(tally.launches, std::memory_order_relaxed);
+  counters.to_device_bytes.store(tally.to_device_bytes, std::memory_order_relaxed);
+  counters.from_device_bytes.store(tally.from_device_bytes, std::memory_order_relaxed);
+  counters.busy_ns.store(busy_ns_, std::memory_order_relaxed);
 }
 
 bool Dispatcher::serve(u64 head) {
@@ -72,9 +88,11 @@ void Dispatcher::wait_for(u64 head) {
   const auto ready = [&] { return slot.sequence.load(std::memory_order_seq_cst) == head + 1; };
   control.head.store(head, std::memory_order_release);
   const u64 start = wire::monotonic_ns();
+  publish_counters(head, start);
   if (wire::Backoff::spare_cores()) {
     for (u64 now = start; now - start < kSpinNs; now = wire::monotonic_ns()) {
       if (now >= activity_.due_ns()) activity_.sample(now);
+      busy_since_ns_ = now;  // in case that it is over: the time is known, to some microseconds
       for (int i = 0; i < 64; ++i) {
         if (ready()) return;
         __builtin_ia32_pause();
@@ -94,6 +112,7 @@ void Dispatcher::wait_for(u64 head) {
     control.worker_sleeping.store(0, std::memory_order_relaxed);
     check_stalled(head, open_since);
   }
+  busy_since_ns_ = wire::monotonic_ns();
 }
 
 // The time counts from when the ticket was first seen, not from the last slot: a client may be idle for hours
@@ -232,6 +251,7 @@ void Dispatcher::report(const Request& request, CUresult result) {
 }
 
 void Dispatcher::answer(const Request& request, CUresult result) {
+  ++worker_.tally.answers;
   wire::ReplyBox& box = worker_.window.reply(request.thread);
   const std::span<const u8> bytes = answer_.bytes();
   const bool in_bulk = (request.flags & wire::kAnswerInBulk) != 0;

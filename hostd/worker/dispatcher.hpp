@@ -7,6 +7,7 @@
 
 #include "hostd/worker/activity.hpp"
 #include "hostd/worker/worker.hpp"
+#include "wire/cpp/futex.hpp"
 
 namespace gpupool::worker {
 
@@ -28,6 +29,8 @@ class Dispatcher {
  private:
   // Waits for the slot `head`: spins while work is likely, then sleeps until the client rings.
   void wait_for(u64 head);
+  // Copies the counters to the page that hostd reads; `head` messages are executed.
+  void publish_counters(u64 head, u64 now_ns);
   void check_stalled(u64 head, u64& open_since);
   void read_header(const wire::Slot& slot, Request& request);
   std::span<const u8> payload_of(const wire::Slot& slot, const Request& request);
@@ -42,6 +45,8 @@ class Dispatcher {
   u32 current_context_ = 0;  // handle index; ~0 when unknown
   CUcontext current_ = nullptr;
   Activity activity_;
+  u64 busy_since_ns_ = wire::monotonic_ns();
+  u64 busy_ns_ = 0;
 };
 
 }  // namespace gpupool::worker

@@ -1,6 +1,6 @@
-// The page in which a worker tells hostd what its session uses, for NVML in the guest. The worker only
-// writes, hostd (hostd/adapters/usage_page.py) only reads, whenever it is asked; a later hostd finds the page
-// again.
+// The page in which a worker tells hostd what its session uses, for NVML in the guest, and what it has done,
+// for the metrics of the host. The worker only writes, hostd (hostd/adapters/usage_page.py) only reads,
+// whenever it is asked; a later hostd finds the page again.
 #pragma once
 
 #include <atomic>
@@ -23,11 +23,32 @@ struct UsagePage {
     std::atomic<u32> outstanding;  // what holds for the time since `slot`
   };
 
+  // Since the session began. All zero in the page of a worker that is older than these.
+  struct alignas(64) Counters {
+    std::atomic<u64> messages;  // executed
+    std::atomic<u64> answers;   // that the client waited for
+    std::atomic<u64> launches;
+    std::atomic<u64> to_device_bytes;  // of copies between host memory and a GPU
+    std::atomic<u64> from_device_bytes;
+    std::atomic<u64> busy_ns;  // in which the dispatcher was executing messages
+  };
+
   alignas(64) std::atomic<u32> magic;
   std::atomic<u32> devices;
   Device device[wire::kMaxDevices];
+  Counters counters;
 };
-static_assert(sizeof(UsagePage::Device) == 64 && sizeof(UsagePage) <= UsagePage::kBytes);
+static_assert(sizeof(UsagePage::Device) == 64 && sizeof(UsagePage::Counters) == 64 &&
+              sizeof(UsagePage) <= UsagePage::kBytes);
+
+// What handlers count, in memory of the dispatcher's own: it copies it to the page now and then, so that a
+// message costs an addition and no line that hostd reads.
+struct Tally {
+  u64 answers = 0;
+  u64 launches = 0;
+  u64 to_device_bytes = 0;
+  u64 from_device_bytes = 0;
+};
 
 // Maps the page that hostd gave. Without one (-1) or if it cannot be mapped, which is logged, the page is our
 // own and nobody reads it: a session does not fail for want of figures. Never null.

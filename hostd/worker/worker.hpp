@@ -66,8 +66,9 @@ class Worker {
   wire::Window window;
   bool shared_memory = true;      // false over a stream transport
   std::vector<CUdevice> devices;  // the session's vGPUs, in the order that the client sees
-  // What hostd reads for NVML in the guest; never null.
+  // What hostd reads for NVML in the guest and for its metrics; never null.
   UsagePage* usage = open_usage_page(-1, wire::kMaxDevices);
+  Tally tally;
 
   Caps caps;
   PinnedMemory pinned;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpupool.hostd.core.ports import DeviceUsage, PortError
+from gpupool.hostd.core.ports import Counters, DeviceUsage, PortError
 from gpupool.hostd.core.session import Session
 
 
@@ -15,6 +15,7 @@ class FakeSessions:
         self.fail_save_after: int | None = None
         self.open_usages: set[int] = set()
         self.usages: dict[int, tuple[DeviceUsage, ...]] = {}
+        self.counted: dict[int, Counters] = {}
         self._last = 0
 
     def load(self) -> list[Session]:
@@ -32,6 +33,7 @@ class FakeSessions:
         """Forgets."""
         self.records.pop(session_id, None)
         self.usages.pop(session_id, None)
+        self.counted.pop(session_id, None)
 
     def create_usage(self, session_id: int) -> int:
         """A number instead of a descriptor."""
@@ -46,6 +48,10 @@ class FakeSessions:
     def usage(self, session_id: int) -> tuple[DeviceUsage, ...]:
         """What the test has put there."""
         return self.usages.get(session_id, ())
+
+    def counters(self, session_id: int) -> Counters:
+        """What the test has put there."""
+        return self.counted.get(session_id, Counters())
 
     def next_id(self) -> int:
         """1, 2, 3"""

@@ -12,7 +12,7 @@ import pytest
 
 from gpupool.hostd.adapters import usage_page
 from gpupool.hostd.adapters.session_files import SessionFiles
-from gpupool.hostd.core.ports import DeviceUsage, PortError
+from gpupool.hostd.core.ports import Counters, DeviceUsage, PortError
 from tests.fakes.daemon import ROOT
 
 SLOT = usage_page.SLOT_NS
@@ -60,6 +60,11 @@ def test_as_the_worker_has_it(tmp_path: Path) -> None:
 #include "hostd/worker/usage_page.hpp"
 using gpupool::worker::UsagePage;
 int main() {
+  using Counters = UsagePage::Counters;
+  std::printf("%zu %zu %zu %zu %zu %zu %zu ", offsetof(UsagePage, counters),
+              offsetof(Counters, messages), offsetof(Counters, answers),
+              offsetof(Counters, launches), offsetof(Counters, to_device_bytes),
+              offsetof(Counters, from_device_bytes), offsetof(Counters, busy_ns));
   std::printf("%u %llu %u %u %zu %zu %zu %zu %zu %zu %zu\\n", UsagePage::kMagic,
               (unsigned long long)UsagePage::kSampleNs, UsagePage::kSamples,
               gpupool::wire::kMaxDevices, offsetof(UsagePage, device), sizeof(UsagePage::Device),
@@ -76,7 +81,17 @@ int main() {
         [tmp_path / "facts"], check=True, capture_output=True, text=True, timeout=10
     ).stdout
     expected = [usage_page.MAGIC, SLOT, usage_page.WINDOW, usage_page.MAX_DEVICES]
-    assert [int(word) for word in told.split()] == [*expected, 64, 64, 4, 0, 8, 16, 24]
+    counters = [64 + 16 * 64, 0, 8, 16, 24, 32, 40]
+    assert [int(word) for word in told.split()] == [*counters, *expected, 64, 64, 4, 0, 8, 16, 24]
+
+
+def test_counters() -> None:
+    raw = bytearray(page(0))
+    assert usage_page.decode_counters(bytes(raw)) == Counters(), "an older worker's page"
+    struct.pack_into("<6Q", raw, 64 + 16 * 64, 1, 2, 3, 4, 5, 6)
+    assert usage_page.decode_counters(bytes(raw)) == Counters(1, 2, 3, 4, 5, 6)
+    for no_page in (b"", bytes(4096), bytes(raw[:2000])):
+        assert usage_page.decode_counters(no_page) == Counters()
 
 
 def test_the_file_of_a_session(tmp_path: Path) -> None:

@@ -112,9 +112,16 @@ CUresult read_box(Worker& worker, Request& request, wire::BoxCopy& box, Side& so
     throw wire::ProtocolError("an empty box copy");
   if (box.source.kind == wire::PlaceKind::piece && box.destination.kind == wire::PlaceKind::piece)
     throw wire::ProtocolError("a box copy within the window");
-  const CUresult result = resolve(worker, request, box, box.source, wire::kBulkIn, source);
-  return result != CUDA_SUCCESS ? result
-                                : resolve(worker, request, box, box.destination, wire::kBulkOut, destination);
+  CUresult result = resolve(worker, request, box, box.source, wire::kBulkIn, source);
+  if (result == CUDA_SUCCESS)
+    result = resolve(worker, request, box, box.destination, wire::kBulkOut, destination);
+  if (result != CUDA_SUCCESS) return result;
+  // For figures only: what absurd sizes of overlapping rows come to does not matter.
+  const bool from_host = box.source.kind == wire::PlaceKind::piece;
+  const bool to_host = box.destination.kind == wire::PlaceKind::piece;
+  const u64 bytes = from_host || to_host ? box.width_bytes * box.height * box.depth : 0;
+  (from_host ? worker.tally.to_device_bytes : worker.tally.from_device_bytes) += bytes;
+  return CUDA_SUCCESS;
 }
 
 }  // namespace
@@ -126,12 +133,14 @@ CUresult handle_cuMemcpyHtoDAsync_v2(Worker& worker, Request& request) {
     const auto bytes = request.in.get<u64>();
     request.in.finish();
     if (bytes != request.bulk_size) throw wire::ProtocolError("a copy's size is not that of its piece");
+    worker.tally.to_device_bytes += bytes;
     return worker.driver.cuMemcpyHtoDAsync_v2(device, worker.at(request.bulk_offset), bytes, request.stream);
   }
   const std::span<const u8> data = request.in.get_bytes(wire::kInlineCopyBytes);
   request.in.finish();
   // A captured copy would keep the address of this message. The client never sends one.
   if (captures(worker, request)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  worker.tally.to_device_bytes += data.size();
   // From pageable memory the driver takes so few bytes along at once.
   return worker.driver.cuMemcpyHtoDAsync_v2(device, data.data(), data.size(), request.stream);
 }
@@ -142,6 +151,7 @@ CUresult handle_cuMemcpyDtoHAsync_v2(Worker& worker, Request& request) {
   request.in.finish();
   if ((request.flags & wire::kBulkOut) == 0 || copy.bytes != request.bulk_size)
     throw wire::ProtocolError("a copy's size is not that of its piece");
+  worker.tally.from_device_bytes += copy.bytes;
   return worker.driver.cuMemcpyDtoHAsync_v2(worker.at(request.bulk_offset), copy.device, copy.bytes,
                                             request.stream);
 }

@@ -111,6 +111,7 @@ CUresult handle_cuLaunchKernel(Worker& worker, Request& request) {
     attributes[count].value.cooperative = 1;
     ++count;
   }
+  ++worker.tally.launches;
   // On a stream of another context than the current one the driver picks the kernel's function itself.
   CUfunction function = entry->function;
   if (request.stream_context == request.context_index) {

@@ -82,11 +82,10 @@ class Profile:
         for start in layout.threads():
             recorded, _ = _THREAD.unpack_from(raw, start)
             for place in range(min(recorded, layout.event_capacity)):
-                *numbers, function, thread = _EVENT.unpack_from(
-                    raw, start + layout.events_offset + place * _EVENT.size
-                )
+                at = start + layout.events_offset + place * _EVENT.size
+                begun, lasted, waited, to, back, function, thread = _EVENT.unpack_from(raw, at)
                 if function < len(names):
-                    yield Event(*numbers, names[function], thread)
+                    yield Event(begun, lasted, waited, to, back, names[function], thread)
 
 
 def read(path: Path) -> Profile:

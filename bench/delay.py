@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gpupool.bench.host import helper
@@ -21,32 +21,49 @@ from gpupool.bench.host import helper
 _EXCHANGES = 400
 _WARM_UP = 50
 _TIMEOUT_S = 20.0
+_PIECE_BYTES = 1 << 20
+_PIECES = 256
 
 
 @dataclass(frozen=True)
 class Delayed:
-    """A port behind which everything takes longer."""
+    """A port behind which everything takes longer, and what was measured of it."""
 
     port: int
     wanted_us: int
-    added_us: float  # as measured, median
+    added_us: float  # to a round trip, median
+    bandwidth_gb_s: float  # of one connection, 10^9 bytes a second
+    direct_gb_s: float  # of one connection without the relay
 
 
-def _serve_echo(listening: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # closed: the measurement is over
-        while True:
-            connection, _ = listening.accept()
-            with connection:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                while byte := connection.recv(1):
-                    connection.sendall(byte)
+def _echo(connection: socket.socket) -> None:
+    """Gives every byte back."""
+    while byte := connection.recv(1):
+        connection.sendall(byte)
+
+
+def _sink(connection: socket.socket) -> None:
+    """Takes everything, then answers with a byte."""
+    place = bytearray(_PIECE_BYTES)
+    while connection.recv_into(place):
+        pass
+    connection.sendall(b"x")
 
 
 @contextlib.contextmanager
-def _echo() -> Iterator[int]:
-    """A server that gives every byte back; its port."""
+def _serving(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server for one connection after the other; its port."""
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):  # closed: the measurement is over
+            while True:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    serve(connection)
+
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=_serve_echo, args=(listening,), daemon=True)
+        thread = threading.Thread(target=accept, daemon=True)
         thread.start()
         port: int = listening.getsockname()[1]
         yield port
@@ -66,6 +83,19 @@ def round_trip_us(port: int) -> float:
                 raise RuntimeError("the relay closed its connection")
             times.append((time.perf_counter_ns() - begin) / 1e3)
     return statistics.median(times[_WARM_UP:])
+
+
+def bandwidth_gb_s(port: int) -> float:
+    """Of one connection to a sink."""
+    piece = bytes(_PIECE_BYTES)
+    with socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_S) as connection:
+        begin = time.perf_counter()
+        for _ in range(_PIECES):
+            connection.sendall(piece)
+        connection.shutdown(socket.SHUT_WR)
+        if not connection.recv(1):
+            raise RuntimeError("the relay closed its connection")
+        return _PIECES * _PIECE_BYTES / (time.perf_counter() - begin) / 1e9
 
 
 @contextlib.contextmanager
@@ -88,10 +118,9 @@ def relay(port: int, one_way_ns: int) -> Iterator[int]:
         process.wait(timeout=_TIMEOUT_S)
 
 
-@contextlib.contextmanager
-def delayed(port: int, wanted_us: int) -> Iterator[Delayed]:
-    """A port that leads to `port` and adds `wanted_us` to each round trip."""
-    with _echo() as echo:
+def _tuned(wanted_us: int) -> tuple[int, float]:
+    """The delay to ask for, ns one way, and what it then adds to a round trip, us."""
+    with _serving(_echo) as echo:
         direct_us = round_trip_us(echo)
 
         def added_us(one_way_ns: int) -> float:
@@ -99,9 +128,19 @@ def delayed(port: int, wanted_us: int) -> Iterator[Delayed]:
                 return round_trip_us(through) - direct_us
 
         plain_ns = int(wanted_us * 1000 / 2)
-        # Its cost with this very delay: asleep for longer, threads wake up later.
+        # Its cost with this very delay: threads that sleep for longer wake up later.
         cost_ns = int((added_us(plain_ns) - wanted_us) * 1000 / 2)
         one_way_ns = max(0, plain_ns - cost_ns)
-        really_us = added_us(one_way_ns)
+        return one_way_ns, added_us(one_way_ns)
+
+
+@contextlib.contextmanager
+def delayed(port: int, wanted_us: int) -> Iterator[Delayed]:
+    """A port that leads to `port` and adds `wanted_us` to each round trip."""
+    one_way_ns, added_us = _tuned(wanted_us)
+    with _serving(_sink) as sink:
+        direct_gb_s = bandwidth_gb_s(sink)
+        with relay(sink, one_way_ns) as through:
+            relayed_gb_s = bandwidth_gb_s(through)
     with relay(port, one_way_ns) as through:
-        yield Delayed(through, wanted_us, really_us)
+        yield Delayed(through, wanted_us, added_us, relayed_gb_s, direct_gb_s)

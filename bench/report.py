@@ -145,7 +145,8 @@ def _head(run: Run) -> list[str]:
     told = {name: native[name] for name in sorted(native) if name not in ("pid", "libcuda")}
     lines += [f"- {name}: {value}" for name, value in told.items()]
     lines += [
-        f"- {mode}: a round trip takes {each.added_us:.1f} us more (asked: {each.wanted_us})"
+        f"- {mode}: a round trip takes {each.added_us:.1f} us more (asked: {each.wanted_us}); "
+        f"one connection carries {each.bandwidth_gb_s:.2f} GB/s (direct: {each.direct_gb_s:.2f})"
         for mode, each in run.delays.items()
     ]
     if run.incomplete:

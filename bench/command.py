@@ -72,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--python", default="python3", help="runs the workloads; default: %(default)s"
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the bench's hostd, in TOML, e.g. ahead.context=true",
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="report.json, report.md, plots")
     parser.add_argument("--json", type=Path, metavar="FILE", help="only the JSON")
     parser.add_argument("--commit", default="", metavar="ID", help="for a checkout without git")
@@ -161,10 +168,11 @@ def _measure(
     if gpu == "auto":
         gpu = "nvidia" if Path("/dev/nvidiactl").exists() else "software"
     run.environment["gpu_choice"] = gpu
+    run.environment["hostd_settings"] = ", ".join(arguments.set)
     begin = time.monotonic()
     limit_s = arguments.time_limit or _NO_LIMIT_S
     setting = Setting(arguments.small, arguments.torch_device)
-    with staged(run, gpu, arguments.python, setting) as stage:
+    with staged(run, gpu, arguments.python, setting, arguments.set) as stage:
         run.incomplete = ""
         starts = Starts(run, arguments.python, stage.variables, stage.folder)
         for number, program in enumerate(programs):
@@ -173,9 +181,7 @@ def _measure(
             starts.measure(program, setting, arguments.rounds, until)
         wants_torch = any(each.needs == "torch" for each in workloads)
         plan = Plan(arguments.rounds, arguments.seconds, begin + limit_s, wants_torch)
-        runner = Runner(
-            run, plan, stage.start, stage.host.worker_pid, lambda: _write(run, arguments)
-        )
+        runner = Runner(run, plan, stage, lambda: _write(run, arguments))
         try:
             if workloads:
                 runner.prepare()

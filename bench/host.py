@@ -8,12 +8,12 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpupool.hostd.adapters import native_files
+from gpupool.hostd.adapters import native_files, usage_page
 
 _START_TIMEOUT_S = 60
 _VSOCK_PORT = 9177
@@ -23,6 +23,14 @@ _IDLE_TIMEOUT_S = 120
 
 class HostError(RuntimeError):
     """hostd did not start. The text says why."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A client's session, and the worker that serves it."""
+
+    session: int
+    worker_pid: int
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,25 @@ class Host:
                 found.append(json.loads(path.read_text()))
         return found
 
-    def worker_pid(self, client: int) -> int:
-        """The newest worker that serves this client process; 0 when there is none."""
+    def session_of(self, client: int) -> Served | None:
+        """The newest session of this client process."""
         served = [
             each for each in self.sessions() if client in (each["pid"], each.get("client_pid"))
         ]
         newest = max(served, key=lambda each: int(each["id"]), default=None)
-        return int(newest["worker_pid"]) if newest else 0
+        return Served(int(newest["id"]), int(newest["worker_pid"])) if newest else None
+
+    def moved(self, session: int) -> dict[str, int]:
+        """Bytes that a session's worker has copied between host memory and a GPU so far."""
+        try:
+            page = (self.folder / "state" / "sessions" / f"{session}.usage").read_bytes()
+        except FileNotFoundError:
+            return {}  # it has ended
+        counted = usage_page.decode_counters(page)
+        return {
+            "bytes_to_device": counted.to_device_bytes,
+            "bytes_from_device": counted.from_device_bytes,
+        }
 
 
 def library_path(folder: Path) -> str:
@@ -99,14 +119,14 @@ def free_port() -> int:
         return port
 
 
-def _configuration(folder: Path, gpu: str, sandbox: str, port: int) -> str:
+def _configuration(folder: Path, gpu: str, settings: Sequence[str], port: int) -> str:
+    more = "\n".join(settings)
     return f"""
 gpu = "{gpu}"
 state_dir = "{folder}/state"
 admin_socket = "{folder}/admin.sock"
 idle_timeout_s = {_IDLE_TIMEOUT_S}
-[sandbox]
-mode = "{sandbox}"
+{more}
 [[endpoint]]
 listen = "unix:{folder}/hostd.sock"
 [[endpoint]]
@@ -120,12 +140,12 @@ token_file = "{folder}/token"
 
 
 @contextlib.contextmanager
-def hostd(folder: Path, gpu: str, sandbox: str = "auto") -> Iterator[Host]:
-    """Starts one in a new folder and ends it."""
+def hostd(folder: Path, gpu: str, settings: Sequence[str] = ()) -> Iterator[Host]:
+    """Starts one in a new folder and ends it. `settings`: lines of TOML."""
     folder.mkdir()
     port = free_port()
     configuration = folder / "hostd.toml"
-    configuration.write_text(_configuration(folder, gpu, sandbox, port))
+    configuration.write_text(_configuration(folder, gpu, settings, port))
     readable, writable = os.pipe()
     with (folder / "hostd.log").open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 (our own module)

@@ -53,7 +53,7 @@ class Link:
             raise LinkError("no pipes")  # Popen makes what was asked for
         self._questions, self._answers = self._process.stdin, self._process.stdout
         self.pid = self._process.pid
-        self.worker_pid = 0
+        self.session, self.worker_pid = 0, 0  # in hostd, once it is known
 
     @property
     def alive(self) -> bool:

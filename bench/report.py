@@ -107,7 +107,11 @@ def _means(run: Run, mode: str) -> list[tuple[str, Ratio]]:
 
 
 def _verdicts(run: Run) -> list[targets.Verdict]:
-    verdicts = targets.judge(run.ratios(), {row.name: row.row_class for row in run.rows})
+    idle = {
+        mode: (each["client_cpu_s"] + each["worker_cpu_s"]) / each["seconds"] * 100
+        for mode, each in run.idle.items()
+    }
+    verdicts = targets.judge(run.ratios(), {row.name: row.row_class for row in run.rows}, idle)
     return [each for each in verdicts if each.target.mode in run.modes]
 
 
@@ -159,7 +163,7 @@ def _targets(run: Run) -> list[str]:
         (each.target.what, each.target.mode, f"<= {each.target.limit:g}", each.state, each.shown)
         for each in _verdicts(run)
     ]
-    header = ("target", "mode", "to native", "", "figures: median [95 % interval]")
+    header = ("target", "mode", "wanted", "", "figures: median [95 % interval]")
     return ["## Targets", "", *_table(header, rows)]
 
 

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from gpupool.bench.counters import difference as difference_of
 from gpupool.bench.link import Answer, Link, LinkError, cpu_s
 from gpupool.bench.modes import NATIVE
 from gpupool.bench.results import Row, Run, Sample
+from gpupool.bench.stage import Stage
 from gpupool.bench.workloads.base import Result, Workload, difference
 
 _START_TIMEOUT_S = 180.0
@@ -49,12 +51,11 @@ class Runner:
         self,
         run: Run,
         plan: Plan,
-        start: Callable[[str], Link],
-        find_worker: Callable[[int], int],
+        stage: Stage,
         keep: Callable[[], None],
     ) -> None:
         self._run, self._plan = run, plan
-        self._start, self._find_worker, self._keep = start, find_worker, keep
+        self._stage, self._keep = stage, keep
         self._links: dict[str, Link] = {}
         self._kept_s = time.monotonic()
 
@@ -113,7 +114,7 @@ class Runner:
     def _revive(self, modes: list[str]) -> None:
         """Starts the processes that are missing; all at once, for nothing is timed meanwhile."""
         for mode in modes:
-            self._links[mode] = self._start(mode)
+            self._links[mode] = self._stage.start(mode)
         row = Row("start of the process", "")
         answers = self._all(
             "facts", modes, _START_TIMEOUT_S, row, wants_torch=self._plan.wants_torch
@@ -171,8 +172,9 @@ class Runner:
             else:
                 built.append(mode)
                 link = self._links[mode]
-                if mode != NATIVE and not link.worker_pid:  # there since its first call of CUDA
-                    link.worker_pid = self._find_worker(link.pid)
+                served = None if mode == NATIVE else self._stage.host.session_of(link.pid)
+                if served is not None:  # since its first call of CUDA
+                    link.session, link.worker_pid = served.session, served.worker_pid
         return built
 
     def _rounds(self, workload: Workload, row: Row, modes: list[str], until: float) -> None:
@@ -199,6 +201,7 @@ class Runner:
     def _time(self, row: Row, mode: str, number: int, seconds: float) -> Sample | None:
         link = self._links[mode]
         worker_s = cpu_s(link.worker_pid) if link.worker_pid else None
+        moved = self._stage.host.moved(link.session) if link.session else None
         try:
             answer = link.ask(_ROUND_TIMEOUT_S + seconds, "time", seconds=seconds)
         except LinkError as error:
@@ -210,6 +213,10 @@ class Runner:
             return None
         if worker_s is not None:
             worker_s = cpu_s(link.worker_pid) - worker_s
+        if moved is not None and (
+            more := difference_of(moved, self._stage.host.moved(link.session))
+        ):
+            answer["counts"] = {**(answer.get("counts") or {}), **more}
         known = {name: value for name, value in answer.items() if name in _SAMPLE_FIELDS}
         return Sample(round=number, worker_cpu_s=worker_s, **known)
 

@@ -93,7 +93,9 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpupool-bench-")))
         surroundings = {
-            mode: stack.enter_context(hostd(place / mode, arguments.gpu, mode)).environment("shm")
+            mode: stack.enter_context(
+                hostd(place / mode, arguments.gpu, [f'sandbox.mode = "{mode}"'])
+            ).environment("shm")
             for mode in MODES
         }
         for number in range(arguments.rounds):

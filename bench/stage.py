@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +38,13 @@ class Stage:
 
 
 @contextlib.contextmanager
-def staged(run: Run, gpu: str, python: str, setting: Setting) -> Iterator[Stage]:
+def staged(
+    run: Run, gpu: str, python: str, setting: Setting, hostd_settings: Sequence[str]
+) -> Iterator[Stage]:
     """Sets it up, and away again. Raises HostError."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpupool-bench-")))
-        host = stack.enter_context(hostd(folder / "host", gpu))
+        host = stack.enter_context(hostd(folder / "host", gpu, hostd_settings))
         common = _common(folder)
         variables: dict[str, dict[str, str]] = {}
         for name in run.modes:

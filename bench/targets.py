@@ -25,6 +25,7 @@ class Target:
     row_class: str = ""
     but: tuple[str, ...] = ()
     mean: bool = False
+    idle: bool = False  # percent of a core, not a ratio
 
     def takes(self, name: str, row_class: str) -> bool:
         """Whether a row is among those it is about."""
@@ -52,6 +53,8 @@ TARGETS = (
     ),
     Target("pinned copies", "shm", 1.03, row_class=PINNED),
     Target("second start of a PyTorch program", "shm", 1.0, names=("start_torch_second",)),
+    Target("idle client and worker, percent of a core", "shm", 0.1, idle=True),
+    Target("idle client and worker, percent of a core", "tcp", 0.1, idle=True),
     Target("launch-bound", "tcp", 1.05, row_class=LAUNCH),
     Target(".item()", "tcp", 5.0, names=("item",)),
     Target("ResNet-50 training", "tcp+500us", 1.3, names=("resnet50_train",)),
@@ -67,9 +70,27 @@ class Verdict:
     shown: str  # the figures
 
 
-def judge(ratios: dict[str, dict[str, Ratio]], classes: dict[str, str]) -> list[Verdict]:
-    """`ratios`: mode to row to ratio. Modes that were not run have no figures."""
-    return [_judge(target, ratios.get(target.mode, {}), classes) for target in TARGETS]
+def judge(
+    ratios: dict[str, dict[str, Ratio]],
+    classes: dict[str, str],
+    idle_percent: dict[str, float] | None = None,
+) -> list[Verdict]:
+    """`ratios`: mode to row to ratio; `idle_percent`: mode to what an idle session takes of a core.
+
+    Modes that were not run have no figures.
+    """
+    return [
+        _idle(target, (idle_percent or {}).get(target.mode))
+        if target.idle
+        else _judge(target, ratios.get(target.mode, {}), classes)
+        for target in TARGETS
+    ]
+
+
+def _idle(target: Target, percent: float | None) -> Verdict:
+    if percent is None:
+        return Verdict(target, NO_FIGURE, "")
+    return Verdict(target, MET if percent <= target.limit else NOT_MET, f"{percent:.3f}")
 
 
 def _judge(target: Target, rows: dict[str, Ratio], classes: dict[str, str]) -> Verdict:

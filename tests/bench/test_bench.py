@@ -72,6 +72,9 @@ def test_driver_level_workloads_give_natives_results(tmp_path: Path) -> None:
     launch = next(row for row in report["rows"] if row["name"] == "launch")["modes"]["shm"]
     assert launch["counts"]["messages"] == pytest.approx(1, abs=0.1)
     assert launch["worker_cpu_s"] > 0
+    copy = next(row for row in report["rows"] if row["name"] == "h2d_pageable_1MiB")["modes"]
+    assert copy["native"]["counts"] is None
+    assert copy["tcp"]["counts"]["bytes_to_device"] == pytest.approx(1 << 20, rel=0.5)
     assert report["geometric_means"]["shm"]["all"]["pairs"] == 2
     assert set(report["idle"]) == set(MODES)
     assert report["delays"]["tcp+500us"]["wanted_us"] == 500

@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-from gpupool.bench import environment, report
+from gpupool.bench import environment, load, report
 from gpupool.bench.host import HostError
 from gpupool.bench.modes import MODES
 from gpupool.bench.results import Run
@@ -36,6 +36,7 @@ examples:
   gpupool bench --out report                       everything, in every mode
   gpupool bench --modes native,shm 'launch*' item  some workloads
   gpupool bench --small --gpu software             a functional check without a GPU
+  gpupool bench --read a.json --read b.json --out report
 """
 _CUT_SHORT = 3
 _NO_LIMIT_S = 1e9
@@ -81,6 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="report.json, report.md, plots")
     parser.add_argument("--json", type=Path, metavar="FILE", help="only the JSON")
+    parser.add_argument(
+        "--read",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: put reports (JSON) of before together, judge and draw them",
+    )
     parser.add_argument("--commit", default="", metavar="ID", help="for a checkout without git")
     parser.add_argument("--list", action="store_true", help="name the workloads and modes")
     # Runs PyTorch's workloads without a GPU in every mode: a check of their own code.
@@ -91,6 +99,8 @@ def main(arguments: argparse.Namespace) -> int:
     """The exit code."""
     if arguments.list:
         return _list()
+    if arguments.read:
+        return _again(arguments)
     try:
         modes, (programs, workloads) = _modes(arguments.modes), _chosen(arguments)
     except ValueError as error:
@@ -119,6 +129,22 @@ def main(arguments: argparse.Namespace) -> int:
     if run.failures():
         return 1
     return _CUT_SHORT if run.incomplete else 0
+
+
+def _again(arguments: argparse.Namespace) -> int:
+    """Reports of before, put together."""
+    runs = []
+    for path in arguments.read:
+        try:
+            runs.append(load.from_json(json.loads(path.read_text())))
+        except (OSError, ValueError) as error:
+            tell(f"{path}: {error}")
+            return 2
+    run = load.together(runs)
+    _write(run, arguments)
+    _plot(run, arguments)
+    print(report.as_markdown(run), flush=True)
+    return 1 if run.failures() else 0
 
 
 def _cut(number: int, _: object) -> None:

@@ -13,14 +13,14 @@ from gpupool.bench.ratio import Ratio, geometric_mean, half_spread_percent
 from gpupool.bench.results import Row, Run, Sample
 from gpupool.bench.workloads.base import CLASSES
 
-_FORMAT = 1  # of the JSON; to be raised when a field changes its meaning
+FORMAT = 1  # of the JSON; to be raised when a field changes its meaning
 
 
 def as_json(run: Run) -> dict[str, Any]:
     """Every sample, and everything that is derived from them."""
     ratios = run.ratios()
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "environment": run.environment,
         "processes": run.processes,
         "delays": {mode: asdict(each) for mode, each in run.delays.items()},
@@ -34,6 +34,7 @@ def as_json(run: Run) -> dict[str, Any]:
             for each in _verdicts(run)
         ],
         "idle": run.idle,
+        "problems": run.problems,
         "failures": run.failures(),
         "incomplete": run.incomplete,
     }
@@ -62,6 +63,7 @@ def _row(row: Row, modes: list[str]) -> dict[str, Any]:
         "class": row.row_class,
         "skipped": row.skipped,
         "note": row.note,
+        "aside": row.aside,
         "modes": summaries,
         "results": {mode: asdict(each) for mode, each in row.results.items()},
         "different": row.different,

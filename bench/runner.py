@@ -157,7 +157,7 @@ class Runner:
     def _build(self, workload: Workload, row: Row) -> list[str]:
         """The modes that have built it."""
         built = []
-        modes = list(self._links)
+        modes = [mode for mode in self._links if not workload.modes or mode in workload.modes]
         turns = [modes]
         if workload.native_first and NATIVE in modes:
             turns = [[NATIVE], [mode for mode in modes if mode != NATIVE]]

@@ -81,6 +81,7 @@ class Workload:
     tolerance: float = 0.0  # of values: greatest difference, relative to the greatest value
     needs: str = ""  # framework: "", "torch", "jax", "cupy"
     duration_factor: float = 1.0  # of a round, for what takes long
+    modes: tuple[str, ...] = ()  # only in these; empty: in all
     # Native builds it before the others: what is compiled goes into a cache that all of them read.
     native_first: bool = False
 

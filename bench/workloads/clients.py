@@ -20,6 +20,7 @@ from gpupool.bench.workloads.base import (
 )
 
 _CLIENTS = 4
+_MODES = ("native", "shm", "tcp")  # each holds four processes with a framework
 _TIMEOUT_S = 200.0
 
 
@@ -90,13 +91,21 @@ def _made_of(name: str) -> Callable[[Setting], Running]:
 
 
 WORKLOADS = (
-    Workload("clients_4_launch_and_wait", CLIENTS, _made_of("launch_and_wait"), duration_factor=2),
+    Workload(
+        "clients_4_launch_and_wait",
+        CLIENTS,
+        _made_of("launch_and_wait"),
+        duration_factor=2,
+        modes=_MODES,
+    ),
     Workload(
         *("clients_4_resnet50_infer", CLIENTS, _made_of("resnet50_infer"), 2e-2, "torch"),
         duration_factor=3,
+        modes=_MODES,
     ),
     Workload(
         *("clients_4_llm_decode_eager", CLIENTS, _made_of("llm_decode_eager"), 2e-2, "torch"),
         duration_factor=3,
+        modes=_MODES,
     ),
 )

@@ -76,7 +76,7 @@ def _copy(size: int, pinned: bool, to_device: bool) -> Callable[[Setting], Runni
         buffers = Buffers(driver, length, pinned)
         fill(buffers.host, length)
         if not to_device:
-            driver.upload(buffers.device, buffers.host.raw)
+            driver.call("cuMemcpyHtoD_v2", buffers.device, buffers.host, length)
             ctypes.memset(buffers.host, 0, length)
         stream = driver.stream() if pinned else c_void_p()
         name = ("cuMemcpyHtoD" if to_device else "cuMemcpyDtoH") + ("Async_v2" if pinned else "_v2")

@@ -109,7 +109,7 @@ def parse(document: Mapping[str, Any]) -> Config:
     }
     problems += [f"{name}: no such key; known are {_siblings(name)}" for name in values]
     endpoints = _endpoints(document.get("endpoint", [{}]), problems)
-    for name in ("state_dir", "admin_socket", "libcuda"):
+    for name in ("state_dir", "admin_socket", "libcuda", "sandbox.cache_dir"):
         if top[name] and not str(top[name]).startswith("/"):
             problems.append(f"{name}: given {top[name]!r}, allowed is an absolute path")
     _check_socket(f"unix:{top['admin_socket']}", "admin_socket", problems)

@@ -226,8 +226,15 @@ KEYS: tuple[Key, ...] = (
         "sandbox.compile_cache",
         str,
         "auto",
-        "keep what the driver compiles on disk; auto: only where hostd serves just its own user",
+        "keep what the driver compiles on disk; auto: where no two tenants would share it",
         choices=("auto", "yes", "no"),
+    ),
+    Key(
+        "sandbox.cache_dir",
+        str,
+        "/var/cache/gpupool",
+        "folder for what the driver compiles, with one folder a user number; a hostd that serves "
+        "just its own user has it in ~/.nv/ComputeCache",
     ),
     Key("sandbox.threads", int, 1024, "threads of one worker", low=64, high=1 << 20),
     Key(

@@ -105,8 +105,6 @@ def real_workers(config: Config, program: Path | None) -> SubprocessWorkers:
         raise PortError(f'sandbox.mode is "required", but {"; ".join(sandbox.missing)}')
     for text in sandbox.missing:
         log.warning("sandbox incomplete", extra=fields({"missing": text}))
-    if sandbox.cache_folder:
-        Path(sandbox.cache_folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     tail = common_arguments(
         __version__,
         f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}",

@@ -202,11 +202,14 @@ def make_host(folder: Path, gpu: str = TEST_GPU, more: str = "", **softgpu: int)
     host = Host(folder, native, free_port(), {"GPUPOOL_NATIVE_DIR": str(native)})
     for name, value in softgpu.items():
         host.environment[f"GPUPOOL_SOFTGPU_{name.upper()}"] = str(value)
+    folder.chmod(0o711)  # workers of other users find their cache below it
     (folder / "hostd.toml").write_text(
         f"""
 gpu = "{gpu}"
 state_dir = "{folder}/state"
 admin_socket = "{folder}/admin.sock"
+[sandbox]
+cache_dir = "{folder}/cache"
 [limits]
 window_mib = 1024
 [[endpoint]]

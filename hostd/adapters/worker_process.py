@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from gpupool.hostd.adapters.cache_folders import make_cache_folder
 from gpupool.hostd.adapters.cgroups import SessionGroups, join
 from gpupool.hostd.adapters.waiting_workers import SESSION_PLACE, WaitingWorkers, give, reap
 from gpupool.hostd.core.ports import PortError, WorkerEnd, WorkerOrder, WorkerProcess
@@ -162,13 +163,14 @@ class SubprocessWorkers:
                 "gpupool-worker is not built or not installed; run `gpupool doctor` on the host"
             )
         sandbox = self._sandbox
+        cache = make_cache_folder(sandbox.cache(tenant), sandbox.user(tenant))
         try:
             return subprocess.Popen(  # noqa: S603 (our own worker)
-                [str(self._program), *words, *sandbox.arguments(tenant), *self._tail],
+                [str(self._program), *words, *sandbox.arguments(tenant, cache), *self._tail],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # stray output of a library belongs in the log
                 pass_fds=fds,
-                env=cleaned_environment(os.environ, sandbox.cache_folder),
+                env=cleaned_environment(os.environ, cache),
                 cwd="/",
                 start_new_session=True,
             )

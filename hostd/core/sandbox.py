@@ -25,6 +25,7 @@ class SandboxSettings:
     worker_user: str = ""
     worker_uid_base: int = 1_900_000_000
     compile_cache: str = "auto"  # auto, yes, no
+    cache_dir: str = "/var/cache/gpupool"  # of tenants' own folders
     threads: int = 1024  # most of one worker
     memory_mib: int = 0  # of one worker's cgroup; 0: window and 8 GiB
 
@@ -64,7 +65,8 @@ class Sandbox:
     account: Account | None = None  # all workers run as this user
     uid_base: int = 0  # else each tenant's as one of its own from here on; 0: they keep hostd's
     device_groups: tuple[int, ...] = ()
-    cache_folder: str = ""
+    cache_folder: str = ""  # for compiled code, of all workers
+    cache_dir: str = ""  # else each tenant has a folder of its own here
     threads: int = 0
     missing: tuple[str, ...] = field(default=())
 
@@ -78,6 +80,13 @@ class Sandbox:
         uid = self.uid_base + tenant % UIDS
         return Account("", uid, uid, self.device_groups)
 
+    def cache(self, tenant: int) -> str:
+        """The folder where the driver may keep what it compiles for that tenant; empty: nowhere."""
+        user = self.user(tenant)
+        if self.cache_folder or not self.cache_dir or user is None:
+            return self.cache_folder
+        return f"{self.cache_dir}/{user.uid}"
+
     def words(self, tenant: int) -> tuple[str, ...]:
         """What that tenant's sessions have, for `gpupool status`."""
         user = self.user(tenant)
@@ -90,12 +99,15 @@ class Sandbox:
             found.append("cgroup")
         return tuple(found)
 
-    def arguments(self, tenant: int) -> list[str]:
-        """What the worker is told (hostd/worker/options.cpp)."""
+    def arguments(self, tenant: int, cache_folder: str) -> list[str]:
+        """What the worker is told (hostd/worker/options.cpp).
+
+        `cache_folder` is `cache` of that tenant, or empty where it cannot be had.
+        """
         words = ["--sandbox-calls", self.seccomp]
         words += ["--sandbox-files", "yes" if self.landlock else "no"]
-        if self.cache_folder:
-            words += ["--cache-folder", self.cache_folder]
+        if cache_folder:
+            words += ["--cache-folder", cache_folder]
         user = self.user(tenant)
         if user is not None:
             words += ["--user", str(user.uid), "--group", str(user.gid)]
@@ -121,12 +133,7 @@ def plan(settings: SandboxSettings, facts: SandboxFacts) -> Sandbox:
     if settings.cgroup and facts.cgroup_note:
         missing.append(facts.cgroup_note)
     account, uid_base = _user(settings, facts, missing)
-    changes = account is not None or uid_base != 0
-    # Compiled code that one tenant's program leaves behind must not reach another's, and which code
-    # is there must not show. A hostd that keeps its user serves that user.
-    cache = settings.compile_cache == "yes" or (
-        settings.compile_cache == "auto" and not changes and not facts.root
-    )
+    cache_folder, cache_dir = _cache(settings, facts, account, uid_base)
     return Sandbox(
         seccomp=seccomp,
         landlock=facts.landlock if settings.landlock else 0,
@@ -134,10 +141,29 @@ def plan(settings: SandboxSettings, facts: SandboxFacts) -> Sandbox:
         account=account,
         uid_base=uid_base,
         device_groups=facts.device_groups,
-        cache_folder=f"{facts.home}/.nv/ComputeCache" if cache and facts.home else "",
+        cache_folder=cache_folder,
+        cache_dir=cache_dir,
         threads=settings.threads,
         missing=tuple(missing),
     )
+
+
+def _cache(
+    settings: SandboxSettings, facts: SandboxFacts, account: Account | None, uid_base: int
+) -> tuple[str, str]:
+    """One folder for all, or the parent of each tenant's own.
+
+    Compiled code that one tenant's program leaves behind must not reach another's, and which code
+    is there must not show. A hostd that keeps its user serves that user; workers that share a user
+    would share the code, which only an operator may want.
+    """
+    if settings.compile_cache == "no":
+        return "", ""
+    if account is None and not facts.root:
+        return (f"{facts.home}/.nv/ComputeCache" if facts.home else ""), ""
+    if account is None and uid_base:
+        return "", settings.cache_dir
+    return (f"{settings.cache_dir}/shared" if settings.compile_cache == "yes" else ""), ""
 
 
 def _user(

@@ -89,7 +89,7 @@ def test_without_a_sandbox(own_host: Host, transport: str) -> None:
     """What `sandbox.mode = "off"` says is what one gets, and the status says so."""
     own_host.stop()
     path = own_host.folder / "hostd.toml"
-    path.write_text(path.read_text().replace("[limits]", '[sandbox]\nmode = "off"\n[limits]', 1))
+    path.write_text(path.read_text().replace("[sandbox]", '[sandbox]\nmode = "off"', 1))
     own_host.start()
 
     def look(session: dict[str, Any]) -> None:

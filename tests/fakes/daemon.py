@@ -114,6 +114,7 @@ class Daemon:
         (self.folder / "hostd.toml").write_text(
             f'gpu = "software"\nstate_dir = "{self.folder}/state"\n'
             f'admin_socket = "{self.admin_socket}"\n{config}\n'
+            f'[sandbox]\ncache_dir = "{self.folder}/cache"\n'
             f'[[endpoint]]\nlisten = "{self.unix}"\n'
             '[[endpoint]]\nlisten = "tcp://127.0.0.1:0"\ninsecure = true\ntoken_file = '
             f'"{self.token_file}"\n',

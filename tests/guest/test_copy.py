@@ -473,7 +473,7 @@ def helpers():
             found.append(task)
     return found
 a = d.alloc(8 << 20)
-d.upload(a, bytes(1 << 20))
+d.upload(a, bytes((1 << 20) - 1))
 equal(helpers(), [])
 d.upload(a, bytes(8 << 20))
 found = helpers()

@@ -151,6 +151,7 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
         user = options.pop("--user")
         assert 1_900_000_000 <= int(user) < 1_900_000_000 + (1 << 24)
         assert options.pop("--group") == user
+        assert options.pop("--cache-folder") == f"{daemon.folder}/cache/{user}"
         assert (options.pop("--groups"), options.pop("--threads")) == ("", str(64 * 1024))
     assert options == {
         "--sandbox-calls": "off",  # the fake worker cannot

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpupool.hostd.adapters import sandbox_facts
+from gpupool.hostd.adapters.cache_folders import make_cache_folder
 from gpupool.hostd.core.ports import PortError
 from gpupool.hostd.core.sandbox import Account, SandboxFacts, SandboxSettings, plan
 
@@ -21,26 +22,58 @@ def test_root_gives_every_session_a_user() -> None:
     made = plan(SETTINGS, FULL)
     assert made.missing == ()
     assert made.words(3) == ("user 1900000003", "seccomp", "landlock 7", "cgroup")
-    assert "--threads" in made.arguments(3)
+    assert "--threads" in made.arguments(3, "")
     assert made.user(3) != made.user(4)
-    assert made.cache_folder == ""  # one tenant's compiled code must not reach another's
+    # One tenant's compiled code must not reach another's.
+    assert made.cache(3) == "/var/cache/gpupool/1900000003"
+    assert made.cache(4) == "/var/cache/gpupool/1900000004"
+    assert "--cache-folder" not in made.arguments(3, "")
+    words = made.arguments(3, "/c")
+    assert words[words.index("--cache-folder") + 1] == "/c"
 
 
 def test_an_ordinary_user_keeps_its_own() -> None:
     made = plan(SETTINGS, replace(FULL, root=False, home="/home/u"))
     assert made.user(3) is None
     assert made.words(3)[0] == "seccomp"
-    assert "--user" not in made.arguments(3)
-    assert made.cache_folder == "/home/u/.nv/ComputeCache"
+    assert "--user" not in made.arguments(3, "")
+    assert made.cache(3) == made.cache(4) == "/home/u/.nv/ComputeCache"
 
 
 def test_a_named_user() -> None:
     made = plan(SETTINGS, replace(FULL, account=Account("gpupool-worker", 998, 997, (997, 44))))
     assert made.words(3)[0] == "user gpupool-worker"
-    arguments = made.arguments(3)
+    arguments = made.arguments(3, "")
     assert arguments[arguments.index("--user") + 1] == "998"
     assert arguments[arguments.index("--groups") + 1] == "997,44"
     assert "--threads" not in arguments  # the kernel would count all sessions together
+
+
+def test_tenants_that_share_a_user_share_code_only_when_told() -> None:
+    shared = replace(FULL, account=Account("gpupool-worker", 998, 997))
+    assert plan(SETTINGS, shared).cache(3) == ""
+    settings = replace(SETTINGS, compile_cache="yes", cache_dir="/c")
+    assert plan(settings, shared).cache(3) == "/c/shared"
+    assert plan(replace(settings, worker_uid_base=0), FULL).cache(3) == "/c/shared"
+    assert plan(replace(SETTINGS, compile_cache="no"), FULL).cache(3) == ""
+
+
+def test_a_cache_folder_is_its_users_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    me = Account("", os.getuid(), os.getgid())
+    folder = tmp_path / "cache" / "7"
+    for _ in range(2):
+        assert make_cache_folder(str(folder), me) == str(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o711
+    (tmp_path / "cache" / "8").symlink_to(folder)
+    (tmp_path / "cache" / "9").write_text("")
+    for name in ("8", "9"):
+        assert make_cache_folder(f"{tmp_path}/cache/{name}", me) == ""
+    assert make_cache_folder(str(folder), replace(me, uid=me.uid + 1)) == ""
+    assert caplog.text.count("compiled code is not kept") == 3
+    assert make_cache_folder("", me) == ""
 
 
 @pytest.mark.parametrize(

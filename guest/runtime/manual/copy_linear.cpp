@@ -140,10 +140,11 @@ CUresult send_pageable(CopySender& sender, u64 device, const void* host, u64 byt
                 static_cast<u32>(bytes));
     return sender.error();
   }
+  const u64 chunk = copy_chunk(bytes);
   std::atomic<u64> newest{0};
   run_copy(copy_thread_count(bytes), [&](u32 index, u32 count) {
-    for (u64 at = index * kCopyChunk; at < bytes && !sender.failed(); at += count * kCopyChunk) {
-      const u64 value = send_staged(sender, device + at, source + at, least(kCopyChunk, bytes - at));
+    for (u64 at = index * chunk; at < bytes && !sender.failed(); at += count * chunk) {
+      const u64 value = send_staged(sender, device + at, source + at, least(chunk, bytes - at));
       u64 before = newest.load(std::memory_order_relaxed);
       while (before < value && !newest.compare_exchange_weak(before, value)) {
       }
@@ -157,7 +158,10 @@ CUresult receive_pinned(CopySender& sender, u64 offset, u64 device, u64 bytes, C
   Session& session = sender.session();
   const bool stream_transport = !session.shared_memory();
   const u64 step = stream_transport ? kStreamChunk : bytes;
-  const u16 mark = mark_unless_captured(sender.stream());
+  // On shared memory the copy engine writes into the program's own bytes, and whoever waits for the stream
+  // marks it: a mark a copy would cost the worker as much as the copy.
+  const bool marks = stream_transport || call == CopyCall::synchronous;
+  const u16 mark = marks ? mark_unless_captured(sender.stream()) : u16{0};
   u64 value = 0;
   for (u64 at = 0; at < bytes; at += step) {
     const u64 here = least(step, bytes - at);
@@ -175,15 +179,16 @@ CUresult receive_pinned(CopySender& sender, u64 offset, u64 device, u64 bytes, C
 // the oldest that has arrived is copied out.
 void receive_chunks(CopySender& sender, const ReturnPiece& piece, u8* host, u64 device, u64 bytes, u32 index,
                     u32 count) {
-  const u64 chunks = (bytes + kCopyChunk - 1) / kCopyChunk;
+  const u64 chunk = copy_chunk(bytes);
+  const u64 chunks = (bytes + chunk - 1) / chunk;
   if (index >= chunks) return;
   const u64 mine = (chunks - index + count - 1) / count;
   u64 values[kCopyDepth] = {};
   u64 issued = 0;
-  const auto place = [&](u64 turn) { return turn % kCopyDepth * kCopyChunk; };
-  const auto at = [&](u64 turn) { return (index + turn * count) * kCopyChunk; };
+  const auto place = [&](u64 turn) { return turn % kCopyDepth * chunk; };
+  const auto at = [&](u64 turn) { return (index + turn * count) * chunk; };
   const auto issue = [&] {
-    const u64 size = least(kCopyChunk, bytes - at(issued));
+    const u64 size = least(chunk, bytes - at(issued));
     values[issued % kCopyDepth] =
         sender.send(Op::cuMemcpyDtoHAsync_v2, wire::HostCopy{device + at(issued), size},
                     wire::kBulkOut | wire::kMark, piece.offset() + place(issued), size);
@@ -198,7 +203,7 @@ void receive_chunks(CopySender& sender, const ReturnPiece& piece, u8* host, u64 
       continue;
     }
     if (!going || sender.failed()) continue;
-    const u64 size = least(kCopyChunk, bytes - at(turn));
+    const u64 size = least(chunk, bytes - at(turn));
     (bytes >= kStreamFrom ? copy_streaming : [](void* to, const void* from, size_t n) {
       std::memcpy(to, from, n);
     })(host + at(turn), piece.address() + place(turn), size);

@@ -14,7 +14,13 @@
 namespace gpupool::guest {
 
 inline constexpr u64 kCopyChunk = 1u << 20;  // smaller ones cost throughput, larger ones latency (measured)
-inline constexpr u32 kCopyDepth = 4;         // chunks that one thread keeps in flight
+// Copies that are over before chunks of that size could overlap are cut finer.
+inline constexpr u64 kFineCopyChunk = 256 << 10;
+inline constexpr u64 kFineCopiesBelow = 4u << 20;
+constexpr u64 copy_chunk(u64 bytes) {
+  return bytes < kFineCopiesBelow ? kFineCopyChunk : kCopyChunk;
+}
+inline constexpr u32 kCopyDepth = 4;  // chunks that one thread keeps in flight
 
 // Puts copies on one stream. Made in the thread of the call, so that helpers act in its context.
 class CopySender {

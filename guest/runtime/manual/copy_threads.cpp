@@ -16,7 +16,7 @@ namespace {
 
 constexpr u32 kThreads = 4;  // six gain nothing (measured)
 constexpr u32 kMostThreads = 16;
-constexpr u64 kParallelFrom = 2u << 20;  // below it waking a thread costs more than it brings
+constexpr u64 kParallelFrom = 1u << 20;  // below it waking a thread costs more than it brings
 constexpr std::size_t kHelperStack = 256 << 10;
 
 // The helpers and the one copy that they may be working on. Never destroyed: a helper may sleep in it at

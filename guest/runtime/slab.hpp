@@ -19,32 +19,42 @@ namespace gpupool::guest {
 template <typename T>
 class Slab {
  public:
-  // Null when the slab is full or the address space cannot be reserved.
-  T* create() {
+  // Null when the slab is full or the address space cannot be reserved. `fill(object)` gives the object what
+  // each() is to see of it, and does nothing else.
+  template <typename F>
+  T* create(F fill) {
     const std::lock_guard lock(mutex_);
+    Cell* const base = base_.load(std::memory_order_relaxed);
     Cell* cell = nullptr;
     if (resting_ > kQuarantine) {
       cell = take_oldest();
     } else {
-      if (base_ == nullptr && !reserve()) return nullptr;
+      if (base == nullptr && !reserve()) return nullptr;
       const u64 used = used_.load(std::memory_order_relaxed);
       if (used == kCapacity) {
         cell = take_oldest();
         if (cell == nullptr) return nullptr;
       } else {
-        cell = base_ + used;
+        cell = base_.load(std::memory_order_relaxed) + used;
         used_.store(used + 1, std::memory_order_release);
       }
     }
     T* object = new (cell->storage) T();
+    fill(*object);
     cell->live.store(true, std::memory_order_release);
     return object;
+  }
+  T* create() {
+    return create([](T&) {});
   }
 
   void destroy(T* object) {
     Cell* cell = reinterpret_cast<Cell*>(object);
-    cell->live.store(false, std::memory_order_release);
-    object->~T();
+    {
+      const std::lock_guard lock(mutex_);  // each() may be looking at it
+      cell->live.store(false, std::memory_order_release);
+    }
+    object->~T();  // may destroy others
     const std::lock_guard lock(mutex_);
     cell->next = nullptr;
     (newest_ == nullptr ? oldest_ : newest_->next) = cell;
@@ -54,19 +64,23 @@ class Slab {
 
   // The live object at this address, or null. Safe for any value.
   T* find(const void* handle) const {
-    const u64 distance = reinterpret_cast<u64>(handle) - reinterpret_cast<u64>(base_);
-    if (distance >= used_.load(std::memory_order_acquire) * sizeof(Cell) || distance % sizeof(Cell) != 0)
-      return nullptr;
+    const u64 used = used_.load(std::memory_order_acquire);  // before `base_`, which is set by then
+    const u64 distance =
+        reinterpret_cast<u64>(handle) - reinterpret_cast<u64>(base_.load(std::memory_order_relaxed));
+    if (distance >= used * sizeof(Cell) || distance % sizeof(Cell) != 0) return nullptr;
     Cell* cell = reinterpret_cast<Cell*>(const_cast<void*>(handle));
     return cell->live.load(std::memory_order_acquire) ? reinterpret_cast<T*>(cell->storage) : nullptr;
   }
 
-  // Calls f(object) for every live object. Objects destroyed meanwhile are the caller's to exclude.
+  // Calls f(object) for every live object, while none is made or destroyed: f only looks. Objects kept from
+  // it may be destroyed afterwards, which is the caller's to exclude.
   template <typename F>
   void each(F f) const {
-    const u64 used = used_.load(std::memory_order_acquire);
+    const std::lock_guard lock(mutex_);
+    Cell* const base = base_.load(std::memory_order_relaxed);
+    const u64 used = used_.load(std::memory_order_relaxed);
     for (u64 i = 0; i < used; ++i)
-      if (base_[i].live.load(std::memory_order_acquire)) f(*reinterpret_cast<T*>(base_[i].storage));
+      if (base[i].live.load(std::memory_order_relaxed)) f(*reinterpret_cast<T*>(base[i].storage));
   }
 
  private:
@@ -91,12 +105,12 @@ class Slab {
     void* memory = mmap(nullptr, kCapacity * sizeof(Cell), PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) return false;
-    base_ = static_cast<Cell*>(memory);
+    base_.store(static_cast<Cell*>(memory), std::memory_order_relaxed);
     return true;
   }
 
-  std::mutex mutex_;
-  Cell* base_ = nullptr;
+  mutable std::mutex mutex_;
+  std::atomic<Cell*> base_{nullptr};  // set once, before `used_` says that there is something
   std::atomic<u64> used_{0};
   Cell* oldest_ = nullptr;  // of the destroyed ones
   Cell* newest_ = nullptr;

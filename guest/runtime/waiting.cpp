@@ -60,8 +60,7 @@ void Session::poke(u32 index) {
   g_streams.each([&](const Stream& each) {
     if (each.handle.index() != index || each.capturing.load(std::memory_order_acquire)) return;
     stream = each.handle;
-    const Context* const owner = each.context;  // null while another thread makes a stream at this place
-    context = owner != nullptr && owner->alive.load(std::memory_order_acquire) ? owner->index : 0;
+    context = each.context->alive.load(std::memory_order_acquire) ? each.context->index : 0;
   });
   const Claim slot = claim();
   if (slot.slot == nullptr) return;

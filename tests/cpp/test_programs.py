@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.builds import BUILD_TIMEOUT_S, THREADS, build
 from tests.tree import ROOT
 
 NATIVE = Path(os.environ.get("GPUPOOL_NATIVE_DIR", ROOT / "build" / "native"))
 PROGRAMS = ["gpupool_tests", "worker_tests", "softgpu_engine_tests"]
 TIMEOUT_S = 280  # below pytest's own, so that what the program printed is shown
 
-
 # A guest runtime has one session a process, so each case of this program runs alone.
 TRANSPORTS = ["threads over shared memory", "threads over a stream"]
 
 
-def run_program(name: str, *arguments: str) -> None:
-    """Runs a doctest program of the build; fails with what it printed."""
-    program = NATIVE / "tests" / "cpp" / name
+def run_program(name: str, *arguments: str, folder: Path = NATIVE) -> None:
+    """Runs a doctest program of a build; fails with what it printed."""
+    program = folder / "tests" / "cpp" / name
     if not program.exists():
         pytest.skip(f"{program} is not built: doctest-dev is missing")
     done = subprocess.run(
@@ -43,3 +43,18 @@ def test_cpp(name: str) -> None:
 @pytest.mark.parametrize("case", TRANSPORTS)
 def test_both_ends_in_one_process(case: str) -> None:
     run_program("transport_tests", "--no-skip", f"--test-case={case}")
+
+
+@pytest.fixture(scope="module")
+def with_thread_sanitizer() -> Path:
+    """The build in which threads that race with each other are reported."""
+    if not Path("/usr/include/doctest/doctest.h").exists():
+        pytest.skip("doctest-dev is missing")
+    return build("tsan", THREADS, "transport_tests")
+
+
+@pytest.mark.timeout(BUILD_TIMEOUT_S + TIMEOUT_S)
+@pytest.mark.parametrize("case", TRANSPORTS)
+def test_no_two_threads_race(case: str, with_thread_sanitizer: Path) -> None:
+    """A report of ThreadSanitizer makes the program's exit code 66."""
+    run_program("transport_tests", "--no-skip", f"--test-case={case}", folder=with_thread_sanitizer)

@@ -183,8 +183,9 @@ void work(CUcontext context, int number) {
   OK(api::cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
   CUevent event = nullptr;
   OK(api::cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
-  CUdeviceptr device = 0;
+  CUdeviceptr device = 0, other = 0;  // nothing orders the two streams: each has its own memory
   OK(api::cuMemAlloc_v2(&device, kBytes));
+  OK(api::cuMemAlloc_v2(&other, kBytes));
   std::vector<u8> out(kBytes), in(kBytes);
   Counter counter;
   for (int round = 0; round < kRounds; ++round) {
@@ -195,7 +196,7 @@ void work(CUcontext context, int number) {
     if (round % 5 == 0)
       OK(api::cuLaunchHostFunc(stream, [](void* data) { ++static_cast<Counter*>(data)->calls; }, &counter));
     OK(api::cuEventRecord(event, stream));
-    if (round % 7 == 0) OK(api::cuMemsetD8Async(device, value, 16, CU_STREAM_PER_THREAD));
+    if (round % 7 == 0) OK(api::cuMemsetD8Async(other, value, 16, CU_STREAM_PER_THREAD));
     if (round % 7 == 0) OK(api::cuStreamSynchronize(CU_STREAM_PER_THREAD));
     OK(api::cuMemcpyDtoHAsync_v2(in.data(), device, kBytes, stream));
     OK(api::cuEventSynchronize(event));
@@ -206,6 +207,7 @@ void work(CUcontext context, int number) {
     REQUIRE((queried == CUDA_SUCCESS || queried == CUDA_ERROR_NOT_READY));
   }
   OK(api::cuMemFree_v2(device));
+  OK(api::cuMemFree_v2(other));
   copy_large(stream, number);
   OK(api::cuEventDestroy_v2(event));
   OK(api::cuStreamDestroy_v2(stream));

@@ -54,7 +54,8 @@ class Lane {
 struct Memory {
   std::mutex mutex;
   std::map<CUdeviceptr, std::vector<u8>> blocks;
-  CUdeviceptr next = 0x6000'0000'0000;
+  // Where ThreadSanitizer lets a program map: the guest keeps the addresses of device memory free.
+  CUdeviceptr next = 0x60'0000'0000;
 };
 
 // Both live as long as the process: threads may still run when it ends.

@@ -52,14 +52,16 @@ enum class ImplicitStream : u32 { legacy = 1, per_thread = 2 };
 // Makes the object of an implicit stream and tells the worker its handle. Null when handles have run out.
 Stream* adopt_stream(Context& context, ImplicitStream kind, CUresult& error) {
   const wire::Handle handle = handles(wire::HandleKind::stream).take();
-  Stream* stream = handle ? g_streams.create() : nullptr;
+  const auto fill = [&](Stream& stream) {
+    stream.handle = handle;
+    stream.context = context.owner;
+  };
+  Stream* stream = handle ? g_streams.create(fill) : nullptr;
   if (stream == nullptr) {
     handles(wire::HandleKind::stream).give_back(handle);
     error = CUDA_ERROR_OUT_OF_MEMORY;
     return nullptr;
   }
-  stream->handle = handle;
-  stream->context = context.owner;
   stream->green = context.green ? &context : nullptr;
   // Nothing is known of how a green context's default stream and the primary context's order each other: each
   // is waited for by itself.
@@ -119,14 +121,16 @@ CUresult open_context(Context& context, wire::Function function, u32 flags) {
 
 Context* new_context_object(CUdevice device, CUresult& error) {
   const wire::Handle handle = handles(wire::HandleKind::context).take();
-  Context* context = handle ? g_contexts.create() : nullptr;
+  const auto fill = [&](Context& context) {
+    context.handle = handle;
+    context.index = handle.index();
+  };
+  Context* context = handle ? g_contexts.create(fill) : nullptr;
   if (context == nullptr) {
     handles(wire::HandleKind::context).give_back(handle);
     error = CUDA_ERROR_OUT_OF_MEMORY;
     return nullptr;
   }
-  context->handle = handle;
-  context->index = handle.index();
   context->device = device;
   context->id = new_context_id();
   context->details = std::make_shared<ContextDetails>();

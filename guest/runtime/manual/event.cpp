@@ -45,14 +45,15 @@ CUresult make_event(CUevent* out, Context& context, u32 flags,
                     const std::function<CUresult(const Event&)>& create) {
   const wire::Handle handle = handles(wire::HandleKind::event).take();
   if (!handle) return CUDA_ERROR_OUT_OF_MEMORY;
-  Event* event = g_events.create();
+  Event* event = g_events.create([&](Event& fresh) {
+    fresh.handle = handle;
+    fresh.context = &context;
+    fresh.flags = flags;
+  });
   if (event == nullptr) {
     handles(wire::HandleKind::event).give_back(handle);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
-  event->handle = handle;
-  event->context = &context;
-  event->flags = flags;
   if (const CUresult result = create(*event); result != CUDA_SUCCESS) {
     g_events.destroy(event);
     handles(wire::HandleKind::event).give_back(handle);

@@ -135,12 +135,11 @@ CUresult get_attribute(int* out, CUfunction_attribute attribute, Function& funct
 Function* make_function(std::string_view name) {
   const wire::Handle handle = handles(wire::HandleKind::function).take();
   if (!handle) return nullptr;
-  Function* function = g_functions.create();
+  Function* function = g_functions.create([&](Function& fresh) { fresh.handle = handle; });
   if (function == nullptr) {
     handles(wire::HandleKind::function).give_back(handle);
     return nullptr;
   }
-  function->handle = handle;
   function->name = name;
   return function;
 }

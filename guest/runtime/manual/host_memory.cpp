@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <mutex>
+#include <vector>
 
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/manual/address_space.hpp"
@@ -31,11 +32,14 @@ u64 address_of(const void* pointer) {
 
 CUresult wait_for_everything(Session& session) {
   CUresult result = session.take_async_error();
+  std::vector<Context*> living;
   g_contexts.each([&](Context& context) {
-    if (!context.alive.load(std::memory_order_acquire)) return;
-    const CUresult waited = session.synchronize(context);
-    if (result == CUDA_SUCCESS) result = waited;
+    if (context.alive.load(std::memory_order_acquire)) living.push_back(&context);
   });
+  for (Context* context : living) {
+    const CUresult waited = session.synchronize(*context);
+    if (result == CUDA_SUCCESS) result = waited;
+  }
   return result;
 }
 

@@ -128,14 +128,15 @@ CUresult cuStreamCreateWithPriority(CUstream* out, unsigned int flags, int prior
   reclaim_retired(*session);
   const wire::Handle handle = handles(wire::HandleKind::stream).take();
   if (!handle) return CUDA_ERROR_OUT_OF_MEMORY;
-  Stream* stream = g_streams.create();
+  Stream* stream = g_streams.create([&](Stream& fresh) {
+    fresh.handle = handle;
+    fresh.context = context;
+  });
   if (stream == nullptr) {
     handles(wire::HandleKind::stream).give_back(handle);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
 
-  stream->handle = handle;
-  stream->context = context;
   stream->green = top_context()->green ? top_context() : nullptr;
   stream->flags = flags;
   // Lower numbers are greater priorities; a number out of range is clamped (cuda.h).

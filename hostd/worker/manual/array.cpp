@@ -13,6 +13,10 @@ constexpr u64 kScratchBytes = 16ull << 20;
 // Memory comes to such arrays later, and not through us.
 constexpr u32 kWithoutMemory = CUDA_ARRAY3D_SPARSE | CUDA_ARRAY3D_DEFERRED_MAPPING;
 
+bool known_format(const CUarray_format& format) {
+  return wire::number_in(format) <= CU_AD_FORMAT_MAX;
+}
+
 // Bytes of one element; 0 where elements are not laid out one after the other (compressed blocks, planes).
 u64 element_bytes(const CUDA_ARRAY3D_DESCRIPTOR& array) {
   switch (array.Format) {
@@ -127,6 +131,7 @@ CUresult handle_cuArrayCreate_v2(Worker& worker, Request& request) {
   const auto handle = request.in.get<wire::Handle>();
   const auto shape = request.in.get<CUDA_ARRAY_DESCRIPTOR>();
   request.in.finish();
+  if (!known_format(shape.Format)) return CUDA_ERROR_INVALID_VALUE;
   CUarray array = nullptr;
   const CUresult result = worker.driver.cuArrayCreate_v2(&array, &shape);
   return result != CUDA_SUCCESS ? result : keep_array(worker, handle, array, 0);
@@ -136,6 +141,7 @@ CUresult handle_cuArray3DCreate_v2(Worker& worker, Request& request) {
   const auto handle = request.in.get<wire::Handle>();
   const auto shape = request.in.get<CUDA_ARRAY3D_DESCRIPTOR>();
   request.in.finish();
+  if (!known_format(shape.Format)) return CUDA_ERROR_INVALID_VALUE;
   CUarray array = nullptr;
   const CUresult result = worker.driver.cuArray3DCreate_v2(&array, &shape);
   return result != CUDA_SUCCESS ? result : keep_array(worker, handle, array, shape.Flags);
@@ -146,6 +152,7 @@ CUresult handle_cuMipmappedArrayCreate(Worker& worker, Request& request) {
   const auto shape = request.in.get<CUDA_ARRAY3D_DESCRIPTOR>();
   const auto levels = request.in.get<u32>();
   request.in.finish();
+  if (!known_format(shape.Format)) return CUDA_ERROR_INVALID_VALUE;
   if (worker.driver.cuMipmappedArrayCreate == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUmipmappedArray array = nullptr;
   CUresult result = worker.driver.cuMipmappedArrayCreate(&array, &shape, levels);

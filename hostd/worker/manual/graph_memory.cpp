@@ -38,13 +38,11 @@ CUresult handle_cuGraphAddMemAllocNode(Worker& worker, Request& request) {
   if (const CUresult result = read_place(worker, request, place); result != CUDA_SUCCESS) return result;
   CUDA_MEM_ALLOC_NODE_PARAMS params{};
   params.poolProps = request.in.get<CUmemPoolProps>();
-  params.poolProps.win32SecurityAttributes = nullptr;
   auto access = request.in.get_array<CUmemAccessDesc>(wire::kMaxDevices);
   params.bytesize = request.in.get<u64>();
-  if (const CUresult result = localize(worker, params.poolProps.location); result != CUDA_SUCCESS)
-    return result;
+  if (const CUresult result = localize(worker, params.poolProps); result != CUDA_SUCCESS) return result;
   for (CUmemAccessDesc& each : access)
-    if (const CUresult result = localize(worker, each.location); result != CUDA_SUCCESS) return result;
+    if (const CUresult result = localize(worker, each); result != CUDA_SUCCESS) return result;
   params.accessDescs = access.empty() ? nullptr : access.data();
   params.accessDescCount = access.size();
   if (worker.driver.cuGraphAddMemAllocNode == nullptr) return CUDA_ERROR_NOT_SUPPORTED;

@@ -2,6 +2,7 @@
 // client through completion word 0 and waits. See guest/runtime/manual/host_function.hpp.
 #include "hostd/worker/manual/host_function.hpp"
 
+#include <atomic>
 #include <mutex>
 
 #include "wire/cpp/futex.hpp"
@@ -13,7 +14,8 @@ namespace {
 constexpr u32 kSpinUs = 50;
 constexpr u32 kNapUs = 500;
 
-wire::Window g_window;  // set before the first host function is given to the driver
+// The driver's threads know no Worker. Published with the first host function; a session has one window.
+std::atomic<const wire::Window*> g_window{nullptr};
 
 // Waits without a bound of its own: the client's function may take as long as it likes, and when the client
 // is gone this process ends (client_watch.cpp).
@@ -21,19 +23,19 @@ void CUDA_CB run_in_client(void* id) {
   static std::mutex one_at_a_time;
   static u32 sequence = 0;
   const std::lock_guard lock(one_at_a_time);
+  const wire::Window& window = *g_window.load(std::memory_order_acquire);
   ++sequence;
-  g_window.word(0).value.store(
-      (static_cast<u64>(sequence) << 32) | static_cast<u32>(reinterpret_cast<u64>(id)),
-      std::memory_order_release);
+  window.word(0).value.store((static_cast<u64>(sequence) << 32) | static_cast<u32>(reinterpret_cast<u64>(id)),
+                             std::memory_order_release);
   wire::Backoff backoff(kSpinUs, kNapUs);
-  while (static_cast<u32>(g_window.control().host_released.load(std::memory_order_acquire)) != sequence)
+  while (static_cast<u32>(window.control().host_released.load(std::memory_order_acquire)) != sequence)
     backoff.step();
 }
 
 }  // namespace
 
 CUhostFn client_function(Worker& worker) {
-  g_window = worker.window;
+  g_window.store(&worker.window, std::memory_order_release);
   return &run_in_client;
 }
 

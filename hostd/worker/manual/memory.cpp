@@ -73,6 +73,30 @@ CUresult localize(const Worker& worker, CUmemAccessDesc& access) {
   return localize(worker, access.location);
 }
 
+namespace {
+
+bool known_memory(const CUmemAllocationType& type, const CUmemAllocationHandleType& shared_as) {
+  constexpr u32 kHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR | CU_MEM_HANDLE_TYPE_WIN32 |
+                               CU_MEM_HANDLE_TYPE_WIN32_KMT | CU_MEM_HANDLE_TYPE_FABRIC;
+  const u32 number = wire::number_in(type);
+  return (number == CU_MEM_ALLOCATION_TYPE_PINNED || number == CU_MEM_ALLOCATION_TYPE_MANAGED) &&
+         (wire::number_in(shared_as) & ~kHandleTypes) == 0;
+}
+
+}  // namespace
+
+CUresult localize(const Worker& worker, CUmemAllocationProp& properties) {
+  properties.win32HandleMetaData = nullptr;
+  if (!known_memory(properties.type, properties.requestedHandleTypes)) return CUDA_ERROR_INVALID_VALUE;
+  return localize(worker, properties.location);
+}
+
+CUresult localize(const Worker& worker, CUmemPoolProps& properties) {
+  properties.win32SecurityAttributes = nullptr;
+  if (!known_memory(properties.allocType, properties.handleTypes)) return CUDA_ERROR_INVALID_VALUE;
+  return localize(worker, properties.location);
+}
+
 CUresult handle_cuMemAlloc_v2(Worker& worker, Request& request) {
   const auto bytes = request.in.get<u64>();
   request.in.finish();

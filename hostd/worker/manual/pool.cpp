@@ -92,8 +92,7 @@ CUresult handle_cuMemPoolCreate(Worker& worker, Request& request) {
   if (worker.driver.cuMemPoolCreate == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   auto properties = request.in.get<CUmemPoolProps>();
   request.in.finish();
-  properties.win32SecurityAttributes = nullptr;
-  if (const CUresult result = localize(worker, properties.location); result != CUDA_SUCCESS) return result;
+  if (const CUresult result = localize(worker, properties); result != CUDA_SUCCESS) return result;
   CUmemoryPool pool = nullptr;
   if (const CUresult result = worker.driver.cuMemPoolCreate(&pool, &properties); result != CUDA_SUCCESS)
     return result;

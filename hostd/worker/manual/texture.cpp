@@ -25,7 +25,7 @@ void destroy_owned(std::unordered_map<u64, u32>& objects, u32 owner, Destroy des
 // Reads a description with handles where the driver has pointers, and puts the driver's pointers there.
 CUresult read_resource(Worker& worker, Request& request, CUDA_RESOURCE_DESC& resource) {
   resource = request.in.get<CUDA_RESOURCE_DESC>();
-  switch (resource.resType) {
+  switch (wire::number_in(resource.resType)) {
     case CU_RESOURCE_TYPE_ARRAY: {
       const CUarray* array =
           worker.arrays.find(wire::Handle{reinterpret_cast<u64>(resource.res.array.hArray)});
@@ -45,6 +45,15 @@ CUresult read_resource(Worker& worker, Request& request, CUDA_RESOURCE_DESC& res
       return CUDA_SUCCESS;
   }
   throw wire::ProtocolError("unknown resource type");
+}
+
+// Numbers that are none of an enum's are refused here: the driver would trust them.
+bool known_sampling(const CUDA_TEXTURE_DESC& texture, const CUDA_RESOURCE_VIEW_DESC& view) {
+  for (const CUaddress_mode& mode : texture.addressMode)
+    if (wire::number_in(mode) > CU_TR_ADDRESS_MODE_BORDER) return false;
+  return wire::number_in(texture.filterMode) <= CU_TR_FILTER_MODE_LINEAR &&
+         wire::number_in(texture.mipmapFilterMode) <= CU_TR_FILTER_MODE_LINEAR &&
+         wire::number_in(view.format) <= CU_RES_VIEW_FORMAT_UNSIGNED_BC7;
 }
 
 template <typename Table, typename Object>
@@ -85,6 +94,7 @@ CUresult handle_cuTexObjectCreate(Worker& worker, Request& request) {
   const auto view = request.in.get<CUDA_RESOURCE_VIEW_DESC>();
   request.in.finish();
   if (found != CUDA_SUCCESS) return found;
+  if (!known_sampling(texture, view)) return CUDA_ERROR_INVALID_VALUE;
   CUtexObject object = 0;
   const CUresult result =
       worker.driver.cuTexObjectCreate(&object, &resource, &texture, has_view ? &view : nullptr);

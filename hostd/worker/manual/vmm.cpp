@@ -67,8 +67,7 @@ CUresult clear_aside(Worker& worker, CUmemGenericAllocationHandle block, u64 siz
 
 CUresult read_properties(Worker& worker, Request& request, CUmemAllocationProp& properties) {
   properties = request.in.get<CUmemAllocationProp>();
-  properties.win32HandleMetaData = nullptr;
-  return localize(worker, properties.location);
+  return localize(worker, properties);
 }
 
 }  // namespace

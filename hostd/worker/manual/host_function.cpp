@@ -15,7 +15,7 @@ constexpr u32 kSpinUs = 50;
 constexpr u32 kNapUs = 500;
 
 // The driver's threads know no Worker. Published with the first host function; a session has one window.
-std::atomic<const wire::Window*> g_window{nullptr};
+std::atomic<u8*> g_window_base{nullptr};
 
 // Waits without a bound of its own: the client's function may take as long as it likes, and when the client
 // is gone this process ends (client_watch.cpp).
@@ -23,7 +23,7 @@ void CUDA_CB run_in_client(void* id) {
   static std::mutex one_at_a_time;
   static u32 sequence = 0;
   const std::lock_guard lock(one_at_a_time);
-  const wire::Window& window = *g_window.load(std::memory_order_acquire);
+  const wire::Window window{g_window_base.load(std::memory_order_acquire), wire::kWindowMinBytes};
   ++sequence;
   window.word(0).value.store((static_cast<u64>(sequence) << 32) | static_cast<u32>(reinterpret_cast<u64>(id)),
                              std::memory_order_release);
@@ -35,7 +35,7 @@ void CUDA_CB run_in_client(void* id) {
 }  // namespace
 
 CUhostFn client_function(Worker& worker) {
-  g_window.store(&worker.window, std::memory_order_release);
+  g_window_base.store(worker.window.base, std::memory_order_release);
   return &run_in_client;
 }
 

@@ -107,10 +107,14 @@ class Starts:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-            line = _first_line(process)
-            first_s = time.perf_counter() - begin
-            code, cpu_s = _end(process)
-            exit_s = time.perf_counter() - begin
+            try:
+                line = _first_line(process)
+                first_s = time.perf_counter() - begin
+                code, cpu_s = _end(process)
+                exit_s = time.perf_counter() - begin
+            except BaseException:  # the run is cut short: nothing of it stays behind
+                process.kill()
+                raise
             log.seek(0)
             said = log.read().decode(errors="replace").strip()[-300:]
         if code != 0 or not line:

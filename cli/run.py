@@ -95,8 +95,10 @@ def memory_mib(text: str) -> int:
     return number
 
 
-def endpoint(text: str) -> Endpoint:
+def endpoint(text: str) -> Endpoint | str:
     """unix:/path or tcp://host:port. For argparse."""
+    if text.startswith("rdma://"):  # no endpoint of hostd's: `main` puts a relay in its place
+        return text
     try:
         return Endpoint.parse(text)
     except ValueError as error:
@@ -130,7 +132,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--endpoint",
         type=endpoint,
         metavar="E",
-        help="unix:/path/to/socket, tcp://host:port or vsock://2:port",
+        help="unix:/path/to/socket, tcp://host:port or vsock://2:port; "
+        "rdma://host:port goes through UCX (docs/rdma.md)",
     )
     parser.add_argument(
         "--token-file",
@@ -175,6 +178,29 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.print_env and arguments.profile is not None:
         print("gpupool run: --profile needs a program, after `--`; see --help", file=sys.stderr)
         return 2
+    if isinstance(arguments.endpoint, str):
+        return _over_rdma(words, arguments)
+    return _run(words, arguments)
+
+
+def _over_rdma(words: list[str], arguments: argparse.Namespace) -> int:
+    """The same with a relay in between, for as long as the program runs."""
+    from gpupool.cli import rdma
+
+    if arguments.print_env:
+        print("gpupool run: an rdma:// endpoint needs a program; see docs/rdma.md", file=sys.stderr)
+        return 2
+    try:
+        relay = rdma.Relay(arguments.endpoint)
+    except rdma.RelayError as error:
+        print(f"gpupool run: {error}", file=sys.stderr)
+        return FAILED
+    with relay:
+        arguments.endpoint = relay.endpoint
+        return _run(words, arguments)
+
+
+def _run(words: list[str], arguments: argparse.Namespace) -> int:
     try:
         variables = environment(arguments, os.environ)
     except RunError as error:

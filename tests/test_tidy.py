@@ -22,6 +22,7 @@ LAYERS = {
     "guest/nvml": {"wire/cpp", "guest/runtime", "guest/nvml"},
     "hostd/compression": {"wire/cpp", "hostd/compression"},
     "hostd/worker": {"wire/cpp", "hostd/compression", "hostd/worker"},
+    "ucx": {"wire/cpp", "ucx"},
     "hostd/softgpu/engine": {"wire/cpp", "hostd/compression", "hostd/softgpu/engine"},
     "hostd/softgpu/api": {"wire/cpp", "hostd/softgpu"},
 }

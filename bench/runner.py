@@ -24,7 +24,7 @@ _BUILD_TIMEOUT_S = 240.0
 _ROUND_TIMEOUT_S = 60.0
 _RESULT_TIMEOUT_S = 120.0
 _IDLE_S = 5.0
-_KEEP_EVERY_S = 10.0
+_KEEP_EVERY_S = 30.0
 _LEAST_ROUNDS = 3  # of a row that has begun, whatever the time limit
 _SAMPLE_FIELDS = {each.name for each in fields(Sample)}
 

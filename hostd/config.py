@@ -139,6 +139,7 @@ def parse(document: Mapping[str, Any]) -> Config:
                 image_mib=top["limits.image_mib"],
                 handles=top["limits.handles"],
                 streams=top["limits.streams"],
+                launch_threads=top["limits.launch_threads"],
             ),
         ),
         sandbox=SandboxSettings(

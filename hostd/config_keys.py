@@ -182,6 +182,15 @@ KEYS: tuple[Key, ...] = (
         high=MAX_LANES + 1,
     ),
     Key(
+        "limits.launch_threads",
+        int,
+        0,
+        "threads of a worker that launch kernels of several streams at once; 0: by the number of "
+        "cores (none below 8, at most 4), 1: only the one that does everything",
+        low=0,
+        high=16,
+    ),
+    Key(
         "limits.end_grace_s",
         int,
         10,

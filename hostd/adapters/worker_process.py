@@ -289,5 +289,6 @@ def arguments(order: WorkerOrder) -> list[str]:
     caps = order.caps
     words += ["--pinned-mib", str(caps.pinned_mib), "--image-mib", str(caps.image_mib)]
     words += ["--handles", str(caps.handles), "--streams", str(caps.streams)]
+    words += ["--launch-threads", str(caps.launch_threads)]
     words += ["--scrub", "yes" if caps.scrub else "no"]
     return words

@@ -42,6 +42,7 @@ class Caps:
     image_mib: int = 8192
     handles: int = MOST_HANDLES  # of each kind
     streams: int = MOST_STREAMS
+    launch_threads: int = 0  # 0: by the number of cores
     scrub: bool = True  # fresh device memory is cleared
 
 

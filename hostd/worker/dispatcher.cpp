@@ -5,6 +5,7 @@
 
 #include "hostd/worker/crash.hpp"
 #include "hostd/worker/device_output.hpp"
+#include "hostd/worker/launch_crew.hpp"
 #include "hostd/worker/log.hpp"
 #include "wire/cpp/futex.hpp"
 #include "worker_dispatch.hpp"  // generated: kHandlers, kHandlerCount
@@ -17,6 +18,7 @@ constexpr u64 kSpinNs = 2'000'000;     // covers the gaps between launches of a 
 constexpr u64 kSleepNs = 1'000'000'000;  // only a look at stalled slots: the client's bell ends the sleep
 constexpr u64 kStalledNs =
     10'000'000'000;  // a ticket taken and not published for so long has lost its thread
+constexpr u32 kMostRecordsOwed = 64;
 constexpr u64 kPayloadLimit = 2ull << 30;
 constexpr u16 kKnownFlags =
     wire::kReply | wire::kMark | wire::kBulkIn | wire::kBulkOut | wire::kPayloadInBulk | wire::kAnswerInBulk;
@@ -43,12 +45,33 @@ bool is_fatal(CUresult result) {
   }
 }
 
+// Works on its own stream alone: it need not wait for the launches of others. None of these makes or forgets
+// an object that a launch uses.
+bool is_stream_local(wire::Function function) {
+  switch (function) {
+    case wire::Function::cuLaunchKernel:
+    case wire::Function::stream_mark:
+    case wire::Function::cuEventRecord:
+    case wire::Function::cuStreamWaitEvent:
+    case wire::Function::cuMemcpyHtoDAsync_v2:
+    case wire::Function::cuMemcpyDtoHAsync_v2:
+    case wire::Function::cuMemcpyDtoDAsync_v2:
+    case wire::Function::cuMemsetD8Async:
+    case wire::Function::cuMemsetD32Async:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 void Dispatcher::run() {
   u64 head = 0;
   while (true) {
     if (!serve(head)) {
+      put_owed_mark();
+      if (worker_.crew != nullptr && worker_.crew->active()) settle_crew({});
       wait_for(head);
       continue;
     }
@@ -179,6 +202,11 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
   Request request;
   request.ticket = ticket;
   read_header(slot, request);
+  // Both before the context changes.
+  if (owed_.records != 0 &&
+      (slot.function != static_cast<u16>(wire::Function::cuEventRecord) || slot.stream != owed_.stream))
+    put_owed_mark();
+  if (worker_.crew != nullptr && worker_.crew->active()) settle_crew(slot);
   answer_.clear();
   request.out = &answer_;
   request.in = wire::Reader(payload_of(slot, request));
@@ -203,6 +231,7 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
     if (worker_
             .context_changed) {  // a handler created or destroyed a context: the driver's current one moved
       worker_.context_changed = false;
+      if (worker_.crew != nullptr) worker_.crew->contexts_changed();
       current_context_ = ~0u;
     }
   }
@@ -210,22 +239,49 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
   if ((request.flags & wire::kReply) != 0) answer(request, result);
 }
 
-CUresult Dispatcher::finish(Request& request, CUresult result) {
-  if (result != CUDA_SUCCESS) report(request, result);
-  if ((request.flags & wire::kMark) != 0 && !request.marked) {
-    const CUresult marked = worker_.mark(request.stream_handle, request.ticket);
-    if (marked != CUDA_SUCCESS) {
-      // Nobody would ever write this word: whoever waits must learn it from the error instead.
-      report(request, marked);
-      worker_.window.word(request.stream_handle.index() % wire::kWords)
-          .value.store(request.ticket + 1, std::memory_order_release);
-      if (result == CUDA_SUCCESS) result = marked;
-    }
+void Dispatcher::settle_crew(const wire::Slot& slot) {
+  const auto function = static_cast<wire::Function>(slot.function);
+  const StreamEntry* stream = slot.stream ? worker_.streams.find(slot.stream) : nullptr;
+  if (stream != nullptr && stream->stream != CU_STREAM_LEGACY && is_stream_local(function)) {
+    // The next launch goes to the same thread of the crew, behind the others.
+    if (function != wire::Function::cuLaunchKernel) worker_.crew->settle(slot.stream);
+  } else {
+    worker_.crew->settle_all();
   }
-  return result;
+  if (const CUresult failed = worker_.crew->take_error(); failed != CUDA_SUCCESS)
+    report(wire::Function::cuLaunchKernel, 0, failed);
 }
 
-void Dispatcher::report(const Request& request, CUresult result) {
+void Dispatcher::put_owed_mark() {
+  if (owed_.records == 0) return;
+  owed_.records = 0;
+  put_mark(wire::Function::cuEventRecord, 0, owed_.stream, owed_.ticket);
+}
+
+CUresult Dispatcher::put_mark(wire::Function function, u16 flags, wire::Handle stream, u64 ticket) {
+  const CUresult marked = worker_.mark(stream, ticket);
+  if (marked != CUDA_SUCCESS) {
+    // Nobody would ever write this word: whoever waits must learn it from the error instead.
+    report(function, flags, marked);
+    worker_.window.word(stream.index() % wire::kWords).value.store(ticket + 1, std::memory_order_release);
+  }
+  return marked;
+}
+
+CUresult Dispatcher::finish(Request& request, CUresult result) {
+  if (result != CUDA_SUCCESS) report(request.function, request.flags, result);
+  if ((request.flags & wire::kMark) == 0 || request.marked) return result;
+  if (request.function == wire::Function::cuEventRecord && result == CUDA_SUCCESS &&
+      (request.flags & wire::kReply) == 0 && owed_.records < kMostRecordsOwed) {
+    owed_ = {request.stream_handle, request.ticket, owed_.records + 1};
+    return result;
+  }
+  owed_.records = 0;  // this one's mark comes after all of theirs, on the same stream
+  const CUresult marked = put_mark(request.function, request.flags, request.stream_handle, request.ticket);
+  return result == CUDA_SUCCESS ? marked : result;
+}
+
+void Dispatcher::report(wire::Function function, u16 flags, CUresult result) {
   wire::Control& control = worker_.window.control();
   if (is_fatal(result)) {
     if (control.fatal_error.load(std::memory_order_relaxed) == 0) {
@@ -237,15 +293,15 @@ void Dispatcher::report(const Request& request, CUresult result) {
     if (control.fatal_error.compare_exchange_strong(none, static_cast<u32>(result),
                                                     std::memory_order_acq_rel))
       log(LogLevel::error, "the context faulted",
-          std::string(wire::function_name(request.function)) + " returned " + std::to_string(result));
+          std::string(wire::function_name(function)) + " returned " + std::to_string(result));
     return;
   }
-  if ((request.flags & wire::kReply) != 0) return;
+  if ((flags & wire::kReply) != 0) return;
   // A poke or a query of something unfinished is an answer, not an error.
   if (result == CUDA_ERROR_NOT_READY) return;
   log(LogLevel::debug, "asynchronous call failed",
-      std::string(wire::function_name(request.function)) + " returned " + std::to_string(result));
-  control.async_function.store(static_cast<u32>(request.function), std::memory_order_relaxed);
+      std::string(wire::function_name(function)) + " returned " + std::to_string(result));
+  control.async_function.store(static_cast<u32>(function), std::memory_order_relaxed);
   u32 none = 0;
   control.async_error.compare_exchange_strong(none, static_cast<u32>(result), std::memory_order_acq_rel);
 }

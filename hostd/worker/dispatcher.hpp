@@ -1,4 +1,5 @@
-// Executes the client's slots in ticket order. The only thread that calls the driver.
+// Executes the client's slots in ticket order. The only thread that calls the driver, but for launches of
+// several streams at once (launch_crew.hpp).
 //
 // Invariant: a slot is copied out of the window once and only the copy is looked at; so is its payload.
 #pragma once
@@ -36,8 +37,13 @@ class Dispatcher {
   std::span<const u8> payload_of(const wire::Slot& slot, const Request& request);
   bool make_current(u32 context_index, CUresult& error);
   CUresult finish(Request& request, CUresult result);
+  // Lets the crew issue what must come before this message.
+  void settle_crew(const wire::Slot& slot);
+  // Issues a mark whose word a record of an event waits for.
+  void put_owed_mark();
+  CUresult put_mark(wire::Function function, u16 flags, wire::Handle stream, u64 ticket);
   void answer(const Request& request, CUresult result);
-  void report(const Request& request, CUresult result);
+  void report(wire::Function function, u16 flags, CUresult result);
 
   Worker& worker_;
   wire::Writer answer_;
@@ -45,6 +51,13 @@ class Dispatcher {
   u32 current_context_ = 0;  // handle index; ~0 when unknown
   CUcontext current_ = nullptr;
   Activity activity_;
+  // The mark of the newest record of an event, while nothing else has come: records on one stream, one right
+  // after the other, share the last one's.
+  struct {
+    wire::Handle stream;
+    u64 ticket = 0;
+    u32 records = 0;  // 0: none is owed
+  } owed_;
   u64 busy_since_ns_ = wire::monotonic_ns();
   u64 busy_ns_ = 0;
 };

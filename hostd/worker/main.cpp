@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
@@ -19,6 +20,7 @@
 #include "hostd/worker/crash.hpp"
 #include "hostd/worker/device_output.hpp"
 #include "hostd/worker/dispatcher.hpp"
+#include "hostd/worker/launch_crew.hpp"
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/manual/context.hpp"
 #include "hostd/worker/memory_account.hpp"
@@ -187,6 +189,13 @@ int prepare(Options& options, int argc, char** argv, Worker& worker) {
   return version;
 }
 
+// Four threads launch as fast as the driver lets them (H100, driver 580); each takes a core while it does.
+u32 launch_threads(const Options& options) {
+  if (options.launch_threads != 0) return options.launch_threads == 1 ? 0 : options.launch_threads;
+  const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+  return cores < 8 ? 0 : static_cast<u32>(std::min(cores / 4, 4L));
+}
+
 int serve(Options& options, int argc, char** argv) {
   // The worker outlives this function's locals by _exit(); nothing here is ever unwound.
   auto* worker = new Worker();
@@ -195,6 +204,8 @@ int serve(Options& options, int argc, char** argv) {
     end_session(kExitUsage, "bad command line; this program is started by hostd", error);
   worker->exchange = Exchange(options.exchange_fd);
   worker->set_caps(options.caps);
+  if (const u32 threads = launch_threads(options); threads != 0)
+    worker->crew = std::make_shared<LaunchCrew>(threads);
   map_window(options, *worker);
   wire::Welcome message;
   if (version == 0) version = initialise_driver(options, *worker);

@@ -10,6 +10,8 @@
 namespace gpupool::worker {
 namespace {
 
+constexpr u32 kMostLaunchThreads = 16;
+
 bool parse_number(const char* text, int base, u64& value) {
   if (*text == 0 || *text == '-') return false;
   char* end = nullptr;
@@ -111,7 +113,8 @@ enum Option {
   kStreams,
   kScrub,
   kOrder,
-  kContext
+  kContext,
+  kLaunchThreads
 };
 
 bool parse_mib(const char* text, u64& bytes) {
@@ -216,6 +219,8 @@ bool take(int option, const char* text, Options& options) {
       return true;
     case kOrder:
       return parse_fd(text, options.order_fd);
+    case kLaunchThreads:
+      return parse_u32(text, options.launch_threads) && options.launch_threads <= kMostLaunchThreads;
     case kContext:
       return parse_yes(text, options.prepare_context);
     default:
@@ -259,6 +264,7 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
                                         {"protocol", required_argument, nullptr, kProtocol},
                                         {"host-version", required_argument, nullptr, kHost},
                                         {"order-fd", required_argument, nullptr, kOrder},
+                                        {"launch-threads", required_argument, nullptr, kLaunchThreads},
                                         {"prepare-context", required_argument, nullptr, kContext},
                                         {nullptr, 0, nullptr, 0}};
   int index = 0;

@@ -31,7 +31,8 @@ struct Options {
   SandboxOptions sandbox;
   Caps caps;
   std::string host_version;
-  int order_fd = -1;  // a worker started ahead of need: where its client will come from (order.hpp)
+  u32 launch_threads = 0;  // 0: by the number of cores; 1: the dispatcher alone (launch_crew.hpp)
+  int order_fd = -1;       // a worker started ahead of need: where its client will come from (order.hpp)
   bool prepare_context = false;  // it makes the first device's context, too
 };
 

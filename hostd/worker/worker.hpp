@@ -60,6 +60,8 @@ struct EventEntry {
   CUevent event = nullptr;
 };
 
+class LaunchCrew;
+
 class Worker {
  public:
   DriverApi driver{};
@@ -123,6 +125,9 @@ class Worker {
     const auto green = green_contexts.find(context);
     return green == green_contexts.end() ? context : green->second.owner;
   }
+
+  // Issues launches of several streams at once (launch_crew.hpp); null where only the dispatcher launches.
+  std::shared_ptr<LaunchCrew> crew;
 
   // A handler that makes another context current in the driver (or destroys one) sets this.
   bool context_changed = false;

@@ -170,6 +170,7 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
         "--image-mib": "8192",
         "--handles": "1048575",
         "--streams": "8191",
+        "--launch-threads": "0",
         "--scrub": "yes",
         "--log-level": "info",
         "--protocol": "1.1",

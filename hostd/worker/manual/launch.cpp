@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "hostd/worker/launch_crew.hpp"
 #include "hostd/worker/manual/function.hpp"
 #include "worker_manual.hpp"
 
@@ -48,6 +49,32 @@ CUresult read_attribute(Worker& worker, const wire::LaunchAttribute& in, CUlaunc
       // Others hold addresses of this process or are no launch attributes.
       throw wire::ProtocolError("launch attribute " + std::to_string(in.id));
   }
+}
+
+// Hands a plain launch to the crew, if that brings anything. Whoever waits for an answer or a mark, or
+// records a capture, is served by the dispatcher itself.
+bool give_to_crew(Worker& worker, const Request& request, const wire::LaunchHeader& header,
+                  CUfunction function, std::span<const u8> parameters) {
+  if (worker.crew == nullptr || (request.flags & (wire::kReply | wire::kMark)) != 0 ||
+      parameters.size() > ReadyLaunch::kMostBytes || request.stream == CU_STREAM_LEGACY ||
+      request.stream_context != request.context_index)
+    return false;
+  if (!worker.crew->wants(request.stream_handle, worker.window.slot(request.ticket + 1), request.ticket + 1))
+    return false;
+  if (const StreamEntry* stream = worker.streams.find(request.stream_handle);
+      stream == nullptr || stream->capturing)
+    return false;
+  ReadyLaunch& ready = worker.crew->prepare(worker.driver, request.stream_handle);
+  ready.function = function;
+  ready.stream = request.stream;
+  ready.context = request.context;
+  std::memcpy(ready.grid, header.grid, sizeof ready.grid);
+  std::memcpy(ready.block, header.block, sizeof ready.block);
+  ready.shared_bytes = header.shared_bytes;
+  ready.bytes = static_cast<u32>(parameters.size());
+  if (!parameters.empty()) std::memcpy(ready.parameters, parameters.data(), parameters.size());
+  worker.crew->push(request.stream_handle);
+  return true;
 }
 
 }  // namespace
@@ -118,6 +145,9 @@ CUresult handle_cuLaunchKernel(Worker& worker, Request& request) {
     const CUresult result = in_context(worker, *entry, request.context_index, function);
     if (result != CUDA_SUCCESS) return result;
   }
+  if (count == 0 && give_to_crew(worker, request, header, function, parameters)) return CUDA_SUCCESS;
+  // What was given to the crew comes first: a launch that the crew does not take may follow one that it did.
+  if (worker.crew != nullptr && worker.crew->active()) worker.crew->settle(request.stream_handle);
   if (count == 0)
     return worker.driver.cuLaunchKernel(function, header.grid[0], header.grid[1], header.grid[2],
                                         header.block[0], header.block[1], header.block[2],

@@ -1,6 +1,6 @@
 // The worker's state while it serves one client, and the interface that handlers are written against.
 //
-// One dispatcher thread executes slots in ticket order; it is the only thread that calls the driver, so
+// One dispatcher thread executes slots in ticket order; it alone calls the driver (but launch_crew.hpp), so
 // handlers need no locks. A handler reads its arguments from `request.in` (a private copy), looks handles up,
 // calls the driver through `worker.driver` and writes results to `request.out`. It returns the driver's
 // result. It throws wire::ProtocolError for what no honest client sends; a stale handle is an honest mistake

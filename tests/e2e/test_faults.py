@@ -271,5 +271,5 @@ def test_worker_that_crashes_says_where(own_host: Host, transport: str) -> None:
     client.communicate(timeout=30)
     own_host.wait_until(lambda: "killed by signal 11" in own_host.log, "hostd to see the end")
     line = next(line for line in own_host.log.splitlines() if "the worker crashed" in line)
-    for part in ("signal 11", "while serving cu", "gpupool-worker+0x"):
+    for part in ("signal 11", "while serving cu", "+0x"):
         assert part in line

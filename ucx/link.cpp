@@ -118,8 +118,10 @@ ucs_status_t Link::receive(const Header& header, void* data, size_t size, std::u
 
 void Link::on_received(void* request, ucs_status_t status, size_t, void* user) {
   auto* const incoming = static_cast<Incoming*>(user);
-  incoming->here = true;
-  if (status != UCS_OK) incoming->link->failed_ = true;
+  if (status == UCS_OK)
+    incoming->here = true;
+  else
+    incoming->link->failed_ = true;  // and so it never gets into the socket
   ucp_request_free(request);
 }
 
@@ -158,7 +160,7 @@ Link::Outgoing* Link::idle_control() {
 }
 
 void Link::send_control(const Header& header) {
-  if (failed_) return;
+  if (failed_ || endpoint_ == nullptr) return;
   Outgoing* const control = idle_control();
   control->header = header;
   send(*control, 0);
@@ -183,7 +185,7 @@ bool Link::opened() {
 }
 
 bool Link::read_socket() {
-  if (sent_end_ || failed_) return false;
+  if (sent_end_ || failed_ || endpoint_ == nullptr) return false;
   for (Outgoing& chunk : chunks_) {
     if (chunk.busy || on_the_way_ + cost(kChunk) > kCredit) continue;
     const ssize_t got = recv(socket_, chunk.data.get(), kChunk, MSG_DONTWAIT);
@@ -238,8 +240,8 @@ bool Link::write_socket() {
 
 std::uint32_t Link::interest() const {
   std::uint32_t events = 0;
-  if (opening_ != nullptr) return events;
-  if (!sent_end_ && !failed_ && on_the_way_ + cost(kChunk) <= kCredit)
+  if (opening_ != nullptr && endpoint_ != nullptr) return events;
+  if (!sent_end_ && !failed_ && endpoint_ != nullptr && on_the_way_ + cost(kChunk) <= kCredit)
     for (const Outgoing& chunk : chunks_)
       if (!chunk.busy) events |= EPOLLIN;
   const auto first = received_.find(next_sequence_);
@@ -253,26 +255,28 @@ void Link::close_endpoint(bool force) {
   params.flags = force ? UCP_EP_CLOSE_FLAG_FORCE : 0;
   closing_ = ucp_ep_close_nbx(endpoint_, &params);
   endpoint_ = nullptr;
-  if (closing_ == nullptr || UCS_PTR_IS_ERR(closing_)) finished_ = true;
+  if (UCS_PTR_IS_ERR(closing_)) closing_ = nullptr;
 }
 
 void Link::look_at_end() {
   if (endpoint_ != nullptr) {
     const bool done = got_end_ && got_done_;
     const bool late = sent_end_ && wire::monotonic_ns() > deadline_ns_;
-    // What came before a failure still goes to the socket, as far as that takes it.
-    const bool lost = failed_ && (interest() & EPOLLOUT) == 0;
-    if (done || late || lost) close_endpoint(!done);
-  } else if (!finished_ && ucp_request_check_status(closing_) != UCS_INPROGRESS) {
-    ucp_request_free(closing_);
-    finished_ = true;
+    if (done || late || failed_) close_endpoint(!done);
+    return;
   }
+  if (closing_ != nullptr && ucp_request_check_status(closing_) != UCS_INPROGRESS) {
+    ucp_request_free(closing_);
+    closing_ = nullptr;
+  }
+  // What came before a failure still goes to the socket.
+  finished_ = closing_ == nullptr && (interest() & EPOLLOUT) == 0;
 }
 
 bool Link::step() {
   bool any = false;
   while (worker_.progress()) any = true;
-  if (endpoint_ != nullptr && (failed_ || opened())) {
+  if (endpoint_ == nullptr || failed_ || opened()) {
     while (write_socket()) any = true;
     while (read_socket()) any = true;
   }

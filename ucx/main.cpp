@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "ucx/link.hpp"
+#include "wire/cpp/futex.hpp"
 
 namespace gpupool::ucx {
 namespace {
@@ -35,6 +36,7 @@ namespace {
 constexpr size_t kMostLinks = 256;
 constexpr int kSleepMs = 1000;
 constexpr int kDialSeconds = 5;
+constexpr std::uint64_t kSpinNs = 200'000;
 
 [[noreturn]] void fail(const std::string& text) {
   std::fprintf(stderr, "gpupool-ucx: %s\n", text.c_str());
@@ -140,13 +142,12 @@ class Relay {
     return any;
   }
 
-  bool arm() {
-    for (auto& [socket, entry] : links_)
-      if (!entry.link->arm()) return false;
-    return true;
-  }
-
-  void sleep() {
+  // Waits for news, but not at once after some (`any`) where there are processors to spare: being woken costs
+  // more than a message takes on the networks that this is for.
+  void rest(bool any, UcxWorker* door) {
+    if (any) busy_ns_ = wire::monotonic_ns();
+    if (any || (wire::Backoff::spare_cores() && wire::monotonic_ns() - busy_ns_ < kSpinNs)) return;
+    if ((door != nullptr && !door->arm()) || !arm()) return;
     epoll_event events[64];
     epoll_wait(poll_, events, 64, kSleepMs);
   }
@@ -165,7 +166,14 @@ class Relay {
     epoll_ctl(poll_, events == 0 ? EPOLL_CTL_DEL : known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event);
   }
 
+  bool arm() {
+    for (auto& [socket, entry] : links_)
+      if (!entry.link->arm()) return false;
+    return true;
+  }
+
   int poll_;
+  std::uint64_t busy_ns_ = 0;
   UcxContext context_;
   std::map<int, Entry> links_;  // by socket
 };
@@ -200,7 +208,7 @@ class Relay {
     }
     requests.clear();
     any |= relay.step();
-    if (!any && worker.arm() && relay.arm()) relay.sleep();
+    relay.rest(any, &worker);
   }
 }
 
@@ -227,7 +235,7 @@ class Relay {
       any = true;
     }
     any |= relay.step();
-    if (!any && relay.arm()) relay.sleep();
+    relay.rest(any, nullptr);
   }
 }
 

@@ -30,6 +30,7 @@ struct ThreadProfile {
   profile::ThreadHeader* header = nullptr;
   profile::Counter* counters = nullptr;
   profile::Event* events = nullptr;
+  u64 event_capacity = 0;
   u32 thread = 0;
 };
 
@@ -43,8 +44,9 @@ constexpr u64 pages(u64 bytes) {
 constexpr u64 kNamesBytes = pages(wire::kFunctionCount * profile::kNameBytes);
 constexpr u64 kThreadsOffset = profile::kPage + kNamesBytes;
 constexpr u64 kCountersBytes = wire::kFunctionCount * sizeof(profile::Counter);
-constexpr u64 kThreadBytes =
-    pages(sizeof(profile::ThreadHeader) + kCountersBytes + profile::kEvents * sizeof(profile::Event));
+u64 thread_bytes(u64 events) {
+  return pages(sizeof(profile::ThreadHeader) + kCountersBytes + events * sizeof(profile::Event));
+}
 
 const char* wanted_folder() {
   static const char* const folder = [] {
@@ -61,12 +63,16 @@ class ProfileFile {
   static ProfileFile* create(const char* folder, const Session& session) {
     auto* file = new ProfileFile();
     std::string path;
+    std::string why;
+    u32 events = profile::kEvents;
+    if (!read_number("GPUPOOL_PROFILE_EVENTS", profile::kMostEvents, events, why))
+      log_line("%s", why.c_str());
     for (u32 turn = 0; turn < kMostFiles && file->fd_ < 0; ++turn) {
       path = std::string(folder) + "/" + std::to_string(getpid()) + "-" + std::to_string(turn) + ".profile";
       file->fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
       if (file->fd_ < 0 && errno != EEXIST) break;
     }
-    if (file->fd_ >= 0 && file->write_header(session)) return file;
+    if (file->fd_ >= 0 && file->write_header(session, events)) return file;
     log_line("cannot write the profile %s: %s", path.c_str(), std::strerror(errno));
     if (file->fd_ >= 0) close(file->fd_);
     delete file;
@@ -96,7 +102,7 @@ class ProfileFile {
   }
 
  private:
-  bool write_header(const Session& session) {
+  bool write_header(const Session& session, u32 events) {
     void* const memory = map(0, kThreadsOffset);
     if (memory == nullptr) return false;
     header_ = static_cast<profile::Header*>(memory);
@@ -107,8 +113,8 @@ class ProfileFile {
     header_->function_count = wire::kFunctionCount;
     header_->names_offset = profile::kPage;
     header_->threads_offset = kThreadsOffset;
-    header_->thread_bytes = kThreadBytes;
-    header_->event_capacity = profile::kEvents;
+    header_->thread_bytes = thread_bytes(events);
+    header_->event_capacity = events;
     header_->opened_ns = wire::monotonic_ns();
     std::snprintf(header_->transport, sizeof header_->transport, "%s", session.transport_name());
     std::memcpy(header_->device, session.devices().front().name, sizeof header_->device - 1);
@@ -132,13 +138,15 @@ class ProfileFile {
 
   ThreadProfile* add() {
     const u32 number = header_->threads.load(std::memory_order_relaxed);
-    if (number >= wire::kThreads) return nullptr;
-    auto* const memory = static_cast<u8*>(map(kThreadsOffset + number * kThreadBytes, kThreadBytes));
+    if (number >= profile::kMostThreads) return nullptr;
+    const u64 bytes = header_->thread_bytes;
+    auto* const memory = static_cast<u8*>(map(kThreadsOffset + number * bytes, bytes));
     if (memory == nullptr) {
       log_line("no room for the profile of another thread: %s", std::strerror(errno));
       return nullptr;
     }
     auto* const made = new ThreadProfile();
+    made->event_capacity = header_->event_capacity;
     made->header = reinterpret_cast<profile::ThreadHeader*>(memory);
     made->counters = reinterpret_cast<profile::Counter*>(memory + sizeof(profile::ThreadHeader));
     made->events = reinterpret_cast<profile::Event*>(memory + sizeof(profile::ThreadHeader) + kCountersBytes);
@@ -187,7 +195,7 @@ void record(ThreadProfile& thread, const profile::Event& event, bool waited) {
   if (event.to_device_bytes != 0) add(counter.to_device_bytes, event.to_device_bytes);
   if (event.from_device_bytes != 0) add(counter.from_device_bytes, event.from_device_bytes);
   const u64 number = thread.header->events.load(std::memory_order_relaxed);
-  thread.events[number % profile::kEvents] = event;
+  thread.events[number % thread.event_capacity] = event;
   thread.header->events.store(number + 1, std::memory_order_release);
 }
 

@@ -16,7 +16,9 @@ namespace gpupool::guest::profile {
 inline constexpr u64 kMagic = 0x3130'464f'5250'5047;  // "GPPROF01"
 inline constexpr u64 kPage = 4096;
 inline constexpr u64 kNameBytes = 64;
-inline constexpr u64 kEvents = 1u << 16;  // a thread: 3 MiB; the newest stay
+inline constexpr u32 kMostThreads = 256;  // at one time; an ended thread's place is reused
+inline constexpr u32 kEvents = 1u << 16;  // a thread, unless asked otherwise: 3 MiB; the newest stay
+inline constexpr u32 kMostEvents = 1u << 22;
 
 struct Header {
   std::atomic<u64> magic;  // written last

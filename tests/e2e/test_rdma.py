@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Host, native_dir
+from tests.conftest import ROOT, Host, native_dir
 
 PROGRAM = """
 import hashlib, os, sys
@@ -291,6 +291,77 @@ def test_a_reader_that_does_not_read(way: str) -> None:
         reading.set()
         connection.settimeout(60)
         connection.sendall(bytes(1 << 20))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A peer that breaks the relays' rules."""
+    relay_program()
+    program = tmp_path_factory.mktemp("ucx") / "hostile"
+    source = ROOT / "tests" / "e2e" / "ucx_hostile.cpp"
+    subprocess.run(
+        ["g++", "-std=c++20", f"-I{ROOT}", source, "-lucp", "-lucs", "-o", program],
+        check=True,
+        timeout=120,
+    )
+    return program
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "header",
+        "kind",
+        "far",
+        "again",
+        "large",
+        "empty",
+        "credit",
+        "done",
+        "flood",
+        "small",
+        "gap",
+    ],
+)
+def test_a_peer_that_breaks_the_rules(hostile: Path, what: str) -> None:
+    """It is hung up on, takes no memory, and nobody else notices."""
+    reading = threading.Event()
+    ended = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            first = connection.recv(5)
+            if first == b"hello":
+                connection.sendall(first)
+            reading.wait(60)
+            with contextlib.suppress(ConnectionError):
+                while connection.recv(1 << 20):
+                    pass
+            ended.set()
+
+    with (
+        server(serve) as address,
+        pair("tcp", address) as (far, near),
+        socket.create_connection(near.place, timeout=60) as friend,
+    ):
+        friend.sendall(b"hello")
+        assert friend.recv(5) == b"hello"
+        before = far.memory_kib()
+        host, port = far.place
+        done = subprocess.run(
+            [hostile, host, str(port), what],
+            env=dict(os.environ, UCX_TLS="tcp"),
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, "the relay did not hang up"
+        assert far.memory_kib() - before < 24 << 10
+        reading.set()
+        assert ended.wait(30), "what it had said goes on to hostd, and then its end"
+        friend.sendall(b"more")
+        with socket.create_connection(near.place, timeout=60) as another:
+            another.sendall(b"hello")
+            assert another.recv(5) == b"hello"
 
 
 def test_idle_relays_use_no_processor(host: Host, way: str) -> None:

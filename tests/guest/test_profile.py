@@ -41,11 +41,12 @@ assert driver.cuMemFree_v2(ctypes.c_uint64(12)) != 0
 )
 
 
-def profiled(host: Host, transport: str, folder: Path, text: str) -> list[profile_file.Profile]:
+def profiled(
+    host: Host, transport: str, folder: Path, text: str, **variables: str
+) -> list[profile_file.Profile]:
     """Runs Python text with profiling on; the profiles of its processes."""
-    done = host.run(
-        transport, sys.executable, "-c", PRELUDE + text, GPUPOOL_PROFILE_DIR=str(folder)
-    )
+    variables["GPUPOOL_PROFILE_DIR"] = str(folder)
+    done = host.run(transport, sys.executable, "-c", PRELUDE + text, **variables)
     assert done.stderr == "", done.stderr
     return [profile_file.read(path) for path in sorted(folder.iterdir())]
 
@@ -155,18 +156,40 @@ for turn in range(50):
     assert one.path.stat().st_size < 30 << 20, "a part of the file for every thread"
 
 
+def test_more_threads_than_there_is_room_for(host: Host, transport: str, tmp_path: Path) -> None:
+    """What is not counted is told."""
+    text = """
+memory = start()
+device = ctypes.c_int()
+everybody = threading.Barrier(301)
+def work():
+    driver.cuCtxGetDevice(ctypes.byref(device))
+    everybody.wait()
+threads = [threading.Thread(target=work) for _ in range(300)]
+for each in threads:
+    each.start()
+everybody.wait()
+for each in threads:
+    each.join()
+threading.Thread(target=lambda: driver.cuCtxGetDevice(ctypes.byref(device))).start()
+"""
+    (one,) = profiled(host, transport, tmp_path, text, GPUPOOL_PROFILE_EVENTS="16")
+    assert one.calls_left_out == 301 - 256
+    assert one.functions["cuCtxGetDevice"].calls == 301 - one.calls_left_out
+
+
 def test_the_newest_calls_stay(host: Host, transport: str, tmp_path: Path) -> None:
     text = """
 memory = start()
 device = ctypes.c_int()
-for turn in range(66000):
+for turn in range(1100):
     driver.cuCtxGetDevice(ctypes.byref(device))
 check(driver.cuMemFree_v2(memory))
 """
-    (one,) = profiled(host, transport, tmp_path, text)
+    (one,) = profiled(host, transport, tmp_path, text, GPUPOOL_PROFILE_EVENTS="1000")
     every = sum(each.calls for each in one.functions.values())
-    assert one.functions["cuCtxGetDevice"].calls == 66000
-    assert (one.events_kept, one.events_dropped) == (65536, every - 65536)
+    assert one.functions["cuCtxGetDevice"].calls == 1100
+    assert (one.events_kept, one.events_dropped) == (1000, every - 1000)
     functions = {event.function for event in one.events()}
     assert functions == {"cuCtxGetDevice", "cuMemFree_v2"}, "cuInit and others were first"
 

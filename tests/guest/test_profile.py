@@ -42,11 +42,15 @@ assert driver.cuMemFree_v2(ctypes.c_uint64(12)) != 0
 
 
 def profiled(
-    host: Host, transport: str, folder: Path, text: str, **variables: str
+    host: Host, transport: str, folder: Path, text: str, events: int = 65536
 ) -> list[profile_file.Profile]:
     """Runs Python text with profiling on; the profiles of its processes."""
-    variables["GPUPOOL_PROFILE_DIR"] = str(folder)
-    done = host.run(transport, sys.executable, "-c", PRELUDE + text, **variables)
+    done = host.run(
+        transport,
+        *(sys.executable, "-c", PRELUDE + text),
+        GPUPOOL_PROFILE_DIR=str(folder),
+        GPUPOOL_PROFILE_EVENTS=str(events),
+    )
     assert done.stderr == "", done.stderr
     return [profile_file.read(path) for path in sorted(folder.iterdir())]
 
@@ -173,7 +177,7 @@ for each in threads:
     each.join()
 threading.Thread(target=lambda: driver.cuCtxGetDevice(ctypes.byref(device))).start()
 """
-    (one,) = profiled(host, transport, tmp_path, text, GPUPOOL_PROFILE_EVENTS="16")
+    (one,) = profiled(host, transport, tmp_path, text, 16)
     assert one.calls_left_out == 301 - 256
     assert one.functions["cuCtxGetDevice"].calls == 301 - one.calls_left_out
 
@@ -186,7 +190,7 @@ for turn in range(1100):
     driver.cuCtxGetDevice(ctypes.byref(device))
 check(driver.cuMemFree_v2(memory))
 """
-    (one,) = profiled(host, transport, tmp_path, text, GPUPOOL_PROFILE_EVENTS="1000")
+    (one,) = profiled(host, transport, tmp_path, text, 1000)
     every = sum(each.calls for each in one.functions.values())
     assert one.functions["cuCtxGetDevice"].calls == 1100
     assert (one.events_kept, one.events_dropped) == (1000, every - 1000)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
 import resource
+import shutil
 import stat
 import sys
 from collections.abc import Callable
@@ -70,6 +72,7 @@ def examine() -> list[Finding]:
         _sandbox,
         _gpus,
         _device_files,
+        _tls,
         _hostd,
         _resources,
     )
@@ -206,6 +209,24 @@ def _has_nvidia_card() -> bool:
         except OSError:
             continue  # unplugged meanwhile
     return False
+
+
+def _tls() -> list[Finding]:
+    """Only those who serve or dial tls:// need it."""
+    found = []
+    for name in ("libssl.so.3", "libssl.so.1.1"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        found.append(name)
+    advice = "for endpoints tls:// install OpenSSL (apt-get install openssl)"
+    if not found:
+        return [Finding("TLS", "info", "no libssl.so.3 or libssl.so.1.1", advice)]
+    if shutil.which("openssl") is None:
+        text = f"{found[0]}; no openssl command, which makes certificates for hostd"
+        return [Finding("TLS", "info", text, advice)]
+    return [Finding("TLS", "ok", found[0])]
 
 
 def _device_files() -> list[Finding]:

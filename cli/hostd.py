@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true", help="check the configuration, say what it is, and leave"
     )
     parser.add_argument(
+        "--certificate",
+        action="store_true",
+        help="print the fingerprint of each tls endpoint's certificate, made if missing, and leave",
+    )
+    parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         help="default: log.level of the file",
@@ -79,6 +84,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.check:
         _show(chosen)
         return 0
+    if arguments.certificate:
+        return _certificates(chosen)
     return _serve(arguments, chosen, settings)
 
 
@@ -108,6 +115,26 @@ def _tell(ready_fd: int | None, text: str) -> None:
     if ready_fd is not None:
         os.write(ready_fd, text.encode() + b"\n")
         os.close(ready_fd)
+
+
+def _certificates(chosen: config.Config) -> int:
+    from gpupool.hostd.adapters import certificate
+    from gpupool.hostd.core.ports import PortError
+
+    found = 0
+    try:
+        for one in chosen.endpoints:
+            if one.certificate is not None and one.key is not None:
+                certificate.prepare(one.certificate, one.key, one.endpoint.host)
+                print(f"{one.endpoint} {certificate.fingerprint(one.certificate)}")
+                print(f"  certificate: {one.certificate}")
+                found += 1
+    except PortError as error:
+        print(f"gpupool hostd: {error}", file=sys.stderr)
+        return 1
+    if not found:
+        print("gpupool hostd: the configuration has no endpoint tls://", file=sys.stderr)
+    return 0 if found else 1
 
 
 def _show(chosen: config.Config) -> None:

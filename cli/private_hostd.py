@@ -39,12 +39,17 @@ class Joined:
     directory: Path
     endpoints: tuple[dict[str, Any], ...]
 
-    def endpoint(self, transport: str) -> tuple[str, str]:
-        """Where to dial for a transport, and the token file (empty: none needed)."""
+    def endpoint(self, transport: str) -> dict[str, str]:
+        """Where to dial for a transport, the token file and the certificate's fingerprint (empty:
+        none needed).
+        """
         for one in self.endpoints:
             if transport in one["transports"]:
-                return str(one["endpoint"]), str(one["token_file"])
-        raise StartError(f"this user's hostd has no endpoint for transport {transport}")
+                return {name: str(one[name]) for name in ("endpoint", "token_file", "fingerprint")}
+        raise StartError(
+            f"this user's hostd has no endpoint for transport {transport}; see "
+            f"{self.directory / 'hostd.log'}"
+        )
 
 
 def join() -> Joined:

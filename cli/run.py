@@ -20,7 +20,7 @@ from pathlib import Path
 from gpupool.hostd.adapters import native_files
 from gpupool.hostd.endpoint import Endpoint
 
-_TRANSPORTS = ("shm", "tcp", "vsock")
+_TRANSPORTS = ("shm", "tls", "tcp", "vsock")
 _NO_VSOCK_HERE = (
     "transport vsock was asked for, but hostd was found on this machine, at a unix socket; inside "
     "a virtual machine name its host's endpoint with --endpoint vsock://2:port"
@@ -47,7 +47,8 @@ is killed (SIGKILL), so is CMD.
 examples:
   gpupool run -- python train.py
   gpupool run --compute 50 --memory 10G -- ./simulation --steps 1000
-  gpupool run --endpoint tcp://gpu7:9177 --token-file ~/.gpupool-token -- python infer.py
+  gpupool run --endpoint tls://gpu7:9177 --token-file ~/.gpupool-token \\
+              --tls-fingerprint 3f2a... -- python infer.py
   gpupool run --profile -- python train.py       which calls waited, and a trace of all of them
   gpupool run --print-env            the variables that would be set, for a shell:
                                      eval "$(gpupool run --print-env)"
@@ -96,7 +97,7 @@ def memory_mib(text: str) -> int:
 
 
 def endpoint(text: str) -> Endpoint | str:
-    """unix:/path or tcp://host:port. For argparse."""
+    """unix:/path, tls://host:port and the like. For argparse."""
     if text.startswith("rdma://"):  # no endpoint of hostd's: `main` puts a relay in its place
         return text
     try:
@@ -132,7 +133,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--endpoint",
         type=endpoint,
         metavar="E",
-        help="unix:/path/to/socket, tcp://host:port or vsock://2:port; "
+        help="unix:/path/to/socket, tls://host:port, tcp://host:port or "
+        "vsock://2:port; "
         "rdma://host:port goes through UCX (docs/rdma.md)",
     )
     parser.add_argument(
@@ -141,6 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="token for the endpoint (GPUPOOL_TOKEN_FILE)",
     )
+    add_tls_arguments(parser)
     parser.add_argument(
         "--profile",
         nargs="?",
@@ -161,6 +164,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="-- CMD", help="the program and its arguments"
     )
+
+
+def add_tls_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a host at tls:// is held to."""
+    parser.add_argument(
+        "--tls-ca",
+        type=Path,
+        metavar="FILE",
+        help="who may sign the host's certificate (GPUPOOL_TLS_CA; default: this system's CAs)",
+    )
+    parser.add_argument(
+        "--tls-fingerprint",
+        metavar="SHA256",
+        help="the host's certificate itself (GPUPOOL_TLS_FINGERPRINT); `gpupool hostd "
+        "--certificate` on the host prints it",
+    )
+
+
+def tls_variables(arguments: argparse.Namespace) -> dict[str, str]:
+    """These arguments as variables."""
+    variables = {}
+    if arguments.tls_ca is not None:
+        variables["GPUPOOL_TLS_CA"] = str(arguments.tls_ca.absolute())
+    if arguments.tls_fingerprint is not None:
+        variables["GPUPOOL_TLS_FINGERPRINT"] = arguments.tls_fingerprint
+    return variables
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -241,7 +270,9 @@ def environment(arguments: argparse.Namespace, given: Mapping[str, str]) -> dict
     }
     transport = arguments.transport or given.get("GPUPOOL_TRANSPORT", "")
     if transport not in ("", *_TRANSPORTS):
-        raise RunError(f"GPUPOOL_TRANSPORT is {transport!r}; this version has shm, tcp and vsock")
+        raise RunError(
+            f"GPUPOOL_TRANSPORT is {transport!r}; this version has shm, tls, tcp and vsock"
+        )
     if arguments.transport:
         variables["GPUPOOL_TRANSPORT"] = transport
     if arguments.compute is not None:
@@ -250,6 +281,7 @@ def environment(arguments: argparse.Namespace, given: Mapping[str, str]) -> dict
         variables["GPUPOOL_MEMORY_MIB"] = str(arguments.memory)
     if arguments.token_file is not None:
         variables["GPUPOOL_TOKEN_FILE"] = str(arguments.token_file.absolute())
+    variables |= tls_variables(arguments)
     if arguments.endpoint is not None:
         return {**variables, "GPUPOOL_ENDPOINT": str(arguments.endpoint)}
     if given.get("GPUPOOL_ENDPOINT"):
@@ -267,11 +299,11 @@ def _local_endpoint(transport: str) -> dict[str, str]:
     from gpupool.cli import private_hostd
 
     if _answers(_SYSTEM_SOCKET):
-        if transport == "tcp":
+        if transport in ("tcp", "tls"):
             raise RunError(
-                "transport tcp was asked for, but the system's hostd was found at a unix socket, "
-                "which offers shm; "
-                "name its TCP endpoint with --endpoint tcp://host:port and --token-file"
+                f"transport {transport} was asked for, but the system's hostd was found at a unix "
+                f"socket, which offers shm; name its {transport.upper()} endpoint with --endpoint "
+                f"{transport}://host:port and --token-file"
             )
         if transport == "vsock":
             raise RunError(_NO_VSOCK_HERE)
@@ -279,11 +311,15 @@ def _local_endpoint(transport: str) -> dict[str, str]:
     try:
         if transport == "vsock":
             raise RunError(_NO_VSOCK_HERE)
-        address, token_file = private_hostd.join().endpoint(transport or "shm")
+        one = private_hostd.join().endpoint(transport or "shm")
     except private_hostd.StartError as error:
         raise RunError(str(error)) from error
-    chosen = {"GPUPOOL_ENDPOINT": address}
-    return {**chosen, "GPUPOOL_TOKEN_FILE": token_file} if token_file else chosen
+    chosen = {
+        "GPUPOOL_ENDPOINT": one["endpoint"],
+        "GPUPOOL_TOKEN_FILE": one["token_file"],
+        "GPUPOOL_TLS_FINGERPRINT": one["fingerprint"],
+    }
+    return {name: value for name, value in chosen.items() if value}
 
 
 def _answers(path: str) -> bool:

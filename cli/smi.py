@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpupool.cli.run import endpoint
+from gpupool.cli.run import add_tls_arguments, endpoint, tls_variables
 from gpupool.cli.table import render
 from gpupool.hostd.adapters import native_files
 
@@ -38,7 +38,7 @@ examples:
   gpupool smi
   gpupool smi --json | jq '.gpus[].memory_used_bytes'
   gpupool run -- gpupool smi              of the hostd that `gpupool run` would use or start
-  gpupool smi --endpoint tcp://gpu7:9177 --token-file ~/.gpupool-token
+  gpupool smi --endpoint tls://gpu7:9177 --token-file ~/.gpupool-token --tls-ca ~/gpu7.pem
 """
 
 _MIB = 1 << 20
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print JSON; what is not known or not told is null"
     )
     parser.add_argument(
-        "--endpoint", type=endpoint, metavar="E", help="unix:/path/to/socket or tcp://host:port"
+        "--endpoint", type=endpoint, metavar="E", help="unix:/path/to/socket or tls://host:port"
     )
     parser.add_argument(
         "--token-file",
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="token for the endpoint (GPUPOOL_TOKEN_FILE)",
     )
+    add_tls_arguments(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -66,6 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
         os.environ["GPUPOOL_ENDPOINT"] = str(arguments.endpoint)
     if arguments.token_file is not None:
         os.environ["GPUPOOL_TOKEN_FILE"] = str(arguments.token_file.absolute())
+    os.environ.update(tls_variables(arguments))
     nvml = _binding()
     if nvml is None:
         return 1

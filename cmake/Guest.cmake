@@ -6,7 +6,7 @@
 # The guest runtime. It lives inside other people's programs: nothing but cu* leaves it, and it brings its own
 # libstdc++.
 file(GLOB GUEST_SOURCES CONFIGURE_DEPENDS ${GPUPOOL_ROOT}/guest/runtime/*.cpp ${GPUPOOL_ROOT}/guest/runtime/manual/*.cpp
-     ${GPUPOOL_ROOT}/guest/runtime/transport/*.cpp)
+     ${GPUPOOL_ROOT}/guest/runtime/transport/*.cpp ${GPUPOOL_ROOT}/wire/tls/*.cpp)
 # Compiled once for the library and for its tests, as the worker and the software GPU's engine below.
 add_library(guest_objects OBJECT ${GUEST_SOURCES} ${GPUPOOL_GENERATED_GUEST})
 target_link_libraries(guest_objects PRIVATE gpupool_flags)
@@ -27,10 +27,12 @@ add_custom_command(TARGET guest_runtime POST_BUILD
   COMMAND ${CMAKE_COMMAND} -E create_symlink libcuda.so.1 ${GPUPOOL_GUEST_FOLDER}/libcuda.so)
 
 # NVML for guests, beside libcuda.so.1: the same way to dial, nothing else of the guest runtime.
+file(GLOB TLS_SOURCES CONFIGURE_DEPENDS ${GPUPOOL_ROOT}/wire/tls/*.cpp)
 file(GLOB NVML_SOURCES CONFIGURE_DEPENDS ${GPUPOOL_ROOT}/guest/nvml/*.cpp)
 add_library(guest_nvml SHARED ${NVML_SOURCES} ${GPUPOOL_GENERATED_NVML} ${GPUPOOL_ROOT}/guest/runtime/log.cpp
-            ${GPUPOOL_ROOT}/guest/runtime/marker.cpp ${GPUPOOL_ROOT}/guest/runtime/transport/endpoint.cpp)
-target_link_libraries(guest_nvml PRIVATE gpupool_flags)
+            ${GPUPOOL_ROOT}/guest/runtime/marker.cpp ${GPUPOOL_ROOT}/guest/runtime/transport/endpoint.cpp
+            ${GPUPOOL_ROOT}/guest/runtime/transport/secure.cpp ${TLS_SOURCES})
+target_link_libraries(guest_nvml PRIVATE gpupool_flags ${CMAKE_DL_LIBS})
 # Older and newer names of a function are told apart, as above.
 target_compile_definitions(guest_nvml PRIVATE NVML_NO_UNVERSIONED_FUNC_DEFS)
 target_link_options(guest_nvml PRIVATE $<$<CXX_COMPILER_ID:GNU>:-static-libstdc++;-static-libgcc;-Wl,--exclude-libs,ALL>

@@ -8,6 +8,7 @@ names the key, what was given and what is allowed. Nothing is ignored.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
+OWN_CERTIFICATE, OWN_KEY = "tls-certificate.pem", "tls-key.pem"
 DEFAULT_PATH = Path("/etc/gpupool/hostd.toml")
 
 
@@ -47,6 +49,8 @@ class EndpointConfig:
     transports: frozenset[TransportKind] = frozenset({TransportKind.SHM})
     token_file: Path | None = None
     scrub: bool = True
+    certificate: Path | None = None  # of a tls endpoint, always
+    key: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,22 @@ def private(
                 transports=frozenset({TransportKind.TCP}),
                 token_file=token_file,
             ),
+            *_private_tls(private_dir, token_file),
+        ),
+    )
+
+
+def _private_tls(private_dir: Path, token_file: Path) -> tuple[EndpointConfig, ...]:
+    """For `gpupool run --transport tls`, where the command that makes certificates is there."""
+    if shutil.which("openssl") is None:
+        return ()
+    return (
+        EndpointConfig(
+            Endpoint(host="127.0.0.1", port=0, tls=True),
+            transports=frozenset({TransportKind.TLS}),
+            token_file=token_file,
+            certificate=private_dir / OWN_CERTIFICATE,
+            key=private_dir / OWN_KEY,
         ),
     )
 
@@ -239,7 +259,10 @@ def _endpoint(where: str, item: dict[str, Any], problems: list[str]) -> Endpoint
     values = {f"{where}.{name}": value for name, value in item.items()}
     taken = {
         name: _take(_BY_NAME[f"endpoint.{name}"], values, f"{where}.{name}", problems)
-        for name in ("listen", "mode", "transports", "token_file", "scrub", "insecure")
+        for name in (
+            *("listen", "mode", "transports", "token_file", "scrub", "insecure"),
+            *("certificate", "key"),
+        )
     }
     known = ", ".join(taken)
     problems += [f"{name}: no such key; an endpoint has {known}" for name in values]
@@ -247,7 +270,7 @@ def _endpoint(where: str, item: dict[str, Any], problems: list[str]) -> Endpoint
     if endpoint is None:
         return None
     possible = endpoint.transports
-    on_tcp = possible == ("tcp",)
+    on_tcp, on_tls = possible == ("tcp",), possible == ("tls",)
     wanted = taken["transports"] or [possible[0]]
     for word in wanted:
         if word not in possible:
@@ -257,20 +280,23 @@ def _endpoint(where: str, item: dict[str, Any], problems: list[str]) -> Endpoint
             )
     if on_tcp and not taken["insecure"]:
         problems.append(
-            f"{where}.insecure: given False, allowed for tcp is true: TLS is not available yet, "
-            "so bytes travel in clear"
+            f"{where}.insecure: given False, allowed for tcp is true: its bytes travel in clear; "
+            "listen at tls:// instead, or write insecure = true"
         )
-    if on_tcp and not taken["token_file"]:
+    if (on_tcp or on_tls) and not taken["token_file"]:
         problems.append(
-            f"{where}.token_file: given nothing, needed for tcp: an absolute path (the file is "
-            "made if missing)"
+            f"{where}.token_file: given nothing, needed for {possible[0]}: an absolute path (the "
+            "file is made if missing)"
         )
     if taken["token_file"] and not taken["token_file"].startswith("/"):
         problems.append(
             f"{where}.token_file: given {taken['token_file']!r}, allowed is an absolute path"
         )
+    certificate, key = _certificate(where, taken, problems, on_tls=on_tls)
     return EndpointConfig(
         endpoint=endpoint,
+        certificate=certificate,
+        key=key,
         mode=_mode(where, taken["mode"], problems),
         transports=frozenset(TransportKind[word.upper()] for word in wanted if word in possible),
         token_file=Path(taken["token_file"]) if taken["token_file"] else None,
@@ -289,6 +315,26 @@ def _metrics(text: str, problems: list[str]) -> Endpoint | None:
             "[::1]:9178"
         )
         return None
+
+
+def _certificate(
+    where: str, taken: dict[str, Any], problems: list[str], *, on_tls: bool
+) -> tuple[Path | None, Path | None]:
+    """Both or neither; beside the token file if neither is named."""
+    given = taken["certificate"], taken["key"]
+    if any(given) and not on_tls:
+        problems.append(f"{where}.certificate: given {given[0]!r}, allowed for a tls endpoint only")
+    elif any(given) and not all(path.startswith("/") for path in given):
+        problems.append(
+            f"{where}.certificate: given {given[0]!r} and key {given[1]!r}, allowed are two "
+            "absolute paths, or neither"
+        )
+    elif any(given):
+        return Path(given[0]), Path(given[1])
+    if not on_tls:
+        return None, None
+    folder = Path(taken["token_file"] or "/").parent
+    return folder / OWN_CERTIFICATE, folder / OWN_KEY
 
 
 def _mode(where: str, text: str, problems: list[str]) -> int:

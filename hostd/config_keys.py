@@ -282,20 +282,20 @@ KEYS: tuple[Key, ...] = (
         "endpoint.listen",
         str,
         f"unix:{SYSTEM_SOCKET}",
-        "unix:/path, tcp://host:port or vsock://any:port",
+        "unix:/path, tls://host:port, tcp://host:port or vsock://any:port",
     ),
     Key("endpoint.mode", str, "0666", "permissions of a unix socket, in octal"),
     Key(
         "endpoint.transports",
         list,
         [],
-        'what clients may use here; empty: ["shm"] on unix, ["tcp"] on tcp, ["vsock"] on vsock',
+        'what clients may use here; empty: ["shm"] on unix, else the one that the endpoint names',
     ),
     Key(
         "endpoint.token_file",
         str,
         "",
-        "file with a token that clients must send; needed on tcp; made if missing",
+        "file with a token that clients must send; needed on tls and tcp; made if missing",
     ),
     Key(
         "endpoint.scrub",
@@ -305,4 +305,12 @@ KEYS: tuple[Key, ...] = (
         "left",
     ),
     Key("endpoint.insecure", bool, False, "must be true for tcp: its bytes are not encrypted"),
+    Key(
+        "endpoint.certificate",
+        str,
+        "",
+        "certificate of a tls endpoint, with those who signed it, in PEM; empty: one of our own, "
+        "tls-certificate.pem beside the token file, made if missing",
+    ),
+    Key("endpoint.key", str, "", "its key, which only hostd's user may read"),
 )

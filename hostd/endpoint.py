@@ -1,4 +1,6 @@
-"""Where clients dial: `unix:/path`, `tcp://host:port` or `vsock://cid:port`, parsed once."""
+"""Where clients dial: `unix:/path`, `tls://host:port`, `tcp://host:port` or `vsock://cid:port`,
+parsed once.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ class Endpoint:
     host: str = ""
     port: int = 0
     cid: int | None = None  # of AF_VSOCK; 2 is the host, VSOCK_ANY everybody
+    tls: bool = False  # TCP with TLS
 
     @property
     def is_unix(self) -> bool:
@@ -29,18 +32,18 @@ class Endpoint:
             self.is_unix
         ):  # vsock: hypervisors and relays bring a guest's connections to a unix socket
             return ("shm", "tcp", "vsock")
-        return ("tcp",) if self.cid is None else ("vsock",)
+        if self.cid is not None:
+            return ("vsock",)
+        return ("tls",) if self.tls else ("tcp",)
 
     def __str__(self) -> str:
         if self.is_unix:
             return f"unix:{self.path}"
         if self.cid is not None:
             return f"vsock://{'any' if self.cid == VSOCK_ANY else self.cid}:{self.port}"
-        return (
-            f"tcp://[{self.host}]:{self.port}"
-            if ":" in self.host
-            else f"tcp://{self.host}:{self.port}"
-        )
+        scheme = "tls" if self.tls else "tcp"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
@@ -57,22 +60,23 @@ class Endpoint:
                     f"{text!r} is too long: a socket path has at most {_UNIX_PATH_BYTES} bytes"
                 )
             return cls(path=path)
-        if text.startswith("tcp://"):
-            host, colon, port = text.removeprefix("tcp://").rpartition(":")
+        if text.startswith(("tcp://", "tls://")):
+            host, colon, port = text[len("tcp://") :].rpartition(":")
             if host.startswith("[") and host.endswith("]"):
                 host = host[1:-1]
             elif ":" in host:
                 host = ""
             if host and colon and port.isascii() and port.isdigit() and int(port) <= 65535:
-                return cls(host=host, port=int(port))
+                return cls(host=host, port=int(port), tls=text.startswith("tls:"))
         if text.startswith("vsock://"):
             cid, _, port = text.removeprefix("vsock://").partition(":")
             number = str(VSOCK_ANY) if cid == "any" else cid
             if _is_number(number, VSOCK_ANY) and _is_number(port, VSOCK_ANY - 1):
                 return cls(cid=int(number), port=int(port))
         raise ValueError(
-            f"{text!r} is no endpoint; write unix:/path/to/socket, tcp://host:port "
-            "(tcp://[::1]:9177 for IPv6) or vsock://cid:port (vsock://any:9177 to listen, "
+            f"{text!r} is no endpoint; write unix:/path/to/socket, tls://host:port "
+            "(tls://[::1]:9177 for IPv6), tcp://host:port where no TLS is wanted, or "
+            "vsock://cid:port (vsock://any:9177 to listen, "
             "vsock://2:9177 from inside a virtual machine)"
         )
 

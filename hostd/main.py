@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpupool import __version__
-from gpupool.hostd.adapters import native_files, sandbox_facts
+from gpupool.hostd.adapters import certificate, native_files, sandbox_facts
 from gpupool.hostd.adapters.cgroups import SessionGroups
 from gpupool.hostd.adapters.client_process import ClientProcesses
 from gpupool.hostd.adapters.clock import SystemClock
@@ -31,17 +31,18 @@ from gpupool.hostd.adapters.nvml import NvmlGpus
 from gpupool.hostd.adapters.peer import identify
 from gpupool.hostd.adapters.session_files import SessionFiles
 from gpupool.hostd.adapters.software_gpu import SoftwareGpus
+from gpupool.hostd.adapters.tls_process import TlsProcesses
 from gpupool.hostd.adapters.window import MemfdWindows
 from gpupool.hostd.adapters.worker_process import SubprocessWorkers, common_arguments
 from gpupool.hostd.api.admin import Admin
-from gpupool.hostd.api.greeter import Greeter
-from gpupool.hostd.config import Config
+from gpupool.hostd.api.greeter import Greeter, Secure
+from gpupool.hostd.config import Config, EndpointConfig
 from gpupool.hostd.core.admission import Door
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.host import Host, Ports
 from gpupool.hostd.core.idle import IdleRule
 from gpupool.hostd.core.ports import GpuSource, PortError, WorkerProcesses
-from gpupool.hostd.core.sandbox import SandboxFacts, plan
+from gpupool.hostd.core.sandbox import Sandbox, SandboxFacts, plan
 from gpupool.hostd.endpoint import Endpoint
 from gpupool.hostd.log import fields, wants_priorities
 from gpupool.wire.hello import PROTOCOL_MAJOR, PROTOCOL_MINOR
@@ -61,6 +62,8 @@ class OpenDoor:
     listener: socket.socket
     door: Door
     token_file: str
+    secure: Secure | None = None  # where clients speak TLS
+    fingerprint: str = ""  # of its certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,14 @@ class Machine:
 
     gpus: GpuSource
     workers: WorkerProcesses
+    sandbox: Sandbox = Sandbox()  # noqa: RUF009 (frozen)
 
 
 def real_machine(config: Config) -> Machine:
     """The adapters for this machine."""
-    return Machine(real_gpus(config), real_workers(config, native_files.locate().worker))
+    program = native_files.locate().worker
+    sandbox, groups = real_sandbox(config, program)
+    return Machine(real_gpus(config), real_workers(config, program, sandbox, groups), sandbox)
 
 
 def real_gpus(config: Config) -> GpuSource:
@@ -82,8 +88,8 @@ def real_gpus(config: Config) -> GpuSource:
     return ChosenGpus(config.gpu, NvmlGpus(config.libcuda), software, config.devices)
 
 
-def real_workers(config: Config, program: Path | None) -> SubprocessWorkers:
-    """Workers in what sandbox this machine has; what is missing is logged, once.
+def real_sandbox(config: Config, program: Path | None) -> tuple[Sandbox, SessionGroups | None]:
+    """What sandbox this machine has; what is missing is logged, once.
 
     Raises PortError where it is required.
     """
@@ -105,6 +111,13 @@ def real_workers(config: Config, program: Path | None) -> SubprocessWorkers:
         raise PortError(f'sandbox.mode is "required", but {"; ".join(sandbox.missing)}')
     for text in sandbox.missing:
         log.warning("sandbox incomplete", extra=fields({"missing": text}))
+    return sandbox, groups
+
+
+def real_workers(
+    config: Config, program: Path | None, sandbox: Sandbox, groups: SessionGroups | None
+) -> SubprocessWorkers:
+    """Workers in that sandbox."""
     tail = common_arguments(
         __version__,
         f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}",
@@ -169,7 +182,9 @@ class Hostd:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
-        tasks = [loop.create_task(greeter.serve(one.listener, one.door)) for one in doors]
+        tasks = [
+            loop.create_task(greeter.serve(one.listener, one.door, one.secure)) for one in doors
+        ]
         tasks.append(loop.create_task(admin.serve(admin_listener)))
         tasks.append(loop.create_task(self._watch_gpus(host)))
         tasks += [loop.create_task(one.serve()) for one in metrics]
@@ -219,28 +234,52 @@ class Hostd:
 
     def _open_doors(self) -> list[OpenDoor]:
         doors = []
+        tokens: dict[Path, bytes] = {}
         for one in self._config.endpoints:
-            # A private hostd makes a new token at every start: an old one must not open the new
-            # door.
-            fresh = self._settings is not None
-            token = read_token(one.token_file, fresh=fresh) if one.token_file else b""
+            if one.token_file and one.token_file not in tokens:
+                # A private hostd makes a new token at every start: an old one must not open the
+                # new door.
+                fresh = self._settings is not None
+                tokens[one.token_file] = read_token(one.token_file, fresh=fresh)
+            token = tokens[one.token_file] if one.token_file else b""
+            try:
+                secure, fingerprint = self._prepare_tls(one)
+            except PortError as error:
+                if self._settings is None:
+                    raise
+                # One's own programs on one's own machine need no TLS: the others will do.
+                log.info("no TLS endpoint", extra=fields({"error": str(error)}))
+                continue
             listener = self._listen(one.endpoint, one.mode)
             endpoint = one.endpoint
             if not endpoint.is_unix:
                 endpoint = replace(endpoint, port=listener.getsockname()[1])
-                if self._settings is None and endpoint.cid is None:
-                    log.warning(
-                        "endpoint without TLS: bytes travel in clear",
-                        extra=fields({"endpoint": str(endpoint)}),
-                    )
-            doors.append(
-                OpenDoor(
-                    listener,
-                    Door(str(endpoint), one.transports, token, one.scrub),
-                    str(one.token_file or ""),
+            if self._settings is None and endpoint.transports == ("tcp",):
+                log.warning(
+                    "endpoint without TLS: bytes travel in clear",
+                    extra=fields({"endpoint": str(endpoint)}),
                 )
-            )
+            if fingerprint:
+                facts = {"endpoint": str(endpoint), "fingerprint": fingerprint}
+                log.info("TLS certificate", extra=fields(facts))
+            door = Door(str(endpoint), one.transports, token, one.scrub)
+            doors.append(OpenDoor(listener, door, str(one.token_file or ""), secure, fingerprint))
         return doors
+
+    def _prepare_tls(self, one: EndpointConfig) -> tuple[Secure | None, str]:
+        """How connections of an endpoint are secured, and its certificate's fingerprint."""
+        if one.certificate is None or one.key is None:
+            return None, ""
+        certificate.prepare(one.certificate, one.key, one.endpoint.host)
+        processes = TlsProcesses(
+            native_files.locate().tls,
+            one.certificate,
+            one.key,
+            self._config.hello_timeout_s,
+            self._machine.sandbox,
+            json=self._config.log_format == "json",
+        )
+        return processes.open, certificate.fingerprint(one.certificate)
 
     def _listen(self, endpoint: Endpoint, mode: int) -> socket.socket:
         listener = listen(endpoint, mode)
@@ -272,6 +311,7 @@ class Hostd:
                     "endpoint": one.door.name,
                     "transports": sorted(kind.word for kind in one.door.transports),
                     "token_file": one.token_file,
+                    "fingerprint": one.fingerprint,
                 }
                 for one in doors
             ],

@@ -1,8 +1,9 @@
 """A real hostd with the software GPU, and a way to run programs on its vGPU over each transport.
 
 `host` is one hostd for the whole test run; `own_host` is one for a test that breaks things.
-`transport` makes a test run once over shared memory and once over TCP. GPUPOOL_TEST_GPU=nvidia runs
-the same tests on the machine's NVIDIA GPUs; what only the software GPU has is marked `softgpu`.
+`transport` makes a test run once over shared memory and once over TCP, or over those that
+GPUPOOL_TEST_TRANSPORTS names (`shm,tcp,tls`). GPUPOOL_TEST_GPU=nvidia runs the same tests on the
+machine's NVIDIA GPUs; what only the software GPU has is marked `softgpu`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TRANSPORTS = ("shm", "tcp")
+TRANSPORTS = tuple(os.environ.get("GPUPOOL_TEST_TRANSPORTS", "shm,tcp").split(","))
 TEST_GPU = os.environ.get("GPUPOOL_TEST_GPU", "software")
 
 
@@ -63,6 +64,7 @@ class Host:
     port: int
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[str] | None = None
+    tls_port: int = 0
     crash_expected: bool = False  # a worker of this host is made to die of a signal
 
     @property
@@ -135,13 +137,14 @@ class Host:
 
     def client_environment(self, transport: str) -> dict[str, str]:
         """Variables under which a program finds our libcuda and this host."""
-        endpoint = (
-            f"unix:{self.folder}/hostd.sock"
-            if transport == "shm"
-            else f"tcp://127.0.0.1:{self.port}"
-        )
+        endpoints = {
+            "shm": f"unix:{self.folder}/hostd.sock",
+            "tls": f"tls://127.0.0.1:{self.tls_port}",
+        }
+        endpoint = endpoints.get(transport, f"tcp://127.0.0.1:{self.port}")
+        secure = {"GPUPOOL_TLS_FINGERPRINT": self.fingerprint()} if transport == "tls" else {}
         return dict(
-            os.environ,
+            dict(os.environ, **secure),
             LD_LIBRARY_PATH=str(self.native / "lib" / "guest"),
             PYTHONPATH=str(ROOT),  # for what test programs share
             GPUPOOL_ENDPOINT=endpoint,
@@ -150,6 +153,12 @@ class Host:
             # Writes of ours to memory that we have freed then meet the program's own.
             PYTHONMALLOC="malloc",
         )
+
+    def fingerprint(self) -> str:
+        """Of the certificate that hostd has made for its tls endpoint."""
+        from gpupool.hostd.adapters import certificate
+
+        return certificate.fingerprint(self.folder / "tls-certificate.pem")
 
     def start_client(
         self, transport: str, *command: str, **variables: str
@@ -191,6 +200,13 @@ def native_dir() -> Path:
     return Path(os.environ.get("GPUPOOL_NATIVE_DIR", ROOT / "build" / "native"))
 
 
+def add_tls(host: Host) -> str:
+    """A tls endpoint for a configuration, with a certificate of hostd's own."""
+    host.tls_port = free_port()
+    listen = f"tls://127.0.0.1:{host.tls_port}"
+    return f'[[endpoint]]\nlisten = "{listen}"\ntoken_file = "{host.folder}/token"\n'
+
+
 def make_host(folder: Path, gpu: str = TEST_GPU, more: str = "", **softgpu: int) -> Host:
     """Writes a configuration, with `more` at its end, and starts a hostd on it.
 
@@ -203,6 +219,8 @@ def make_host(folder: Path, gpu: str = TEST_GPU, more: str = "", **softgpu: int)
     for name, value in softgpu.items():
         host.environment[f"GPUPOOL_SOFTGPU_{name.upper()}"] = str(value)
     folder.chmod(0o711)  # workers of other users find their cache below it
+    if "tls" in TRANSPORTS or more == "tls":
+        more = add_tls(host) + more.removeprefix("tls")
     (folder / "hostd.toml").write_text(
         f"""
 gpu = "{gpu}"

@@ -18,11 +18,13 @@ else:
 # What each C++ layer may include; everything may include its own folder and generated headers.
 LAYERS = {
     "wire/cpp": {"wire/cpp"},
-    "guest/runtime": {"wire/cpp", "guest/runtime"},
+    "wire/tls": {"wire/cpp", "wire/tls"},
+    "guest/runtime": {"wire/cpp", "wire/tls", "guest/runtime"},
     "guest/nvml": {"wire/cpp", "guest/runtime", "guest/nvml"},
     "hostd/compression": {"wire/cpp", "hostd/compression"},
     "hostd/worker": {"wire/cpp", "hostd/compression", "hostd/worker"},
     "ucx": {"wire/cpp", "ucx"},
+    "hostd/tls": {"wire/cpp", "wire/tls", "hostd/worker"},
     "hostd/softgpu/engine": {"wire/cpp", "hostd/compression", "hostd/softgpu/engine"},
     "hostd/softgpu/api": {"wire/cpp", "hostd/softgpu"},
 }

@@ -90,10 +90,11 @@ class TransportKind(enum.IntEnum):
     TCP = 2
     VSOCK = 3
     RDMA = 4
+    TLS = 5  # TCP with TLS 1.3
 
     @property
     def word(self) -> str:
-        """The name people use: `shm`, `tcp`, `vsock`, `rdma`."""
+        """The name people use: `shm`, `tcp`, `vsock`, `rdma`, `tls`."""
         return self.name.lower()
 
 
@@ -137,6 +138,10 @@ class HelloHeader:
             return cls(major, minor, size, is_query=True)
         if magic == LANE_MAGIC:
             return cls(major, minor, size, is_lane=True)
+        if raw[:2] == b"\x16\x03":  # a TLS record
+            raise MalformedHelloError(
+                "a client that speaks TLS came to an endpoint without; it must dial tcp://"
+            )
         if magic != HELLO_MAGIC:
             raise MalformedHelloError(
                 f"magic is {magic:#010x}, a gpupool client sends {HELLO_MAGIC:#010x}"

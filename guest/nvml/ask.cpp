@@ -7,6 +7,7 @@
 #include "guest/nvml/library.hpp"
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/transport/endpoint.hpp"
+#include "guest/runtime/transport/secure.hpp"
 #include "wire/cpp/hello.hpp"
 #include "wire/cpp/version.hpp"
 
@@ -107,8 +108,14 @@ bool ask_host(Snapshot& snapshot, std::string& why) {
   if (!candidates(endpoints, why) || !make_query(query, why)) return false;
   for (const Endpoint& endpoint : endpoints) {
     if (!check_transport(endpoint, why)) continue;
-    const Descriptor fd(dial_socket(endpoint, kDialTimeoutSeconds, why));
-    if (fd.get() < 0) continue;
+    Secured secured;  // outlives the socket, whose end ends its thread
+    std::vector<Descriptor> dialled;
+    dialled.emplace_back(dial_socket(endpoint, kDialTimeoutSeconds, why));
+    if (dialled.front().get() < 0) continue;
+    if (endpoint.kind == wire::TransportKind::tls &&
+        !secured.start(endpoint, dialled, kDialTimeoutSeconds, why))
+      return false;
+    const Descriptor& fd = dialled.front();
     // A host that refuses may have closed already: its answer is there to be read all the same.
     if (!send_all(fd.get(), &query, sizeof query))
       why = "the host closed the connection: " + std::string(std::strerror(errno));

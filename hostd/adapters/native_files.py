@@ -1,6 +1,6 @@
-"""Where the C++ parts are: the guest runtime, the worker, the software GPU.
+"""Where the C++ parts are: the guest runtime, the worker, the end of TLS, the software GPU.
 
-Two layouts, the same three files: the installed package (`gpupool/native/...`, see install() in
+Two layouts, the same files: the installed package (`gpupool/native/...`, see install() in
 CMakeLists.txt) and CMake's build folder. GPUPOOL_NATIVE_DIR names a folder of either layout and
 then nothing else is looked at.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 _LAYOUT = {
     "guest_library": ("guest/libcuda.so.1", "lib/guest/libcuda.so.1"),
     "worker": ("libexec/gpupool-worker", "libexec/gpupool-worker"),
+    "tls": ("libexec/gpupool-tls", "libexec/gpupool-tls"),
     "software_gpu": ("host/libgpupool-softgpu.so", "lib/host/libgpupool-softgpu.so"),
 }
 
@@ -27,6 +28,7 @@ class NativeFiles:
     root: Path  # where was looked
     guest_library: Path | None
     worker: Path | None
+    tls: Path | None
     software_gpu: Path | None
 
     @property

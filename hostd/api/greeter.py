@@ -17,8 +17,10 @@ import socket
 from collections.abc import Callable
 
 from gpupool.hostd.api.lanes import PendingLanes
+from gpupool.hostd.api.slots import Slot, Slots
 from gpupool.hostd.core.admission import Door, Refusal, check_header, check_lanes, check_token
 from gpupool.hostd.core.host import Host, Peer, owner_of
+from gpupool.hostd.core.ports import PortError
 from gpupool.hostd.log import RateLimit, fields
 from gpupool.wire.hello import (
     HEADER_BYTES,
@@ -41,6 +43,10 @@ _MAX_WAITING = 512  # connections that have not said Hello yet
 _ANSWER_TIMEOUT_S = 2.0  # for a refused client to take its answer
 _ACCEPT_PAUSE_S = 0.2  # when the process has run out of descriptors
 
+# Takes a connection over, and where it comes from; answers the end that is in clear. Raises
+# PortError.
+Secure = Callable[[socket.socket, str], socket.socket]
+
 
 class Greeter:
     """Serves listening sockets for one Host."""
@@ -57,6 +63,7 @@ class Greeter:
         self._host = host
         self._most_lanes = connections - 1
         self._lanes = PendingLanes(hello_timeout_s)
+        self._slots = Slots()
         self._identify = identify
         self._hello_timeout_s = hello_timeout_s
         self._host_version = host_version
@@ -68,7 +75,9 @@ class Greeter:
         """Connections between accept and worker."""
         return len(self._waiting)
 
-    async def serve(self, listener: socket.socket, door: Door) -> None:
+    async def serve(
+        self, listener: socket.socket, door: Door, secure: Secure | None = None
+    ) -> None:
         """Accepts until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
@@ -80,7 +89,7 @@ class Greeter:
                 )
                 await asyncio.sleep(_ACCEPT_PAUSE_S)
                 continue
-            task = loop.create_task(self._greet(connection, door))
+            task = loop.create_task(self._greet(connection, door, secure))
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
 
@@ -91,13 +100,20 @@ class Greeter:
         await asyncio.gather(*self._waiting, return_exceptions=True)
         self._lanes.close()
 
-    async def _greet(self, connection: socket.socket, door: Door) -> None:
+    async def _greet(self, connection: socket.socket, door: Door, secure: Secure | None) -> None:
         peer = Peer()
         kept = False
+        slot = Slot()
         try:
             connection.setblocking(False)
             peer = self._identify(connection)
-            answer = await self._decide(connection, peer, door)
+            if secure is not None:
+                where = peer.address.rpartition(":")[0]
+                slot = await asyncio.wait_for(self._slots.take(where), self._hello_timeout_s)
+                _keep_alive(connection)
+                connection = secure(connection, peer.address)
+                connection.setblocking(False)
+            answer = await self._decide(connection, peer, door, slot)
             if isinstance(answer, LaneHello):
                 answer = self._keep(answer, peer, door, connection)
                 kept = answer is None
@@ -106,6 +122,10 @@ class Greeter:
             elif answer is not None:
                 self._log_refusal(answer, peer, door)
                 await self._refuse(connection, answer)
+        except PortError as error:
+            log.error(
+                "connection not secured", extra=fields({"endpoint": door.name, "error": str(error)})
+            )
         except (OSError, asyncio.TimeoutError) as error:
             log.debug("connection lost", extra=fields({"endpoint": door.name, "error": str(error)}))
         except (
@@ -113,13 +133,14 @@ class Greeter:
         ):  # one client's accident must not end the daemon; it is logged with its trace
             log.exception("greeting failed", extra=fields({"endpoint": door.name}))
         finally:
+            slot.release()
             if not kept:
                 connection.close()
             if peer.pidfd is not None:
                 os.close(peer.pidfd)
 
     async def _decide(
-        self, connection: socket.socket, peer: Peer, door: Door
+        self, connection: socket.socket, peer: Peer, door: Door, slot: Slot
     ) -> Refusal | Report | LaneHello | None:
         """None when a worker has the connection, or when the client left without a word."""
         if len(self._waiting) > _MAX_WAITING:
@@ -146,6 +167,7 @@ class Greeter:
             )
         except MalformedHelloError as error:
             return Refusal(WelcomeStatus.BAD_REQUEST, f"malformed Hello: {error}")
+        slot.release()  # what follows may wait for further connections, which need slots
         if isinstance(hello, (Refusal, LaneHello)):
             return hello
         if isinstance(hello, Query):
@@ -253,8 +275,12 @@ def _prepare(connection: socket.socket, hello: Hello) -> None:
         socket.AF_INET,
         socket.AF_INET6,
     ):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        _keep_alive(connection)
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)

@@ -99,6 +99,19 @@ class Sandbox:
             found.append("cgroup")
         return tuple(found)
 
+    def tls_arguments(self) -> list[str]:
+        """What gpupool-tls is told (hostd/tls/main.cpp): a user that no worker has, where there is
+        more than one.
+        """
+        words = ["--sandbox-calls", "yes" if self.seccomp == "on" else "no"]
+        words += ["--sandbox-files", "yes" if self.landlock else "no"]
+        if self.account is not None:
+            return [*words, "--user", str(self.account.uid), "--group", str(self.account.gid)]
+        if not self.uid_base:
+            return words
+        uid = str(self.uid_base + UIDS)
+        return [*words, "--user", uid, "--group", uid]
+
     def arguments(self, tenant: int, cache_folder: str) -> list[str]:
         """What the worker is told (hostd/worker/options.cpp).
 

@@ -100,7 +100,7 @@ std::string make_line(LogLevel level, const std::string& time, std::string_view 
   if (!time.empty()) line.add("time", time, g_style.json);
   line.add("level", name_of(level), g_style.json);
   line.add("msg", message, true);
-  line.add("part", "worker", g_style.json);
+  line.add("part", g_style.part, g_style.json);
   line.add("session", std::to_string(g_session), false);
   line.add("pid", std::to_string(getpid()), false);
   if (!detail.empty()) line.add("detail", detail, true);

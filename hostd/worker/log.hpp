@@ -16,6 +16,7 @@ struct LogStyle {
   LogLevel lowest = LogLevel::info;
   bool json = false;
   bool priorities = false;  // "<6>" in front, for journald (sd-daemon(3))
+  const char* part = "worker";
 };
 
 // Sets the style and the session id that every line carries.

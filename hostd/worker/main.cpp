@@ -231,7 +231,8 @@ int serve(Options& options, int argc, char** argv) {
   else
     start_stream_mirror(options.socket_fd, options.lane_fds, worker->window);
   const bool vsock = options.transport == wire::TransportKind::vsock;
-  const std::string transport = shared ? "shm" : vsock ? "vsock" : "tcp";
+  const bool tls = options.transport == wire::TransportKind::tls;
+  const std::string transport = shared ? "shm" : vsock ? "vsock" : tls ? "tls" : "tcp";
   log(LogLevel::info, "session started",
       "transport=" + transport + " connections=" + std::to_string(1 + options.lane_fds.size()) +
           " sandbox_us=" + std::to_string(sandbox_us));

@@ -38,6 +38,8 @@ bool parse_transport(const char* text, wire::TransportKind& kind) {
     kind = wire::TransportKind::shm;
   else if (std::strcmp(text, "tcp") == 0)
     kind = wire::TransportKind::tcp;
+  else if (std::strcmp(text, "tls") == 0)
+    kind = wire::TransportKind::tls;
   else if (std::strcmp(text, "vsock") == 0)
     kind = wire::TransportKind::vsock;
   else

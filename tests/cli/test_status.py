@@ -60,6 +60,7 @@ def test_json(daemon: Daemon) -> None:
         "endpoint": daemon.unix,
         "transports": ["shm"],
         "token_file": "",
+        "fingerprint": "",
     }
     answer.close()
 

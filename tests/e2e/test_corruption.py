@@ -283,8 +283,8 @@ def test_stream_that_ends_inside_a_message_is_a_client_that_left(host: Host, sen
     before = host.log
     with raw_session(host) as connection:
         connection.sendall(sent)
-    host.wait_until(lambda: "session ended" in host.log[len(before) :], "the end", 10)
-    assert "client closed the connection" in host.log[len(before) :]
+    told = "client closed the connection"  # an earlier session may still end, too
+    host.wait_until(lambda: told in host.log[len(before) :], "the end", 10)
 
 
 def welcome_bytes(**changes: int) -> bytes:

@@ -323,8 +323,8 @@ def test_an_await_that_never_comes_ends_with_its_client(host: Host, leaves: str)
         main.sendall(frame(AWAIT, 1, 0, 2**64 - 1) + slots(slot(flags=REPLY)))
         time.sleep(0.2)
         {"main": main, "lane": lanes[0], "other lane": lanes[1]}[leaves].close()
-        host.wait_until(lambda: "session ended" in host.log[len(before) :], "the end", 10)
-    assert "client closed the connection" in host.log[len(before) :]
+        told = "client closed the connection"  # an earlier session may still end, too
+        host.wait_until(lambda: told in host.log[len(before) :], "the end", 10)
 
 
 def long_welcome(lanes: int) -> bytes:

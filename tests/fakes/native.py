@@ -54,4 +54,7 @@ def build(folder: Path) -> Path:
         encoding="utf-8",
     )
     worker.chmod(0o755)
+    tls = folder / "libexec" / "gpupool-tls"
+    tls.write_text("#!/bin/sh\nexit 14\n", encoding="utf-8")
+    tls.chmod(0o755)
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,20 @@ def test_the_example_in_the_documentation_is_valid() -> None:
             r"endpoint\[0\].transports: given 'rdma', .*shm or tcp",
         ),
         ({"endpoint": [{"listen": "unix:/x"}] * 2}, r"unix:/x is listed twice"),
+        ({"endpoint": [{"listen": "tls://h:1"}]}, r"token_file: given nothing, needed for tls"),
+        (
+            {"endpoint": [{"listen": "tls://h:1", "token_file": "/t", "key": "/k"}]},
+            r"certificate: given '' and key '/k', allowed are two absolute paths, or neither",
+        ),
+        (
+            {"endpoint": [{"listen": "unix:/x", "certificate": "/c", "key": "/k"}]},
+            r"certificate: given '/c', allowed for a tls endpoint only",
+        ),
+        (
+            {"endpoint": [{"listen": "tcp://h:1", "token_file": "/t"}]},
+            r"insecure: given False, allowed for tcp is true: its bytes travel in clear; listen at "
+            r"tls:// instead",
+        ),
     ],
 )
 def test_errors_name_key_value_and_what_is_allowed(document: dict[str, Any], expected: str) -> None:
@@ -143,8 +158,25 @@ def test_a_private_hostd_stays_in_its_folder(tmp_path: Path) -> None:
     made = config.private(config.parse({}), tmp_path, "software", 60)
     assert made.admin_socket == tmp_path / "admin.sock"
     assert made.state_dir == tmp_path
-    unix, tcp = made.endpoints
+    unix, tcp, *tls = made.endpoints
     assert str(unix.endpoint) == f"unix:{tmp_path}/hostd.sock"
     assert unix.mode == 0o600
     assert (tcp.endpoint.host, tcp.endpoint.port) == ("127.0.0.1", 0)
     assert tcp.token_file == tmp_path / "token"
+    assert len(tls) == (shutil.which("openssl") is not None)
+    for one in tls:  # for trying it out, where certificates can be made
+        assert (one.endpoint.host, one.token_file) == ("127.0.0.1", tcp.token_file)
+        assert one.certificate == tmp_path / "tls-certificate.pem"
+        assert one.key == tmp_path / "tls-key.pem"
+
+
+def test_a_tls_endpoint() -> None:
+    given = {"listen": "tls://0.0.0.0:9177", "token_file": "/etc/gpupool/token"}
+    (one,) = config.parse({"endpoint": [given]}).endpoints
+    assert one.endpoint.tls
+    assert one.transports == {TransportKind.TLS}
+    assert one.certificate == Path("/etc/gpupool/tls-certificate.pem")
+    assert one.key == Path("/etc/gpupool/tls-key.pem")
+    own = {**given, "certificate": "/c.pem", "key": "/k.pem"}
+    (one,) = config.parse({"endpoint": [own]}).endpoints
+    assert (one.certificate, one.key) == (Path("/c.pem"), Path("/k.pem"))

@@ -14,6 +14,8 @@ from gpupool.hostd.endpoint import Endpoint
         "tcp://gpu7:9177",
         "tcp://127.0.0.1:0",
         "tcp://[::1]:9177",
+        "tls://gpu7:9177",
+        "tls://[::1]:9177",
         "vsock://2:9177",
         "vsock://any:0",
     ],
@@ -27,6 +29,9 @@ def test_parts() -> None:
     assert Endpoint.parse("unix:/a/b").is_unix
     assert Endpoint.parse("tcp://[fe80::1]:5") == Endpoint(host="fe80::1", port=5)
     assert not Endpoint.parse("tcp://h:5").is_unix
+    assert Endpoint.parse("tls://h:5") == Endpoint(host="h", port=5, tls=True)
+    assert Endpoint.parse("tls://h:5").transports == ("tls",)
+    assert Endpoint.parse("tcp://h:5").transports == ("tcp",)
     assert Endpoint.parse("vsock://any:5") == Endpoint(cid=0xFFFF_FFFF, port=5)
     assert Endpoint.parse("vsock://2:5").transports == ("vsock",)
 
@@ -48,6 +53,7 @@ def test_parts() -> None:
         "tcp://host:-1",
         "tcp://host:٣",
         "tcp://::1:9177",
+        "tls://host",
         "vsock:3:9177",
         "vsock://host:9177",
         "vsock://2",

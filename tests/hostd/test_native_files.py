@@ -24,6 +24,7 @@ def test_the_build_folder(native: Path) -> None:
 
 def test_the_installed_package(tmp_path: Path) -> None:
     make(tmp_path, "guest/libcuda.so.1", "libexec/gpupool-worker", "host/libgpupool-softgpu.so")
+    make(tmp_path, "libexec/gpupool-tls")
     found = locate({"GPUPOOL_NATIVE_DIR": str(tmp_path)})
     assert found.guest_dir == tmp_path / "guest"
     assert found.missing == ()
@@ -32,7 +33,7 @@ def test_the_installed_package(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     make(tmp_path, "libexec/gpupool-worker")
     found = locate({"GPUPOOL_NATIVE_DIR": str(tmp_path)})
-    assert found.missing == ("guest library", "software gpu")
+    assert found.missing == ("guest library", "tls", "software gpu")
     assert found.guest_dir is None
 
 
@@ -40,5 +41,6 @@ def test_a_named_folder_is_the_only_one(tmp_path: Path) -> None:
     assert locate({"GPUPOOL_NATIVE_DIR": str(tmp_path / "nothing")}).missing == (
         "guest library",
         "worker",
+        "tls",
         "software gpu",
     )

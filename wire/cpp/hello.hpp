@@ -19,7 +19,7 @@ inline constexpr u16 kProtocolMinor = 1;           // a client one minor behind 
 inline constexpr u32 kMaxLanes = 15;               // connections of a session besides its first
 inline constexpr u32 kNonceBytes = 16;
 
-enum class TransportKind : u32 { shm = 1, tcp = 2, vsock = 3, rdma = 4 };
+enum class TransportKind : u32 { shm = 1, tcp = 2, vsock = 3, rdma = 4, tls = 5 };
 
 enum class WelcomeStatus : u32 {
   ok = 0,

@@ -9,6 +9,7 @@
 
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/transport/endpoint.hpp"
+#include "guest/runtime/transport/secure.hpp"
 #include "guest/runtime/transport/transport.hpp"
 #include "wire/cpp/version.hpp"
 
@@ -24,7 +25,7 @@ constexpr u32 kTcpConnections = 4;
 // vsock has one queue a virtual machine whatever the connections, so there it is one unless asked for.
 bool choose_lanes(wire::TransportKind kind, wire::Hello& hello, std::string& why) {
   if (kind == wire::TransportKind::shm) return true;
-  u32 connections = kind == wire::TransportKind::tcp ? kTcpConnections : 1;
+  u32 connections = kind == wire::TransportKind::vsock ? 1 : kTcpConnections;
   if (!read_number("GPUPOOL_TCP_CONNECTIONS", wire::kMaxLanes + 1, connections, why)) return false;
   hello.lanes = connections - 1;
   return true;
@@ -105,16 +106,23 @@ enum class Attempt { connected, next_base, failed };
 
 Attempt attempt(const Endpoint& endpoint, wire::Hello hello, u8* base, Connection& connection,
                 std::string& why, bool& refused) {
-  Descriptor fd(dial_socket(endpoint, kDialTimeoutSeconds, why));
-  if (fd.get() < 0) return Attempt::failed;
-  std::vector<Descriptor> lanes;
-  if (!dial_lanes(fd.get(), kDialTimeoutSeconds, hello, lanes, why)) return Attempt::failed;
+  std::unique_ptr<Secured> secured;  // outlives the sockets, whose end ends its threads
+  std::vector<Descriptor> dialled;   // the main connection, then the lanes
+  dialled.emplace_back(dial_socket(endpoint, kDialTimeoutSeconds, why));
+  if (dialled.front().get() < 0) return Attempt::failed;
+  if (!dial_lanes(kDialTimeoutSeconds, hello.lanes, dialled, why)) return Attempt::failed;
+  if (endpoint.kind == wire::TransportKind::tls) {
+    secured = std::make_unique<Secured>();
+    if (!secured->start(endpoint, dialled, kDialTimeoutSeconds, why)) return Attempt::failed;
+  }
+  if (!introduce_lanes(dialled, hello, why)) return Attempt::failed;
+  const int fd = dialled.front().get();
   hello.window_base = reinterpret_cast<u64>(base);
   Descriptor window_fd;
-  size_t used_lanes = lanes.size();
-  if (!send_all(fd.get(), &hello, sizeof hello))
+  size_t used_lanes = dialled.size() - 1;
+  if (!send_all(fd, &hello, sizeof hello))
     why = "the host closed the connection: " + std::string(std::strerror(errno));
-  if (!receive_welcome(fd.get(), connection.welcome, used_lanes, window_fd, why)) return Attempt::failed;
+  if (!receive_welcome(fd, connection.welcome, used_lanes, window_fd, why)) return Attempt::failed;
   const wire::Welcome& welcome = connection.welcome;
   if (welcome.status == wire::WelcomeStatus::base_taken) return Attempt::next_base;
   if (welcome.status != wire::WelcomeStatus::ok) {
@@ -129,11 +137,12 @@ Attempt attempt(const Endpoint& endpoint, wire::Hello hello, u8* base, Connectio
   }
   connection.window = wire::Window{base, welcome.window_bytes};
   const bool shared = endpoint.kind == wire::TransportKind::shm;
-  std::vector<int> sockets = {fd.release()};
-  for (size_t i = 0; i < used_lanes; ++i) sockets.push_back(lanes[i].release());
+  std::vector<int> sockets;
+  for (size_t i = 0; i <= used_lanes; ++i) sockets.push_back(dialled[i].release());
   connection.transport =
-      shared ? make_shared_memory(sockets.front(), window_fd.release(), connection.window, why)
-             : make_stream(sockets, transport_name(endpoint.kind), connection.window, why);
+      shared
+          ? make_shared_memory(sockets.front(), window_fd.release(), connection.window, why)
+          : make_stream(sockets, std::move(secured), transport_name(endpoint.kind), connection.window, why);
   return connection.transport == nullptr ? Attempt::failed : Attempt::connected;
 }
 

@@ -48,15 +48,19 @@ bool parse_endpoint(const std::string& text, Endpoint& endpoint, std::string& wh
   } else if (text.rfind("tcp://", 0) == 0) {
     endpoint.kind = wire::TransportKind::tcp;
     if (split_address(text.substr(6), endpoint)) return true;
+  } else if (text.rfind("tls://", 0) == 0) {
+    endpoint.kind = wire::TransportKind::tls;
+    if (split_address(text.substr(6), endpoint)) return true;
   } else if (text.rfind("vsock://", 0) == 0) {
     endpoint.kind = wire::TransportKind::vsock;
     if (split_address(text.substr(8), endpoint) && is_vsock_number(endpoint.host) &&
         is_vsock_number(endpoint.port))
       return true;
   }
-  why =
-      "GPUPOOL_ENDPOINT is '" + text +
-      "'; it must be unix:/path/to/socket, tcp://host:port or vsock://2:port (2 is a virtual machine's host)";
+  why = "GPUPOOL_ENDPOINT is '" + text +
+        "'; it must be unix:/path/to/socket, tls://host:port, tcp://host:port or vsock://2:port (2 is a "
+        "virtual "
+        "machine's host)";
   return false;
 }
 
@@ -140,6 +144,8 @@ const char* transport_name(wire::TransportKind kind) {
       return "vsock";
     case wire::TransportKind::rdma:
       return "rdma";
+    case wire::TransportKind::tls:
+      return "tls";
   }
   return "unknown";
 }
@@ -173,11 +179,11 @@ bool check_transport(const Endpoint& endpoint, std::string& why) {
   if (wanted.empty()) return true;
   const std::string offered = transport_name(endpoint.kind);
   if (wanted == offered) return true;
-  if (wanted == "shm" || wanted == "tcp" || wanted == "vsock")
+  if (wanted == "shm" || wanted == "tcp" || wanted == "tls" || wanted == "vsock")
     why = "GPUPOOL_TRANSPORT=" + wanted + " was asked for, but " + endpoint.text + " offers " + offered +
           "; choose an endpoint of that kind or unset GPUPOOL_TRANSPORT";
   else
-    why = "GPUPOOL_TRANSPORT=" + wanted + " is not available in this version; shm, tcp and vsock are";
+    why = "GPUPOOL_TRANSPORT=" + wanted + " is not available in this version; shm, tls, tcp and vsock are";
   return false;
 }
 

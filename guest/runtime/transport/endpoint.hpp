@@ -13,7 +13,7 @@ namespace gpupool::guest {
 struct Endpoint {
   wire::TransportKind kind = wire::TransportKind::shm;
   std::string path;        // unix
-  std::string host, port;  // tcp; vsock: the context id (2 is the host) and the port
+  std::string host, port;  // tcp, tls; vsock: the context id (2 is the host) and the port
   std::string text;        // as the user wrote it
 };
 
@@ -45,17 +45,18 @@ class Descriptor {
 // The endpoints to try, in order: what the user named, or the system's hostd and then this user's own. False
 // with `why` when there is none.
 bool candidates(std::vector<Endpoint>& endpoints, std::string& why);
-// "shm", "tcp", "vsock", "rdma".
+// "shm", "tcp", "vsock", "rdma", "tls".
 const char* transport_name(wire::TransportKind kind);
 // Whether GPUPOOL_TRANSPORT allows this endpoint.
 bool check_transport(const Endpoint& endpoint, std::string& why);
 
-// A connected socket, close-on-exec, or -1. Sends on it are bounded by `timeout_s` too.
+// A connected socket, close-on-exec, or -1. Sends on it are bounded by `timeout_s` too. For tls it is the TCP
+// connection, with nothing said on it (secure.hpp).
 int dial_socket(const Endpoint& endpoint, int timeout_s, std::string& why);
-// Dials hello.lanes further connections to where `first` is connected, all at once, and says on each whose it
-// is; draws hello.nonce. False when one of them cannot be had.
-bool dial_lanes(int first, int timeout_s, wire::Hello& hello, std::vector<Descriptor>& lanes,
-                std::string& why);
+// Dials `count` further connections to where the first socket is connected, all at once, and appends them.
+bool dial_lanes(int timeout_s, u32 count, std::vector<Descriptor>& sockets, std::string& why);
+// Says on each socket behind the first whose it is; draws hello.nonce.
+bool introduce_lanes(const std::vector<Descriptor>& sockets, wire::Hello& hello, std::string& why);
 // SO_SNDTIMEO or SO_RCVTIMEO; 0 for none.
 void set_timeout(int fd, int option, int seconds);
 bool send_all(int fd, const void* data, size_t size);

@@ -56,28 +56,32 @@ bool failed(const char* what, int error, std::string& why) {
 
 }  // namespace
 
-bool dial_lanes(int first, int timeout_s, wire::Hello& hello, std::vector<Descriptor>& lanes,
-                std::string& why) {
-  lanes.clear();
+bool dial_lanes(int timeout_s, u32 count, std::vector<Descriptor>& sockets, std::string& why) {
+  const u64 deadline_ns = wire::monotonic_ns() + static_cast<u64>(timeout_s) * 1'000'000'000;
+  for (u32 i = 0; i < count; ++i) {
+    const int fd = begin(sockets.front().get());
+    if (fd < 0) return failed("cannot open a further connection to the host", errno, why);
+    sockets.emplace_back(fd);
+  }
+  for (u32 i = 0; i < count; ++i) {
+    const int error = finish(sockets[1 + i].get(), deadline_ns, timeout_s);
+    if (error != 0) return failed("cannot open a further connection to the host", error, why);
+  }
+  return true;
+}
+
+bool introduce_lanes(const std::vector<Descriptor>& sockets, wire::Hello& hello, std::string& why) {
   if (hello.lanes == 0) return true;
   if (getrandom(hello.nonce, sizeof hello.nonce, 0) != static_cast<ssize_t>(sizeof hello.nonce))
     return failed("no random numbers for further connections", errno, why);
-  const u64 deadline_ns = wire::monotonic_ns() + static_cast<u64>(timeout_s) * 1'000'000'000;
-  for (u32 i = 0; i < hello.lanes; ++i) {
-    const int fd = begin(first);
-    if (fd < 0) return failed("cannot open a further connection to the host", errno, why);
-    lanes.emplace_back(fd);
-  }
   wire::LaneHello message;
   message.bytes = sizeof message;
   std::memcpy(message.nonce, hello.nonce, sizeof message.nonce);
   std::memcpy(message.token, hello.token, sizeof message.token);
-  for (const Descriptor& lane : lanes) {
-    const int error = finish(lane.get(), deadline_ns, timeout_s);
-    if (error != 0) return failed("cannot open a further connection to the host", error, why);
-    if (!send_all(lane.get(), &message, sizeof message))
+  for (size_t i = 1; i < sockets.size(); ++i) {
+    if (!send_all(sockets[i].get(), &message, sizeof message))
       return failed("the host closed a further connection", errno, why);
-    set_timeout(lane.get(), SO_SNDTIMEO, 0);  // from now on a slow host is waited for
+    set_timeout(sockets[i].get(), SO_SNDTIMEO, 0);  // from now on a slow host is waited for
     ++message.index;
   }
   return true;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "guest/runtime/log.hpp"
+#include "guest/runtime/transport/secure.hpp"
 #include "guest/runtime/transport/transport.hpp"
 #include "wire/cpp/futex.hpp"
 #include "wire/cpp/lanes.hpp"
@@ -29,8 +30,10 @@ constexpr u32 kSleepMs = 1000;
 
 class Stream final : public Transport {
  public:
-  Stream(int socket, const std::vector<int>& lanes, const char* name, wire::Window window)
+  Stream(int socket, const std::vector<int>& lanes, std::unique_ptr<Secured> secured, const char* name,
+         wire::Window window)
       : socket_(socket),
+        secured_(std::move(secured)),
         name_(name),
         window_(window),
         lanes_(window, lanes, [this](wire::Lanes::End how) { lane_ended(how); }) {}
@@ -68,6 +71,7 @@ class Stream final : public Transport {
     sender_.detach();
     receiver_.detach();
     lanes_.abandon();
+    if (secured_ != nullptr) secured_->abandon();
   }
 
  private:
@@ -214,6 +218,7 @@ class Stream final : public Transport {
   }
 
   int socket_;
+  std::unique_ptr<Secured> secured_;  // destroyed after every plain socket is closed
   const char* name_;
   wire::Window window_;
   u64 sent_release_ = 0;  // the sender's own
@@ -225,8 +230,8 @@ class Stream final : public Transport {
 
 }  // namespace
 
-std::unique_ptr<Transport> make_stream(const std::vector<int>& sockets, const char* name, wire::Window window,
-                                       std::string& why) {
+std::unique_ptr<Transport> make_stream(const std::vector<int>& sockets, std::unique_ptr<Secured> secured,
+                                       const char* name, wire::Window window, std::string& why) {
   void* mapped = mmap(window.base, window.size, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (mapped == MAP_FAILED) {
@@ -236,7 +241,7 @@ std::unique_ptr<Transport> make_stream(const std::vector<int>& sockets, const ch
   }
   madvise(window.base, wire::kHeapOffset, MADV_DONTFORK);
   const std::vector<int> lanes(sockets.begin() + 1, sockets.end());
-  auto transport = std::make_unique<Stream>(sockets.front(), lanes, name, window);
+  auto transport = std::make_unique<Stream>(sockets.front(), lanes, std::move(secured), name, window);
   transport->start();
   return transport;
 }

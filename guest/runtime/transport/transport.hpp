@@ -12,12 +12,14 @@
 
 namespace gpupool::guest {
 
+class Secured;
+
 class Transport {
  public:
   virtual ~Transport() = default;
   // False once the worker is gone. Does not block.
   virtual bool peer_alive() = 0;
-  // "shm", "tcp", "vsock": for `gpupool status` and log lines.
+  // "shm", "tcp", "tls", "vsock": for `gpupool status` and log lines.
   virtual const char* name() const = 0;
   // True when both sides see the same pages.
   virtual bool shared_memory() const = 0;
@@ -42,9 +44,10 @@ bool dial(Connection& connection, std::string& why, bool& refused);
 // The two kinds. They take over their sockets and the reserved address range at window.base.
 std::unique_ptr<Transport> make_shared_memory(int socket, int window_fd, wire::Window window,
                                               std::string& why);
-// The main connection first, then the lanes. `name` is the stream's kind, a literal: to it tcp and vsock are
-// the same.
-std::unique_ptr<Transport> make_stream(const std::vector<int>& sockets, const char* name, wire::Window window,
-                                       std::string& why);
+// The main connection first, then the lanes. `name` is the stream's kind, a literal: to it tcp, tls and vsock
+// are the same. `secured` has the other ends of the sockets, and is null where these are the connections
+// themselves.
+std::unique_ptr<Transport> make_stream(const std::vector<int>& sockets, std::unique_ptr<Secured> secured,
+                                       const char* name, wire::Window window, std::string& why);
 
 }  // namespace gpupool::guest

@@ -54,6 +54,14 @@ TEST_CASE("instructions and modifiers that are not known are named with their li
   }
 }
 
+TEST_CASE("a byte of an address is named by a mask of that byte") {
+  const std::string before =
+      ".version 8.3\n.target sm_90\n.address_size 64\n.global .u8 v[8];\n.global .u8 p[8] = {";
+  CHECK(error_of(before + "0xff(v), 0xff00(v)};\n") == "loaded");
+  for (const char* mask : {"0(v)", "0xf(v)", "0x1ff(v)", "0x7f00(v)"})
+    CHECK(error_of(before + mask + "};\n").find("malformed address mask") != std::string::npos);
+}
+
 TEST_CASE("operands must fit their instruction") {
   CHECK(error_in("add.s32 %r0, %r1, %d2;").find("64 bits, not 32") != std::string::npos);
   CHECK(error_in("add.s64 %r0, %d1, %d2;").find("32 bits, not 64") != std::string::npos);

@@ -57,6 +57,7 @@ TARGETS = {
         Target("decoder", 2048, "every message handler, with a driver that does nothing"),
         Target("session", 4096, "whole sessions against the software GPU"),
         Target("stream", 16384, "the worker's end of a TCP connection"),
+        Target("guest", 4096, "the client's end of a TCP connection"),
         Target("image", 4096, "the measuring of code images"),
         Target("ptx", 8192, "what the software GPU reads of an image"),
     )
@@ -72,9 +73,9 @@ class Done:
     output: str
 
 
-def missing() -> str:
-    """Why the targets cannot run here; empty when they can."""
-    absent = [target.name for target in TARGETS.values() if not target.program.exists()]
+def missing(*names: str) -> str:
+    """Why the targets (default: all) cannot run here; empty when they can."""
+    absent = [name for name in names or TARGETS if not TARGETS[name].program.exists()]
     if absent:
         return f"{', '.join(absent)} not built in {BUILD}: clang and libclang-rt-dev are needed"
     return ""

@@ -74,6 +74,16 @@ class Stream final : public Transport {
     if (secured_ != nullptr) secured_->abandon();
   }
 
+  // One of the two threads' work. Public for the fuzz target, which needs no threads.
+  void receive_loop() {
+    wire::Frame frame;
+    while (wire::read_next(socket_, &frame, sizeof frame, kReceiveSpinUs) && apply(frame)) {
+    }
+    if (!stopping_.load(std::memory_order_acquire)) log_debug("the connection to the worker has ended");
+    gone_.store(true, std::memory_order_release);
+    lanes_.hang_up();
+  }
+
  private:
   void send_loop() {
     u64 next = 0;
@@ -146,15 +156,6 @@ class Stream final : public Transport {
     if (!published(ticket) && host_released() == sent_release_ && !stopping_.load(std::memory_order_acquire))
       wire::futex_wait(control.doorbell, bell, kSleepMs);
     control.worker_sleeping.store(0, std::memory_order_relaxed);
-  }
-
-  void receive_loop() {
-    wire::Frame frame;
-    while (wire::read_next(socket_, &frame, sizeof frame, kReceiveSpinUs) && apply(frame)) {
-    }
-    if (!stopping_.load(std::memory_order_acquire)) log_debug("the connection to the worker has ended");
-    gone_.store(true, std::memory_order_release);
-    lanes_.hang_up();
   }
 
   // One connection is as good as all: without it data would be missing.

@@ -166,7 +166,7 @@ void Parser::initializer_value(Variable& variable, const Declared& declared, u64
     return store_initial(variable, declared, at, negative ? 0 - token.value : token.value);
   Relocation relocation{at, bytes, 0, {}, 0, token.line};
   if (token.kind == TokenKind::integer) {
-    while (relocation.shift < 64 && (token.value >> relocation.shift & 0xff) == 0) relocation.shift += 8;
+    while (relocation.shift < 56 && (token.value >> relocation.shift & 0xff) == 0) relocation.shift += 8;
     if (token.value != 0xffull << relocation.shift || bytes != 1) fail("malformed address mask");
   }
   if (token.kind == TokenKind::integer || (token.is_word("generic") && peek().is('('))) {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpupool.hostd.adapters import native_files, usage_page
+from gpupool.hostd.adapters.certificate import fingerprint
 
 _START_TIMEOUT_S = 60
 _VSOCK_PORT = 9177
@@ -38,14 +39,17 @@ class Host:
     """A running hostd."""
 
     folder: Path
-    tcp_port: int
+    pid: int
+    ports: dict[str, int]  # of tcp and tls
 
-    def environment(self, transport: str, tcp_port: int = 0) -> dict[str, str]:
-        """Variables under which a program uses that transport; over TCP perhaps another port."""
+    def environment(self, transport: str, port: int = 0) -> dict[str, str]:
+        """Variables under which a program uses that transport, perhaps at another port."""
+        port = port or self.ports.get(transport, 0)
         endpoints = {
             "shm": f"unix:{self.folder}/hostd.sock",
             "vsock": f"vsock://2:{_VSOCK_PORT}",
-            "tcp": f"tcp://127.0.0.1:{tcp_port or self.tcp_port}",
+            "tcp": f"tcp://127.0.0.1:{port}",
+            "tls": f"tls://127.0.0.1:{port}",
         }
         variables = {
             "GPUPOOL_ENDPOINT": endpoints[transport],
@@ -57,7 +61,18 @@ class Host:
             # No virtual machine here: connections to its device arrive at a unix socket instead.
             variables["LD_PRELOAD"] = str(helper("libgpupool-bench-vsock.so"))
             variables["VSOCK_FOLDER"] = str(self.folder)
+        if transport == "tls":
+            certificate = self.folder / "tls-certificate.pem"
+            variables["GPUPOOL_TLS_FINGERPRINT"] = fingerprint(certificate)
         return variables
+
+    def tls_pids(self) -> list[int]:
+        """The processes that speak TLS for hostd: they are its children, one a connection."""
+        return [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/stat")
+            if _name_and_parent(path) == ("gpupool-tls", self.pid)
+        ]
 
     def sessions(self) -> list[dict[str, Any]]:
         """The sessions that hostd has written down."""
@@ -86,6 +101,15 @@ class Host:
             "bytes_to_device": counted.to_device_bytes,
             "bytes_from_device": counted.from_device_bytes,
         }
+
+
+def _name_and_parent(stat: Path) -> tuple[str, int]:
+    """Of a process, from /proc/PID/stat; nobody when it has ended."""
+    try:
+        name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+    except OSError:
+        return "", 0
+    return name, int(rest.split()[1])
 
 
 def library_path(folder: Path) -> str:
@@ -119,33 +143,36 @@ def free_port() -> int:
         return port
 
 
-def _configuration(folder: Path, gpu: str, settings: Sequence[str], port: int) -> str:
-    more = "\n".join(settings)
-    return f"""
-gpu = "{gpu}"
-state_dir = "{folder}/state"
-admin_socket = "{folder}/admin.sock"
-idle_timeout_s = {_IDLE_TIMEOUT_S}
-{more}
-[[endpoint]]
-listen = "unix:{folder}/hostd.sock"
-[[endpoint]]
-listen = "unix:{folder}/port-{_VSOCK_PORT}"
-transports = ["vsock"]
-[[endpoint]]
-listen = "tcp://127.0.0.1:{port}"
-insecure = true
-token_file = "{folder}/token"
-"""
+def _endpoint(transport: str, folder: Path, port: int) -> str:
+    """Where hostd listens for a transport, as TOML."""
+    listens = {
+        "shm": f"unix:{folder}/hostd.sock",
+        "vsock": f"unix:{folder}/port-{_VSOCK_PORT}",
+        "tcp": f"tcp://127.0.0.1:{port}",
+        "tls": f"tls://127.0.0.1:{port}",
+    }
+    more = {
+        "vsock": 'transports = ["vsock"]',
+        "tcp": f'insecure = true\ntoken_file = "{folder}/token"',
+        "tls": f'token_file = "{folder}/token"',
+    }
+    return f'[[endpoint]]\nlisten = "{listens[transport]}"\n{more.get(transport, "")}\n'
 
 
 @contextlib.contextmanager
-def hostd(folder: Path, gpu: str, settings: Sequence[str] = ()) -> Iterator[Host]:
+def hostd(
+    folder: Path, gpu: str, settings: Sequence[str] = (), transports: Sequence[str] = ("shm",)
+) -> Iterator[Host]:
     """Starts one in a new folder and ends it. `settings`: lines of TOML."""
     folder.mkdir()
-    port = free_port()
+    ports = {each: free_port() for each in transports if each in ("tcp", "tls")}
+    first = (
+        *(f'gpu = "{gpu}"', f'state_dir = "{folder}/state"'),
+        *(f'admin_socket = "{folder}/admin.sock"', f"idle_timeout_s = {_IDLE_TIMEOUT_S}"),
+    )
+    endpoints = [_endpoint(each, folder, ports.get(each, 0)) for each in transports]
     configuration = folder / "hostd.toml"
-    configuration.write_text(_configuration(folder, gpu, settings, port))
+    configuration.write_text("\n".join((*first, *settings, *endpoints)))
     readable, writable = os.pipe()
     with (folder / "hostd.log").open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 (our own module)
@@ -165,7 +192,7 @@ def hostd(folder: Path, gpu: str, settings: Sequence[str] = ()) -> Iterator[Host
         if word != "ready":
             said = (folder / "hostd.log").read_text(errors="replace")[-2000:]
             raise HostError(f"hostd did not start: {word or 'no reason given'}\n{said}")
-        yield Host(folder, port)
+        yield Host(folder, process.pid, ports)
     finally:
         process.terminate()
         process.wait(timeout=_START_TIMEOUT_S)

@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ def cpu_s(pid: int) -> float:
         return 0.0
 
 
+def all_cpu_s(pids: Iterable[int]) -> float:
+    """Of several processes."""
+    return sum(cpu_s(pid) for pid in pids)
+
+
 class Link:
     """A process that runs workloads. Only one process is asked to time something at any moment."""
 
@@ -53,7 +58,8 @@ class Link:
             raise LinkError("no pipes")  # Popen makes what was asked for
         self._questions, self._answers = self._process.stdin, self._process.stdout
         self.pid = self._process.pid
-        self.session, self.worker_pid = 0, 0  # in hostd, once it is known
+        self.session = 0  # in hostd, once it is known
+        self.host_pids: tuple[int, ...] = ()  # the processes that work for it there
 
     @property
     def alive(self) -> bool:

@@ -26,6 +26,7 @@ MODES = {
         Mode("shm", "shm", what="shared memory"),
         Mode("stream", "vsock", what="the stream transport of vsock, over a unix socket"),
         Mode("tcp", "tcp", what="TCP, loopback"),
+        Mode("tls", "tls", what="TCP with TLS 1.3, loopback"),
         Mode("tcp+50us", "tcp", 50, what="TCP with 50 us added to a round trip"),
         Mode("tcp+500us", "tcp", 500, what="TCP with 500 us added to a round trip"),
     )

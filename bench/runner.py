@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from gpupool.bench.counters import difference as difference_of
-from gpupool.bench.link import Answer, Link, LinkError, cpu_s
-from gpupool.bench.modes import NATIVE
+from gpupool.bench.link import Answer, Link, LinkError, all_cpu_s, cpu_s
+from gpupool.bench.modes import MODES, NATIVE
 from gpupool.bench.results import Row, Run, Sample
 from gpupool.bench.stage import Stage
 from gpupool.bench.workloads.base import Result, Workload, difference
@@ -88,14 +88,16 @@ class Runner:
         """CPU time of every process and its worker while nobody asks for anything."""
         links = {mode: link for mode, link in self._links.items() if link.alive}
         time.sleep(0.5)  # what the last row left behind is finished
-        before = {mode: (cpu_s(link.pid), cpu_s(link.worker_pid)) for mode, link in links.items()}
+        before = {
+            mode: (cpu_s(link.pid), all_cpu_s(link.host_pids)) for mode, link in links.items()
+        }
         time.sleep(_IDLE_S)
         for mode, link in links.items():
             client, worker = before[mode]
             self._run.idle[mode] = {
                 "seconds": _IDLE_S,
                 "client_cpu_s": cpu_s(link.pid) - client,
-                "worker_cpu_s": cpu_s(link.worker_pid) - worker if link.worker_pid else 0.0,
+                "worker_cpu_s": all_cpu_s(link.host_pids) - worker,
             }
         self._keep()
 
@@ -174,7 +176,9 @@ class Runner:
                 link = self._links[mode]
                 served = None if mode == NATIVE else self._stage.host.session_of(link.pid)
                 if served is not None:  # since its first call of CUDA
-                    link.session, link.worker_pid = served.session, served.worker_pid
+                    more = self._stage.host.tls_pids() if MODES[mode].transport == "tls" else []
+                    link.session = served.session
+                    link.host_pids = (served.worker_pid, *more)
         return built
 
     def _rounds(self, workload: Workload, row: Row, modes: list[str], until: float) -> None:
@@ -200,7 +204,7 @@ class Runner:
 
     def _time(self, row: Row, mode: str, number: int, seconds: float) -> Sample | None:
         link = self._links[mode]
-        worker_s = cpu_s(link.worker_pid) if link.worker_pid else None
+        worker_s = all_cpu_s(link.host_pids) if link.host_pids else None
         moved = self._stage.host.moved(link.session) if link.session else None
         try:
             answer = link.ask(_ROUND_TIMEOUT_S + seconds, "time", seconds=seconds)
@@ -212,7 +216,7 @@ class Runner:
             row.failed[mode] = str(answer["error"])
             return None
         if worker_s is not None:
-            worker_s = cpu_s(link.worker_pid) - worker_s
+            worker_s = all_cpu_s(link.host_pids) - worker_s
         if moved is not None and (
             more := difference_of(moved, self._stage.host.moved(link.session))
         ):

@@ -44,7 +44,8 @@ def staged(
     """Sets it up, and away again. Raises HostError."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpupool-bench-")))
-        host = stack.enter_context(hostd(folder / "host", gpu, hostd_settings))
+        transports = sorted({MODES[name].transport for name in run.modes} - {""})
+        host = stack.enter_context(hostd(folder / "host", gpu, hostd_settings, transports))
         common = _common(folder)
         variables: dict[str, dict[str, str]] = {}
         for name in run.modes:
@@ -54,7 +55,9 @@ def staged(
                 continue
             port = 0
             if mode.round_trip_us:
-                run.delays[name] = stack.enter_context(delayed(host.tcp_port, mode.round_trip_us))
+                run.delays[name] = stack.enter_context(
+                    delayed(host.ports[mode.transport], mode.round_trip_us)
+                )
                 port = run.delays[name].port
             variables[name] = common | host.environment(mode.transport, port)
         yield Stage(folder, host, python, setting, variables)

@@ -47,7 +47,7 @@ PROGRAMS = (
 )
 FIRST, SECOND, TO_EXIT = "first", "second", "second_to_exit"
 # Where programs are started: each start takes seconds.
-MODES = (NATIVE, "shm", "tcp")
+MODES = (NATIVE, "shm", "tcp", "tls")
 
 
 class Starts:

@@ -20,7 +20,7 @@ from gpupool.bench.workloads import everything
 from gpupool.bench.workloads.base import START
 from tests.conftest import ROOT, native_dir
 
-MODES = ("native", "shm", "stream", "tcp", "tcp+500us")
+MODES = ("native", "shm", "stream", "tcp", "tls", "tcp+500us")
 COMMAND = (sys.executable, "-m", "gpupool.cli", "bench", "--small", "--gpu", "software")
 
 
@@ -67,7 +67,7 @@ def test_driver_level_workloads_give_natives_results(tmp_path: Path) -> None:
             assert (summary["to_native"] is None) == (mode == "native")
     starts = {row["name"]: row["modes"] for row in report["rows"] if row["class"] == START}
     assert len(starts) == 3
-    for mode in ("native", "shm", "tcp"):
+    for mode in ("native", "shm", "tcp", "tls"):
         assert len(starts["start_driver_first"][mode]["samples"]) == 1
         assert len(starts["start_driver_second"][mode]["samples"]) == 2
     launch = next(row for row in report["rows"] if row["name"] == "launch")["modes"]["shm"]

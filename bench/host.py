@@ -54,13 +54,14 @@ class Host:
         variables = {
             "GPUPOOL_ENDPOINT": endpoints[transport],
             "GPUPOOL_TRANSPORT": transport,
-            "GPUPOOL_TOKEN_FILE": f"{self.folder}/token",
             "LD_LIBRARY_PATH": library_path(guest_folder()),
         }
         if transport == "vsock":
             # No virtual machine here: connections to its device arrive at a unix socket instead.
             variables["LD_PRELOAD"] = str(helper("libgpupool-bench-vsock.so"))
             variables["VSOCK_FOLDER"] = str(self.folder)
+        if transport in self.ports:
+            variables["GPUPOOL_TOKEN_FILE"] = f"{self.folder}/token"
         if transport == "tls":
             certificate = self.folder / "tls-certificate.pem"
             variables["GPUPOOL_TLS_FINGERPRINT"] = fingerprint(certificate)

@@ -72,7 +72,7 @@ class Link:
             self._questions.write(json.dumps({"do": do, **words}).encode() + b"\n")
         except OSError as error:
             self.kill()
-            raise LinkError(f"the process is gone: {self._last_words()}") from error
+            raise LinkError(f"the process is gone: {self.last_words()}") from error
 
     def receive(self, timeout_s: float) -> Answer:
         """The answer to the oldest question. Raises LinkError."""
@@ -82,12 +82,12 @@ class Link:
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not select.select([descriptor], [], [], left_s)[0]:
                 self.kill()
-                raise LinkError(f"no answer within {timeout_s:.0f} s: {self._last_words()}")
+                raise LinkError(f"no answer within {timeout_s:.0f} s: {self.last_words()}")
             piece = os.read(descriptor, _PIECE_BYTES)
             if not piece:
                 self.kill()
                 code = self._process.returncode
-                raise LinkError(f"the process ended with {code}: {self._last_words()}")
+                raise LinkError(f"the process ended with {code}: {self.last_words()}")
             self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\n")
         answer: Answer = json.loads(line)
@@ -113,6 +113,8 @@ class Link:
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait(timeout=_END_TIMEOUT_S)
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The end of what it wrote on standard error."""
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return " / ".join(lines[-3:])[-400:] or "it said nothing"
+        ours = [line for line in lines if line.startswith("gpupool: ")]  # the guest runtime's
+        return " / ".join(ours[-1:] + lines[-2:])[-400:] or "it said nothing"

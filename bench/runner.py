@@ -123,7 +123,8 @@ class Runner:
         )
         for mode, answer in answers.items():
             if "error" in answer:
-                self._run.problems.append(f"{mode}: {answer['error']}")
+                said = self._links[mode].last_words()
+                self._run.problems.append(f"{mode}: {answer['error']} ({said})")
                 self._drop_link(mode)
                 continue
             self._run.processes[mode] = answer

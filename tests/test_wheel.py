@@ -106,3 +106,15 @@ def test_no_source_is_installed(installed: Path) -> None:
     package = next(installed.parent.glob("lib/python3*/site-packages/gpupool"))
     sources = [name for name in package.rglob("*") if name.suffix in {".cpp", ".hpp", ".j2"}]
     assert not sources
+
+
+def test_the_bench_finds_its_parts(
+    installed: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    words = ("--small", "--gpu", "software", "--modes", "native,stream,tcp+500us", "launch")
+    python = str(installed / "python")
+    done = run(
+        installed, environment, tmp_path, "bench", "--rounds", "2", "--python", python, *words
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| launch | launch-bound |" in done.stdout

@@ -12,10 +12,17 @@ namespace gpupool::guest {
 inline constexpr u32 kGateShut = 1;      // there may be no session that works
 inline constexpr u32 kGateProfiled = 2;  // calls are timed (profile.hpp)
 
-extern std::atomic<u32> g_gate;
+// A cache line of its own: every call of every thread reads it.
+struct alignas(64) Gate {
+  std::atomic<u32> bits{kGateShut};
+};
+extern Gate g_gate;
 
 inline bool straight() {
-  return g_gate.load(std::memory_order_acquire) == 0;
+  return g_gate.bits.load(std::memory_order_acquire) == 0;
+}
+inline bool profiling() {
+  return (g_gate.bits.load(std::memory_order_relaxed) & kGateProfiled) != 0;
 }
 
 }  // namespace gpupool::guest

@@ -14,7 +14,6 @@
 #include <string>
 #include <vector>
 
-#include "guest/runtime/gate.hpp"
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/profile_file.hpp"
 #include "guest/runtime/session.hpp"
@@ -23,8 +22,6 @@
 #include "wire/cpp/futex.hpp"
 
 namespace gpupool::guest {
-
-std::atomic<bool> g_profiling{false};
 
 struct ThreadProfile {
   profile::ThreadHeader* header = nullptr;
@@ -208,12 +205,10 @@ void open_profile(const Session& session) {
   if (file == nullptr) return;
   g_file.store(file, std::memory_order_release);
   std::atexit(&mark_ended);
-  g_profiling.store(true, std::memory_order_release);
-  g_gate.fetch_or(kGateProfiled, std::memory_order_release);
+  g_gate.bits.fetch_or(kGateProfiled, std::memory_order_release);
 }
 
 void leave_profile() {
-  g_profiling.store(false, std::memory_order_relaxed);
   g_file.store(nullptr, std::memory_order_release);
 }
 

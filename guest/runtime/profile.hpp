@@ -3,20 +3,13 @@
 // into the process (profile_file.hpp): no lock, allocation or system call on the way, and bounded memory.
 #pragma once
 
-#include <atomic>
-
+#include "guest/runtime/gate.hpp"
 #include "wire/cpp/types.hpp"
 #include "wire_functions.hpp"  // generated
 
 namespace gpupool::guest {
 
 class Session;
-
-extern std::atomic<bool> g_profiling;
-
-inline bool profiling() {
-  return g_profiling.load(std::memory_order_relaxed);
-}
 
 // Makes this process's file in the folder that the environment names, if it names one, and raises the gate.
 // Called by Session::connect once the devices are known. What goes wrong is logged; the program runs on.

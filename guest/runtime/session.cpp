@@ -21,7 +21,7 @@
 namespace gpupool::guest {
 
 std::atomic<Session*> Session::g_current{nullptr};
-std::atomic<u32> g_gate{kGateShut};
+Gate g_gate;
 
 Session::Session() = default;
 Session::~Session() = default;
@@ -67,9 +67,9 @@ CUresult Session::start() {
     return result;
   }
   open_profile(*this);
-  g_gate.fetch_and(~kGateShut, std::memory_order_release);
+  g_gate.bits.fetch_and(~kGateShut, std::memory_order_release);
   // A session that was lost while it started: whoever shuts the gate sets failed_ first.
-  if (failed() != CUDA_SUCCESS) g_gate.fetch_or(kGateShut, std::memory_order_release);
+  if (failed() != CUDA_SUCCESS) g_gate.bits.fetch_or(kGateShut, std::memory_order_release);
   return result;
 }
 
@@ -171,7 +171,7 @@ void Session::publish(const Claim& claim, Stream* stream) {
 CUresult Session::fail(CUresult result, const char* why) {
   u32 none = 0;
   if (failed_.compare_exchange_strong(none, static_cast<u32>(result), std::memory_order_acq_rel)) {
-    g_gate.fetch_or(kGateShut, std::memory_order_release);
+    g_gate.bits.fetch_or(kGateShut, std::memory_order_release);
     if (window_.control().fatal_error.load(std::memory_order_acquire) != 0) write_fault_output();
     log_line("%s", why);
   }
@@ -209,7 +209,7 @@ CUresult Session::take_async_error() {
 // (MADV_DONTFORK) and its socket is closed here, so that the worker sees the parent's death.
 void Session::after_fork_in_child() {
   Session* session = g_current.exchange(nullptr, std::memory_order_acq_rel);
-  g_gate.store(kGateShut, std::memory_order_release);
+  g_gate.bits.store(kGateShut, std::memory_order_release);
   leave_profile();
   if (session != nullptr) session->transport_->abandon();
 }

@@ -85,7 +85,7 @@ CUresult toy_graph_nodes(CUgraph, CUgraphNode* nodes, size_t* count) {
 
 namespace gpupool::guest {
 
-std::atomic<u32> g_gate{kGateShut};
+Gate g_gate;
 
 Session* Session::current() {
   return g_connected ? &g_session : nullptr;
@@ -152,7 +152,7 @@ void check_start() {
   size_t value = 0;
   CHECK(cuToyDeviceLimit(&value, CU_TOY_LIMIT_HEAP, 0) == CUDA_ERROR_NOT_INITIALIZED);
   CHECK(cuToyInit(0) == CUDA_SUCCESS);
-  guest::g_gate = 0;
+  guest::g_gate.bits = 0;
   CHECK(cuToyDeviceLimit(&value, CU_TOY_LIMIT_HEAP, 0) == CUDA_ERROR_NOT_SUPPORTED);  // the driver lacks it
   g_worker.driver = worker::DriverApi{
       .cuToyDeviceLimit = toy_device_limit,
@@ -193,13 +193,13 @@ void check_profile() {
   size_t value = 0;
   CHECK(cuToyDeviceLimit(&value, CU_TOY_LIMIT_HEAP, 0) == CUDA_SUCCESS);
   CHECK(guest::g_profiled_calls == before);
-  guest::g_gate = guest::kGateProfiled;
+  guest::g_gate.bits = guest::kGateProfiled;
   CHECK(cuToyDeviceLimit(&value, CU_TOY_LIMIT_HEAP, 0) == CUDA_SUCCESS && value == 1026);
   CHECK(guest::g_profiled_calls == before + 1 && guest::g_profiled == wire::Function::cuToyDeviceLimit);
   CHECK(cuToyFillAsync_ptsz(9, 8, 6, nullptr) == CUDA_SUCCESS && g_per_thread == 1);
   CHECK(guest::g_profiled_calls == before + 2 && guest::g_profiled == wire::Function::cuToyFillAsync);
   CHECK(cuToyInit(0) == CUDA_SUCCESS && guest::g_profiled == wire::Function::cuToyInit);
-  guest::g_gate = 0;
+  guest::g_gate.bits = 0;
 }
 
 void check_handles() {
@@ -282,7 +282,7 @@ int main() {
   check_bad_messages();
   check_tables();
   g_failed = CUDA_ERROR_OUT_OF_MEMORY;
-  guest::g_gate = guest::kGateShut;
+  guest::g_gate.bits = guest::kGateShut;
   CHECK(cuToyFill(1, 2, 3) == CUDA_ERROR_OUT_OF_MEMORY);
   std::puts("ok");
   return 0;

@@ -21,8 +21,8 @@ i32 index_of_device(const Worker& worker, CUdevice device);
 CUresult localize(const Worker& worker, CUmemLocation& location);
 // The same for one entry of an access list, whose flags must be some that the driver knows.
 CUresult localize(const Worker& worker, CUmemAccessDesc& access);
-// The same for what blocks and pools are made from: kinds of memory and of shared handles that cuda.h has, and
-// no pointer of the client's.
+// The same for what blocks and pools are made from: kinds of memory and of shared handles that cuda.h has,
+// and no pointer of the client's.
 CUresult localize(const Worker& worker, CUmemAllocationProp& properties);
 CUresult localize(const Worker& worker, CUmemPoolProps& properties);
 

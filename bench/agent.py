@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import platform
@@ -99,8 +100,15 @@ class Agent:
     def drop(self) -> Answer:
         """Gives the workload back."""
         if self._running is not None:
-            running, self._running = self._running, None
-            running.close()
+            close, self._running = self._running.close, None
+            close()
+            del close
+            # What it held is garbage now. PyTorch's allocator would keep the memory, and the
+            # processes of all modes share one GPU.
+            gc.collect()
+            torch = sys.modules.get("torch")
+            if torch is not None and self._setting.torch_device == "cuda":
+                torch.cuda.empty_cache()
         return {}
 
     def _built(self) -> Running:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from gpupool.bench import environment, load, report
-from gpupool.bench.host import HostError
+from gpupool.bench.host import HostError, no_tls
 from gpupool.bench.modes import MODES
 from gpupool.bench.results import Run
 from gpupool.bench.runner import Plan, Runner, tell
@@ -113,7 +113,7 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         _measure(run, programs, workloads, arguments)
     except CutShortError as error:
-        run.incomplete = str(error)
+        run.lacks(str(error))
     except HostError as error:
         run.problems.append(str(error))
     finally:
@@ -198,8 +198,12 @@ def _measure(
     begin = time.monotonic()
     limit_s = arguments.time_limit or _NO_LIMIT_S
     setting = Setting(arguments.small, arguments.torch_device)
+    run.incomplete = ""
+    if "tls" in run.modes and (why := no_tls()):
+        # Without it hostd would not start, for none of the modes.
+        run.modes.remove("tls")
+        run.lacks(f"mode tls is left out: {why}")
     with staged(run, gpu, arguments.python, setting, arguments.set) as stage:
-        run.incomplete = ""
         starts = Starts(run, arguments.python, stage.variables, stage.folder)
         for number, program in enumerate(programs):
             share = _SHARE_OF_STARTS if workloads else 1.0

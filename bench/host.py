@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -111,6 +112,13 @@ def _name_and_parent(stat: Path) -> tuple[str, int]:
     except OSError:
         return "", 0
     return name, int(rest.split()[1])
+
+
+def no_tls() -> str:
+    """Why hostd could have no endpoint with TLS; empty when it can."""
+    if native_files.locate().tls is None:
+        return "gpupool-tls was not built"
+    return "" if shutil.which("openssl") else "there is no openssl command to make a certificate"
 
 
 def library_path(folder: Path) -> str:

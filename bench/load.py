@@ -75,7 +75,7 @@ def together(runs: list[Run]) -> Run:
         whole.delays |= run.delays
         whole.idle |= run.idle
         whole.problems += run.problems
-        whole.incomplete = whole.incomplete or run.incomplete
+        whole.lacks(run.incomplete)
         for row in run.rows:
             _add(
                 rows.setdefault(row.name, Row(row.name, row.row_class, aside=row.aside)),

@@ -73,6 +73,11 @@ class Run:
     problems: list[str] = field(default_factory=list)
     incomplete: str = "it has only begun"  # why rows or rounds are missing; empty: none are
 
+    def lacks(self, why: str) -> None:
+        """Notes a reason why something is missing; each is told once."""
+        if why not in self.incomplete:
+            self.incomplete = "; ".join(filter(None, (self.incomplete, why)))
+
     def ratios(self) -> dict[str, dict[str, Ratio]]:
         """Mode to row to ratio, for means and targets; a row with a wrong result has none."""
         found: dict[str, dict[str, Ratio]] = {}

@@ -70,7 +70,7 @@ class Runner:
         seconds_left = self._plan.deadline - time.monotonic()
         if seconds_left <= 0:
             row.skipped = "the time limit was reached"
-            self._run.incomplete = row.skipped
+            self._run.lacks(row.skipped)
             return
         self._revive([mode for mode in self._run.modes if mode not in self._links])
         modes = self._build(workload, row)
@@ -78,7 +78,11 @@ class Runner:
         if not row.skipped:
             self._rounds(workload, row, modes, until)
             self._results(workload, row)
-        self._all("drop", list(self._links), _RESULT_TIMEOUT_S, row)
+        for mode, answer in self._all("drop", list(self._links), _RESULT_TIMEOUT_S, row).items():
+            if "error" in answer:
+                row.failed.setdefault(mode, f"drop: {answer['error']}")
+        for mode in row.failed:  # an error of CUDA may stay in a process: the next row gets another
+            self._drop_link(mode)
         tell(_line(row, self._run.modes))
         if time.monotonic() - self._kept_s > _KEEP_EVERY_S:
             self._keep()
@@ -191,7 +195,7 @@ class Runner:
             begin = time.monotonic()
             if number > _LEAST_ROUNDS and begin + longest_s > until:
                 row.note = f"{number - 1} of {self._plan.rounds} rounds fitted into the time limit"
-                self._run.incomplete = "not all rounds fitted into the time limit"
+                self._run.lacks("not all rounds fitted into the time limit")
                 return
             turn = number % len(modes) if modes else 0
             for mode in modes[turn:] + modes[:turn]:

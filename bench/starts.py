@@ -74,7 +74,7 @@ class Starts:
         for number in range(rounds + 1):
             if number > 3 and time.monotonic() > until:
                 rows[SECOND].note = f"{number - 1} of {rounds} rounds fitted into the time limit"
-                self._run.incomplete = "not all rounds fitted into the time limit"
+                self._run.lacks("not all rounds fitted into the time limit")
                 break
             turn = number % len(modes)
             for mode in modes[turn:] + modes[:turn]:

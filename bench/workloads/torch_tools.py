@@ -57,12 +57,7 @@ class Torch:
             with self.torch.no_grad():
                 return sample(result())
 
-        def close() -> None:
-            self.wait()
-            if self.on_gpu:
-                self.torch.cuda.empty_cache()
-
-        return Running(step, self.wait, values, close, operations, bytes_moved)
+        return Running(step, self.wait, values, self.wait, operations, bytes_moved)
 
 
 def sample(tensors: Any) -> Result:

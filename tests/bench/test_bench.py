@@ -126,6 +126,26 @@ def test_a_run_that_is_ended_writes_what_it_has(tmp_path: Path) -> None:
     assert len(report["rows"][0]["modes"]["shm"]["samples"]) == 2
 
 
+@pytest.mark.softgpu
+def test_without_openssl_the_other_modes_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # a folder without any command
+    done, report = bench(
+        tmp_path / "out",
+        "--modes",
+        "native,shm,tls",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.01",
+        "launch",
+    )
+    assert done.returncode == 3, done.stderr
+    assert "mode tls is left out: there is no openssl command" in report["incomplete"]
+    assert set(report["rows"][0]["modes"]) == {"native", "shm"}
+
+
 def test_unknown_names_are_refused() -> None:
     done = subprocess.run(
         [*COMMAND, "no_such_workload"],

@@ -117,6 +117,15 @@ def test_a_process_that_dies_fails_its_row_and_is_there_for_the_next(tmp_path: P
     assert set(run.ratios()["shm"]) == {"two"}
 
 
+def test_a_row_that_failed_leaves_no_process_to_the_next(tmp_path: Path) -> None:
+    """Also when only giving back what it held has failed."""
+    stuck = {**GOOD, "drop": {"error": "CudaError: cuMemFree_v2 returned 700"}}
+    run, stage = run_with(tmp_path, {"native": [GOOD], "shm": [stuck, GOOD]}, names=("one", "two"))
+    assert run.failures() == ["one, shm: drop: CudaError: cuMemFree_v2 returned 700"]
+    assert stage.started == ["native", "shm", "shm"]
+    assert set(run.ratios()["shm"]) == {"two"}
+
+
 def test_what_is_not_there_is_skipped_with_its_reason(tmp_path: Path) -> None:
     without = {**GOOD, "build": {"skip": "JAX is not installed"}}
     run, _ = run_with(tmp_path, {"native": [without], "shm": [without]})

@@ -195,6 +195,8 @@ def _measure(
         gpu = "nvidia" if Path("/dev/nvidiactl").exists() else "software"
     run.environment["gpu_choice"] = gpu
     run.environment["hostd_settings"] = ", ".join(arguments.set)
+    if arguments.small:
+        run.environment["sizes"] = "small; names of rows tell the full ones"
     begin = time.monotonic()
     limit_s = arguments.time_limit or _NO_LIMIT_S
     setting = Setting(arguments.small, arguments.torch_device)

@@ -246,7 +246,12 @@ class StreamMirror {
     while (!answers_.empty()) {
       const Watch& watch = answers_.front();
       const wire::ReplyBox& box = window_.reply(watch.index);
-      if (box.done.load(std::memory_order_acquire) != watch.ticket + 1) break;
+      const u64 done = box.done.load(std::memory_order_acquire);
+      // A thread waits for its answer before it asks again. One that does not would have this queue wait for
+      // ever, and grow.
+      if (done > watch.ticket + 1)
+        end_session(kExitProtocol, "the client broke the protocol", "two calls in one reply box");
+      if (done != watch.ticket + 1) break;
       send_errors();  // an error that came before this answer must not arrive after it
       const u64 at = wire::kReplyOffset + watch.index * sizeof(wire::ReplyBox);
       const bool in_bulk = (watch.flags & wire::kAnswerInBulk) != 0;

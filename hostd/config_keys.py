@@ -257,7 +257,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "ahead.workers",
         int,
-        1,
+        2,
         "workers that wait for the next program of each tenant that was here lately; 0: none",
         low=0,
         high=64,

@@ -19,7 +19,7 @@ from gpupool.hostd.core.ports import Clock, WorkerProcesses
 class AheadSettings:
     """The section [ahead] of the configuration."""
 
-    workers: int = 1  # for each tenant; 0: none
+    workers: int = 2  # for each tenant; 0: none
     most: int = 8  # on this host
     keep_s: int = 300  # after the tenant's last session began or ended
     context: bool = False

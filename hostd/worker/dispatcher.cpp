@@ -18,7 +18,6 @@ constexpr u64 kSpinNs = 2'000'000;     // covers the gaps between launches of a 
 constexpr u64 kSleepNs = 1'000'000'000;  // only a look at stalled slots: the client's bell ends the sleep
 constexpr u64 kStalledNs =
     10'000'000'000;  // a ticket taken and not published for so long has lost its thread
-constexpr u32 kMostRecordsOwed = 64;
 constexpr u64 kPayloadLimit = 2ull << 30;
 constexpr u16 kKnownFlags =
     wire::kReply | wire::kMark | wire::kBulkIn | wire::kBulkOut | wire::kPayloadInBulk | wire::kAnswerInBulk;
@@ -51,7 +50,7 @@ bool is_stream_local(wire::Function function) {
   switch (function) {
     case wire::Function::cuLaunchKernel:
     case wire::Function::stream_mark:
-    case wire::Function::cuEventRecord:
+    case wire::Function::cuEventRecordWithFlags:
     case wire::Function::cuStreamWaitEvent:
     case wire::Function::cuMemcpyHtoDAsync_v2:
     case wire::Function::cuMemcpyDtoHAsync_v2:
@@ -70,7 +69,6 @@ void Dispatcher::run() {
   u64 head = 0;
   while (true) {
     if (!serve(head)) {
-      put_owed_mark();
       if (worker_.crew != nullptr && worker_.crew->active()) settle_crew({});
       wait_for(head);
       continue;
@@ -202,10 +200,6 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
   Request request;
   request.ticket = ticket;
   read_header(slot, request);
-  // Both before the context changes.
-  if (owed_.records != 0 &&
-      (slot.function != static_cast<u16>(wire::Function::cuEventRecord) || slot.stream != owed_.stream))
-    put_owed_mark();
   if (worker_.crew != nullptr && worker_.crew->active()) settle_crew(slot);
   answer_.clear();
   request.out = &answer_;
@@ -252,33 +246,19 @@ void Dispatcher::settle_crew(const wire::Slot& slot) {
     report(wire::Function::cuLaunchKernel, 0, failed);
 }
 
-void Dispatcher::put_owed_mark() {
-  if (owed_.records == 0) return;
-  owed_.records = 0;
-  put_mark(wire::Function::cuEventRecord, 0, owed_.stream, owed_.ticket);
-}
-
-CUresult Dispatcher::put_mark(wire::Function function, u16 flags, wire::Handle stream, u64 ticket) {
-  const CUresult marked = worker_.mark(stream, ticket);
-  if (marked != CUDA_SUCCESS) {
-    // Nobody would ever write this word: whoever waits must learn it from the error instead.
-    report(function, flags, marked);
-    worker_.window.word(stream.index() % wire::kWords).value.store(ticket + 1, std::memory_order_release);
-  }
-  return marked;
-}
-
 CUresult Dispatcher::finish(Request& request, CUresult result) {
   if (result != CUDA_SUCCESS) report(request.function, request.flags, result);
-  if ((request.flags & wire::kMark) == 0 || request.marked) return result;
-  if (request.function == wire::Function::cuEventRecord && result == CUDA_SUCCESS &&
-      (request.flags & wire::kReply) == 0 && owed_.records < kMostRecordsOwed) {
-    owed_ = {request.stream_handle, request.ticket, owed_.records + 1};
-    return result;
+  if ((request.flags & wire::kMark) != 0 && !request.marked) {
+    const CUresult marked = worker_.mark(request.stream_handle, request.ticket);
+    if (marked != CUDA_SUCCESS) {
+      // Nobody would ever write this word: whoever waits must learn it from the error instead.
+      report(request.function, request.flags, marked);
+      worker_.window.word(request.stream_handle.index() % wire::kWords)
+          .value.store(request.ticket + 1, std::memory_order_release);
+      if (result == CUDA_SUCCESS) result = marked;
+    }
   }
-  owed_.records = 0;  // this one's mark comes after all of theirs, on the same stream
-  const CUresult marked = put_mark(request.function, request.flags, request.stream_handle, request.ticket);
-  return result == CUDA_SUCCESS ? marked : result;
+  return result;
 }
 
 void Dispatcher::report(wire::Function function, u16 flags, CUresult result) {

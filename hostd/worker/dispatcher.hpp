@@ -39,9 +39,6 @@ class Dispatcher {
   CUresult finish(Request& request, CUresult result);
   // Lets the crew issue what must come before this message.
   void settle_crew(const wire::Slot& slot);
-  // Issues a mark whose word a record of an event waits for.
-  void put_owed_mark();
-  CUresult put_mark(wire::Function function, u16 flags, wire::Handle stream, u64 ticket);
   void answer(const Request& request, CUresult result);
   void report(wire::Function function, u16 flags, CUresult result);
 
@@ -51,13 +48,6 @@ class Dispatcher {
   u32 current_context_ = 0;  // handle index; ~0 when unknown
   CUcontext current_ = nullptr;
   Activity activity_;
-  // The mark of the newest record of an event, while nothing else has come: records on one stream, one right
-  // after the other, share the last one's.
-  struct {
-    wire::Handle stream;
-    u64 ticket = 0;
-    u32 records = 0;  // 0: none is owed
-  } owed_;
   u64 busy_since_ns_ = wire::monotonic_ns();
   u64 busy_ns_ = 0;
 };

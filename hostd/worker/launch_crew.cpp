@@ -31,7 +31,7 @@ bool LaunchCrew::pending(wire::Handle stream) const {
 
 bool LaunchCrew::wants(wire::Handle stream, const wire::Slot& next, u64 next_ticket) const {
   if (threads_ == 0 || stream.index() >= wire::kWords) return false;
-  if (pending(stream)) return true;
+  if (active_) return true;  // in a burst the dispatcher had better not stop for a launch of its own
   // A look at what the client wrote, which decides nothing but who launches.
   return next.sequence.load(std::memory_order_acquire) == next_ticket + 1 &&
          next.function == static_cast<u16>(wire::Function::cuLaunchKernel) &&

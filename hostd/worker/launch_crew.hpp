@@ -41,8 +41,8 @@ class LaunchCrew {
  public:
   explicit LaunchCrew(u32 threads) : threads_(threads) {}
 
-  // Whether a launch on this stream goes to the crew: others of it are there, or the next message is a launch
-  // on another stream, so that two can be issued at once. `next` is the slot behind, which may not be there.
+  // Whether a launch on this stream goes to the crew: it is at work, or the next message is a launch on
+  // another stream, so that two can be issued at once. `next` is the slot behind, which may not be there.
   bool wants(wire::Handle stream, const wire::Slot& next, u64 next_ticket) const;
   // Room for a launch on the stream, to be filled in before push(). Waits for a place when its thread is far
   // behind.

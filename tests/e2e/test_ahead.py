@@ -53,7 +53,9 @@ def run(host: Host, transport: str) -> int:
 
 
 def configure(host: Host, text: str) -> None:
-    """Starts it anew with more configuration."""
+    """Starts it anew with more configuration; one worker waits, unless it says otherwise."""
+    if "workers" not in text:
+        text = f"workers = 1\n{text}"
     host.stop()
     path = host.folder / "hostd.toml"
     path.write_text(path.read_text().replace("[limits]", f"[ahead]\n{text}\n[limits]", 1))

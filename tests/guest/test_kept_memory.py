@@ -55,6 +55,13 @@ def test_answers_are_those_of_freed_memory(host: Host, transport: str) -> None:
         transport,
         PROGRAM
         + """
+default = c_void_p()
+ok(driver.cuDeviceGetDefaultMemPool(byref(default), 0))
+for size in (8 << 20, 40 << 20):  # what the driver takes for itself at the first use
+    free(plain(size))
+    free(pooled(size, work), work)
+ok(driver.cuStreamSynchronize(work))
+ok(driver.cuMemPoolTrimTo(default, c_size_t(0)))
 before = available()
 for make, s in ((plain, None), (pooled, work)):
     block = make(40 << 20, s)
@@ -72,8 +79,7 @@ same(driver.cuPointerGetAttribute(byref(kind), 2, block), INVALID_VALUE, "attrib
 blocks = [plain(8 << 20) for _ in range(4)]
 for block in blocks:
     free(block)
-default = c_void_p()
-ok(driver.cuDeviceGetDefaultMemPool(byref(default), 0))
+ok(driver.cuCtxSynchronize())
 ok(driver.cuMemPoolTrimTo(default, c_size_t(0)))
 same(available(), before)
 """,

@@ -16,7 +16,7 @@ GPUS = FakeGpus.from_file("h100x8.json").inventory
 class Machine:
     """Settings and fakes."""
 
-    def __init__(self, settings: AheadSettings = AheadSettings()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, settings: AheadSettings = AheadSettings(workers=1)) -> None:  # noqa: B008
         self.workers = FakeWorkers()
         self.clock = FakeClock()
         self.ahead = Ahead(settings, self.workers, self.clock)
@@ -47,7 +47,7 @@ def test_at_once_when_a_program_ends() -> None:
 
 
 def test_until_the_tenant_has_been_away() -> None:
-    machine = Machine(AheadSettings(keep_s=60))
+    machine = Machine(AheadSettings(workers=1, keep_s=60))
     machine.ahead.session_ended(7, GPUS)
     machine.clock.pass_time(40)
     machine.ahead.session_ended(8, GPUS)
@@ -58,7 +58,7 @@ def test_until_the_tenant_has_been_away() -> None:
 
 
 def test_who_comes_again_keeps_it() -> None:
-    machine = Machine(AheadSettings(keep_s=60))
+    machine = Machine(AheadSettings(workers=1, keep_s=60))
     machine.ahead.session_ended(7, GPUS)
     machine.clock.pass_time(40)
     machine.ahead.session_started(7, GPUS)

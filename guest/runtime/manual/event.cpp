@@ -298,7 +298,7 @@ CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start_handle, CUeven
     return session.take_async_error();
   }
   // The work before both events is done; the driver's own record follows the word by microseconds.
-  wire::Backoff backoff(0, 100);
+  wire::Backoff backoff(50, 100);
   while (true) {
     Call call(wire::Function::cuEventElapsedTime_v2);
     call.put(start->handle);

@@ -101,8 +101,7 @@ CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData* out, CUdeviceptr address
 }
 
 CUresult cuMemPoolImportPointer(CUdeviceptr* out, CUmemoryPool pool, CUmemPoolPtrExportData* data) {
-  Context* context = current_context();
-  if (const CUresult result = check_context(context); result != CUDA_SUCCESS) return result;
+  Context* context = current_context();  // none is needed: the pool knows its device
   wire::ShareToken token;
   if (out == nullptr || pool == nullptr || data == nullptr ||
       !read_token(*data, wire::ShareKind::pool_pointer, token))
@@ -116,7 +115,7 @@ CUresult cuMemPoolImportPointer(CUdeviceptr* out, CUmemoryPool pool, CUmemPoolPt
   allocation.address = call.get<u64>();
   allocation.size = call.get<u64>();
   allocation.context = context;
-  allocation.device = context->device;
+  allocation.device = context == nullptr ? 0 : context->device;
   allocation.pool = reinterpret_cast<u64>(pool);
   if (!adopt_device_memory(allocation)) {
     Call give_back(wire::Function::cuMemFree_v2);

@@ -4,6 +4,37 @@
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
+namespace {
+
+constexpr u64 kMostRecords = 64;
+
+// The ticket of the last of the records on this stream that follow one another from here on and are in the
+// ring already. No work lies between them, so one mark says it of all; what the client makes of those slots
+// meanwhile is its own affair.
+u64 last_in_a_row(const Worker& worker, const Request& request) {
+  u64 last = request.ticket;
+  while (last - request.ticket < kMostRecords) {
+    const wire::Slot& next = worker.window.slot(last + 1);
+    if (next.sequence.load(std::memory_order_acquire) != last + 2 ||
+        next.function != static_cast<u16>(wire::Function::cuEventRecordWithFlags) ||
+        next.stream != request.stream_handle || next.flags != wire::kMark)
+      break;
+    ++last;
+  }
+  return last;
+}
+
+bool mark_record(Worker& worker, const Request& request) {
+  StreamEntry* stream = worker.streams.find(request.stream_handle);
+  if (stream == nullptr) return false;
+  if (request.flags == wire::kMark) {
+    if (stream->last_mark > request.ticket) return true;  // with one before it
+    return worker.mark(request.stream_handle, last_in_a_row(worker, request)) == CUDA_SUCCESS;
+  }
+  return worker.mark(request.stream_handle, request.ticket) == CUDA_SUCCESS;
+}
+
+}  // namespace
 
 CUresult handle_cuEventCreate(Worker& worker, Request& request) {
   const auto handle = request.in.get<wire::Handle>();
@@ -28,8 +59,7 @@ CUresult handle_cuEventRecordWithFlags(Worker& worker, Request& request) {
   if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   // The mark comes first: when anything that waited for the event has run, the client must find the event
   // complete.
-  if ((request.flags & wire::kMark) != 0)
-    request.marked = worker.mark(request.stream_handle, request.ticket) == CUDA_SUCCESS;
+  if ((request.flags & wire::kMark) != 0) request.marked = mark_record(worker, request);
   return worker.driver.cuEventRecordWithFlags(entry->event, request.stream, flags);
 }
 

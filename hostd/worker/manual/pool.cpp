@@ -14,7 +14,11 @@ CUresult clear_in_order(Worker& worker, const Request& request, CUdeviceptr addr
   if (!worker.caps.scrub) return CUDA_SUCCESS;
   const StreamEntry* stream = worker.streams.find(request.stream_handle);
   if (stream != nullptr && stream->capturing) return CUDA_SUCCESS;
-  return worker.driver.cuMemsetD8Async(address, 0, bytes, request.stream);
+  // Programs use such memory on other streams, too, without waiting for this one: on a bare card that works
+  // when the stream has nothing to do, for there is no clearing to overtake.
+  const bool idle = !any_capturing(worker) && worker.driver.cuStreamQuery(request.stream) == CUDA_SUCCESS;
+  const CUresult result = worker.driver.cuMemsetD8Async(address, 0, bytes, request.stream);
+  return result == CUDA_SUCCESS && idle ? worker.driver.cuStreamSynchronize(request.stream) : result;
 }
 
 CUresult finish_allocation(Worker& worker, Request& request, CUdeviceptr address, u64 bytes) {

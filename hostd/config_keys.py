@@ -186,7 +186,7 @@ KEYS: tuple[Key, ...] = (
         int,
         0,
         "threads of a worker that launch kernels of several streams at once; 0: by the number of "
-        "cores (none below 8, at most 4), 1: only the one that does everything",
+        "cores (none below 8, at most 8), 1: only the one that does everything",
         low=0,
         high=16,
     ),

@@ -174,7 +174,7 @@ int prepare(Options& options, int argc, char** argv, Worker& worker) {
   void* kept = mmap(wanted, wire::kWindowBaseStep, PROT_NONE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
   const int version = initialise_driver(options, worker);
-  if (options.prepare_context && !prepare_primary(worker))
+  if (!prepare_primary(worker, options.prepare_context))
     refuse(options, wire::WelcomeStatus::worker, "no context");
   Order order;
   std::string error;
@@ -194,11 +194,11 @@ int prepare(Options& options, int argc, char** argv, Worker& worker) {
   return version;
 }
 
-// Four threads launch as fast as the driver lets them (H100, driver 580); each takes a core while it does.
+// Eight threads launch as fast as the driver lets them (H100, driver 580); each takes a core while it does.
 u32 launch_threads(const Options& options) {
   if (options.launch_threads != 0) return options.launch_threads == 1 ? 0 : options.launch_threads;
   const long cores = sysconf(_SC_NPROCESSORS_ONLN);
-  return cores < 8 ? 0 : static_cast<u32>(std::min(cores / 4, 4L));
+  return cores < 8 ? 0 : static_cast<u32>(std::min(cores / 2, 8L));
 }
 
 int serve(Options& options, int argc, char** argv) {

@@ -9,6 +9,7 @@
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/manual/capture.hpp"
 #include "wire/cpp/device_info.hpp"
+#include "wire/cpp/futex.hpp"
 #include "worker_manual.hpp"
 
 namespace gpupool::worker {
@@ -33,6 +34,7 @@ wire::Handle by_index(wire::Handle handle) {
 // Retains the device's primary context once. The first one also carries the window's registration: it is
 // portable, so every context sees it, and lives as long as that context, which is never released.
 CUresult open_primary(Worker& worker, i32 device, CUcontext& context) {
+  const u64 begin = wire::monotonic_ns();
   context = g_opened.primary[static_cast<size_t>(device)];
   if (context == nullptr) {
     const CUresult result = worker.driver.cuDevicePrimaryCtxRetain(&context, device_at(worker, device));
@@ -41,7 +43,11 @@ CUresult open_primary(Worker& worker, i32 device, CUcontext& context) {
   }
   if (g_opened.registration != nullptr) return CUDA_SUCCESS;
   g_opened.registration = context;
+  const u64 made = wire::monotonic_ns();
   const CUresult result = worker.register_window(0, wire::kHeapOffset);
+  log(LogLevel::info, "first context",
+      "create_us=" + std::to_string((made - begin) / 1000) +
+          " register_us=" + std::to_string((wire::monotonic_ns() - made) / 1000));
   if (result != CUDA_SUCCESS) {
     g_opened.registration = nullptr;
     log(LogLevel::error, "cannot register the window with the GPU", "CUDA error " + std::to_string(result));
@@ -119,13 +125,17 @@ CUcontext find_context(Worker& worker, wire::Handle handle) {
   return context == nullptr ? nullptr : *context;
 }
 
-bool prepare_primary(Worker& worker) {
-  const CUresult result =
-      worker.driver.cuDevicePrimaryCtxRetain(&g_opened.primary[0], worker.devices.front());
-  if (result == CUDA_SUCCESS) return true;
-  g_opened.primary[0] = nullptr;
-  log(LogLevel::error, "no context ahead of need", "CUDA error " + std::to_string(result));
-  return false;
+bool prepare_primary(Worker& worker, bool keep) {
+  CUcontext context = nullptr;
+  const CUdevice device = worker.devices.front();
+  CUresult result = worker.driver.cuDevicePrimaryCtxRetain(&context, device);
+  if (result == CUDA_SUCCESS && keep)
+    g_opened.primary[0] = context;
+  else if (result == CUDA_SUCCESS)
+    result = worker.driver.cuDevicePrimaryCtxRelease_v2(device);
+  if (result != CUDA_SUCCESS)
+    log(LogLevel::error, "no context ahead of need", "CUDA error " + std::to_string(result));
+  return result == CUDA_SUCCESS;
 }
 
 CUcontext registration_context() {

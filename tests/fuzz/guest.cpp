@@ -45,7 +45,7 @@ void check_window() {
 }
 
 void receive(int socket) {
-  guest::Stream stream(socket, {}, "fuzz", g_window);
+  guest::Stream stream(socket, {}, nullptr, "fuzz", g_window);
   stream.receive_loop();
   require(!stream.peer_alive());
   // The destructor rings for the sender, which does not run here.

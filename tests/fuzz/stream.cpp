@@ -1,5 +1,5 @@
 // Target: the worker's end of a stream. The input is what a client sends after its Hello; then the mirror
-// sends back what the slots ask for.
+// sends back what the slots ask for. The same bytes are then read as a further connection's.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -52,6 +52,14 @@ void receive(worker::StreamMirror& mirror) {
   protect(PROT_READ | PROT_WRITE);
 }
 
+// The first end has said `data` and will say no more.
+void connect(int (&ends)[2], const u8* data, size_t size) {
+  if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) std::abort();
+  fcntl(ends[0], F_SETFL, O_NONBLOCK);
+  if (size != 0 && write(ends[0], data, size) < 0) std::abort();
+  shutdown(ends[0], SHUT_WR);
+}
+
 // Answers and marks everything, as a worker does that has executed all slots.
 void send(worker::StreamMirror& mirror, int socket) {
   const u64 tail = g_window.control().tail.load();
@@ -82,17 +90,18 @@ extern "C" int LLVMFuzzerTestOneInput(const u8* data, size_t size) {
   }
   madvise(g_window.base, g_window.size, MADV_DONTNEED);
   int ends[2];
-  if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) std::abort();
-  fcntl(ends[0], F_SETFL, O_NONBLOCK);
-  if (size != 0 && write(ends[0], data, size) < 0) std::abort();
-  shutdown(ends[0], SHUT_WR);
+  connect(ends, data, size);
   {
     worker::StreamMirror mirror(ends[1], g_window);
     receive(mirror);
     send(mirror, ends[1]);
   }
-  close(ends[0]);
-  close(ends[1]);
+  for (const int end : ends) close(end);
+  connect(ends, data, size);
+  protect(PROT_READ);
+  while (wire::read_lane_frame(ends[1], g_window) == wire::LaneRead::data) continue;
+  protect(PROT_READ | PROT_WRITE);
+  for (const int end : ends) close(end);
   return 0;
 }
 

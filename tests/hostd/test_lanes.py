@@ -169,8 +169,9 @@ def open_lanes(daemon: Daemon, count: int, **changes: Any) -> list[socket.socket
     return opened
 
 
-def test_a_worker_gets_its_lanes(daemon: Daemon) -> None:
-    daemon.start("[limits]\nconnections = 3")
+@pytest.mark.parametrize("connections", [1, 3])
+def test_a_worker_gets_its_lanes(daemon: Daemon, connections: int) -> None:
+    daemon.start(f"[limits]\nconnections = {connections}")
     lanes = open_lanes(daemon, 4)
     hello = replace(TCP_HELLO, token=daemon.token_file.read_bytes().strip(), nonce=NONCE, lanes=4)
     connection = connect(daemon.tcp)
@@ -180,11 +181,11 @@ def test_a_worker_gets_its_lanes(daemon: Daemon) -> None:
     worker = daemon.sessions()[0]["worker_pid"]
     words = Path(f"/proc/{worker}/cmdline").read_text().split("\0")
     fds = [value for name, value in pairwise(words) if name == "--lane-fd"]
-    assert len(fds) == 2  # the limit is three connections in all
+    assert len(fds) == connections - 1  # the limit counts the first one, too
     assert words[words.index("--asked-lanes") + 1] == "4"
     for fd in fds:
         assert str(Path(f"/proc/{worker}/fd/{fd}").readlink()).startswith("socket:")
-    for unused in lanes[2:]:
+    for unused in lanes[connections - 1 :]:
         assert unused.recv(1) == b""
     assert daemon.process is not None
     held = os.listdir(f"/proc/{daemon.process.pid}/fd")  # noqa: PTH208 (procfs)

@@ -37,6 +37,16 @@ inline bool valid_lane_frame(const Frame& frame, const Window& window) {
          window.holds_data(frame.offset, frame.size);
 }
 
+enum class LaneRead { data, closed, lie };
+
+// One frame of a lane, into the window.
+inline LaneRead read_lane_frame(int fd, const Window& window) {
+  Frame frame;
+  if (!read_all(fd, &frame, sizeof frame)) return LaneRead::closed;
+  if (!valid_lane_frame(frame, window)) return LaneRead::lie;
+  return read_all(fd, window.base + frame.offset, frame.size) ? LaneRead::data : LaneRead::closed;
+}
+
 inline bool send_data_frame(int fd, const Window& window, u64 offset, u64 size) {
   Frame frame{FrameKind::data, 0, offset, size};
   iovec pieces[2] = {{&frame, sizeof frame}, {window.base + offset, size}};
@@ -195,14 +205,12 @@ class Lanes {
   }
 
   void receive_loop(Lane& lane) {
-    Frame frame;
-    while (read_all(lane.socket, &frame, sizeof frame)) {
-      if (!valid_lane_frame(frame, window_)) return end(End::lie);
-      if (!read_all(lane.socket, window_.base + frame.offset, frame.size)) break;
+    LaneRead read;
+    while ((read = read_lane_frame(lane.socket, window_)) == LaneRead::data) {
       lane.received.fetch_add(1, std::memory_order_seq_cst);
       if (lane.awaited.load(std::memory_order_seq_cst) != 0) futex_wake(lane.received);
     }
-    end(End::closed);
+    end(read == LaneRead::lie ? End::lie : End::closed);
   }
 
   void end(End how) {

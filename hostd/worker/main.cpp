@@ -174,7 +174,7 @@ int prepare(Options& options, int argc, char** argv, Worker& worker) {
   void* kept = mmap(wanted, wire::kWindowBaseStep, PROT_NONE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
   const int version = initialise_driver(options, worker);
-  if (!prepare_primary(worker, options.prepare_context))
+  if (options.prepare_context && !prepare_primary(worker))
     refuse(options, wire::WelcomeStatus::worker, "no context");
   Order order;
   std::string error;

@@ -125,15 +125,12 @@ CUcontext find_context(Worker& worker, wire::Handle handle) {
   return context == nullptr ? nullptr : *context;
 }
 
-bool prepare_primary(Worker& worker, bool keep) {
+bool prepare_primary(Worker& worker) {
   CUcontext context = nullptr;
-  const CUdevice device = worker.devices.front();
-  CUresult result = worker.driver.cuDevicePrimaryCtxRetain(&context, device);
-  if (result == CUDA_SUCCESS && keep)
+  const CUresult result = worker.driver.cuDevicePrimaryCtxRetain(&context, worker.devices.front());
+  if (result == CUDA_SUCCESS)
     g_opened.primary[0] = context;
-  else if (result == CUDA_SUCCESS)
-    result = worker.driver.cuDevicePrimaryCtxRelease_v2(device);
-  if (result != CUDA_SUCCESS)
+  else
     log(LogLevel::error, "no context ahead of need", "CUDA error " + std::to_string(result));
   return result == CUDA_SUCCESS;
 }

@@ -27,9 +27,9 @@ class KeepCurrent {
 // can destroy.
 CUcontext registration_context();
 
-// Makes the first device's primary context before there is a client, and lets it go again unless it is to be
-// kept: the next one is made faster. False, and logged, when the driver will not.
-bool prepare_primary(Worker& worker, bool keep);
+// Makes the first device's primary context before there is a client. False, and logged, when the driver will
+// not. (Making one and letting it go again brings nothing: the next takes as long, 100 ms on an H100.)
+bool prepare_primary(Worker& worker);
 
 // The context that a client's handle names, or null. Slots name contexts by index alone, so the table's
 // generation is always 0.

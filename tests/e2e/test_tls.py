@@ -144,17 +144,19 @@ def test_a_wrong_name(tmp_path: Path) -> None:
         more = f'[[endpoint]]\nlisten = "tls://127.0.0.1:{port}"\ntoken_file = "{name}/token"\n'
         more += f'certificate = "{tmp_path}/own.pem"\nkey = "{tmp_path}/key.pem"\n'
         host = make_host(Path(name), more=more)
-        here = {"GPUPOOL_ENDPOINT": f"tls://127.0.0.1:{port}", "GPUPOOL_TRANSPORT": "tls"}
-        ca = {"GPUPOOL_TLS_CA": str(tmp_path / "own.pem")}
-        done = host.run("tcp", sys.executable, "-c", INIT, timeout_s=60, **here, **ca)
-        assert done.stdout == "100\n"
-        assert "its certificate is not trusted: IP address mismatch" in done.stderr
-        there = {**here, "GPUPOOL_ENDPOINT": f"tls://localhost:{port}"}
-        done = host.run("tcp", sys.executable, "-c", INIT, timeout_s=60, **there, **ca)
-        assert "its certificate is not trusted: hostname mismatch" in done.stderr.lower()
-        known = {"GPUPOOL_TLS_FINGERPRINT": certificate.fingerprint(tmp_path / "own.pem")}
-        assert host.run_python("tcp", ADD_ONCE, **here, **known) == "1\n"
-        end_host(host)
+        try:
+            here = {"GPUPOOL_ENDPOINT": f"tls://127.0.0.1:{port}", "GPUPOOL_TRANSPORT": "tls"}
+            ca = {"GPUPOOL_TLS_CA": str(tmp_path / "own.pem")}
+            done = host.run("tcp", sys.executable, "-c", INIT, timeout_s=60, **here, **ca)
+            assert done.stdout == "100\n"
+            assert "its certificate is not trusted: IP address mismatch" in done.stderr
+            there = {**here, "GPUPOOL_ENDPOINT": f"tls://localhost:{port}"}
+            done = host.run("tcp", sys.executable, "-c", INIT, timeout_s=60, **there, **ca)
+            assert "its certificate is not trusted: hostname mismatch" in done.stderr.lower()
+            known = {"GPUPOOL_TLS_FINGERPRINT": certificate.fingerprint(tmp_path / "own.pem")}
+            assert host.run_python("tcp", ADD_ONCE, **here, **known) == "1\n"
+        finally:
+            end_host(host)
 
 
 def test_a_wrong_token(secure: Host, tmp_path: Path) -> None:

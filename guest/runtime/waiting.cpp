@@ -19,9 +19,9 @@ namespace {
 
 constexpr u32 kSpinUs = 200;  // for an answer: the worker wakes us
 constexpr u32 kNapUs = 100;   // a word is written by the GPU, which cannot wake us: naps stay short
-// For the GPU: a nap of 60 to 150 us shows in waits of up to some milliseconds (0.13 of 0.62 ms for a token of
-// a language model, H100). The driver itself spins for as long as it takes, unless the program has asked it to
-// block.
+// For the GPU: a nap of 60 to 150 us shows in waits of up to some milliseconds (0.13 of 0.62 ms for a token
+// of a language model, H100). The driver itself spins for as long as it takes, unless the program has asked
+// it to block.
 constexpr u32 kGpuSpinUs = 2000;
 constexpr u64 kAliveEveryNs = 5'000'000;
 constexpr u64 kPokeEveryNs = 50'000'000;

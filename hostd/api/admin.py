@@ -21,9 +21,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
+from gpupool.hostd.api.conversations import Conversations
 from gpupool.hostd.core.host import Host, Peer
 from gpupool.hostd.core.session import Session
-from gpupool.hostd.log import fields
 
 log = logging.getLogger("gpupool.hostd")
 
@@ -54,7 +54,7 @@ class Admin:
         )
         self._rediscover = rediscover
         self._stop = stop
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._conversations = Conversations(_MAX_CONNECTIONS)
         self.guests: dict[
             int, int
         ] = {}  # pidfd -> pid of every `gpupool run` that joined and lives
@@ -62,26 +62,11 @@ class Admin:
 
     async def serve(self, listener: socket.socket) -> None:
         """Accepts until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                log.error("accept failed", extra=fields({"endpoint": "admin", "error": str(error)}))
-                await asyncio.sleep(0.2)
-                continue
-            if len(self._tasks) >= _MAX_CONNECTIONS:
-                connection.close()
-                continue
-            task = loop.create_task(self._talk(connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        await self._conversations.accept(listener, "admin", self._talk)
 
     async def finish(self) -> None:
         """Ends every conversation and forgets the guests."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._conversations.finish()
         for pidfd in self.guests:
             asyncio.get_running_loop().remove_reader(pidfd)
             os.close(pidfd)

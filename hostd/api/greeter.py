@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Callable
 
+from gpupool.hostd.api.conversations import Conversations
 from gpupool.hostd.api.lanes import PendingLanes
 from gpupool.hostd.api.slots import Slot, Slots
 from gpupool.hostd.core.admission import Door, Refusal, check_header, check_lanes, check_token
@@ -41,7 +42,6 @@ log = logging.getLogger("gpupool.hostd")
 
 _MAX_WAITING = 512  # connections that have not said Hello yet
 _ANSWER_TIMEOUT_S = 2.0  # for a refused client to take its answer
-_ACCEPT_PAUSE_S = 0.2  # when the process has run out of descriptors
 
 # Takes a connection over, and where it comes from; answers the end that is in clear. Raises
 # PortError.
@@ -67,7 +67,7 @@ class Greeter:
         self._identify = identify
         self._hello_timeout_s = hello_timeout_s
         self._host_version = host_version
-        self._waiting: set[asyncio.Task[None]] = set()
+        self._waiting = Conversations()  # the bound is told to the client: _greet
         self._refusals = RateLimit()
 
     @property
@@ -79,25 +79,13 @@ class Greeter:
         self, listener: socket.socket, door: Door, secure: Secure | None = None
     ) -> None:
         """Accepts until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                log.error(
-                    "accept failed", extra=fields({"endpoint": door.name, "error": str(error)})
-                )
-                await asyncio.sleep(_ACCEPT_PAUSE_S)
-                continue
-            task = loop.create_task(self._greet(connection, door, secure))
-            self._waiting.add(task)
-            task.add_done_callback(self._waiting.discard)
+        await self._waiting.accept(
+            listener, door.name, lambda connection: self._greet(connection, door, secure)
+        )
 
     async def finish(self) -> None:
         """Drops connections that have not said Hello yet; to be called when stopping."""
-        for task in tuple(self._waiting):
-            task.cancel()
-        await asyncio.gather(*self._waiting, return_exceptions=True)
+        await self._waiting.finish()
         self._lanes.close()
 
     async def _greet(self, connection: socket.socket, door: Door, secure: Secure | None) -> None:

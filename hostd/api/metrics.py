@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import Iterable
 
@@ -23,17 +22,14 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from gpupool.hostd.api.conversations import Conversations
 from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.ports import Counters, DeviceUsage
 from gpupool.hostd.core.session import Session
-from gpupool.hostd.log import fields
-
-log = logging.getLogger("gpupool.hostd")
 
 _REQUEST_BYTES = 8192
 _TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 16
-_ACCEPT_PAUSE_S = 0.2  # when the process has run out of descriptors
 
 # Name without its prefix, help, field of Counters, divisor, value of the label `direction`.
 _COUNTED = (
@@ -135,32 +131,15 @@ class MetricsDoor:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(HostCollector(host, version))
         self._listener = listener
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._conversations = Conversations(_MAX_CONNECTIONS)
 
     async def serve(self) -> None:
         """Accepts until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(self._listener)
-            except OSError as error:
-                log.error(
-                    "accept failed", extra=fields({"endpoint": "metrics", "error": str(error)})
-                )
-                await asyncio.sleep(_ACCEPT_PAUSE_S)
-                continue
-            if len(self._tasks) >= _MAX_CONNECTIONS:
-                connection.close()
-                continue
-            task = loop.create_task(self._talk(connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        await self._conversations.accept(self._listener, "metrics", self._talk)
 
     async def finish(self) -> None:
         """Ends every conversation."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._conversations.finish()
 
     async def _talk(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, asyncio.TimeoutError):

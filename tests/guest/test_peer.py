@@ -100,3 +100,55 @@ use(0)
 same(driver.download(here, 4096), (9).to_bytes(4, "little") * 1024)
 """,
     )
+
+
+@pytest.mark.parametrize("shape", ["cuMemcpyPeer", "cuMemcpy3DPeer"])
+def test_a_copy_without_a_stream_comes_after_both_contexts(
+    two_devices: Host, transport: str, shape: str
+) -> None:
+    """cuda.h: after all that is pending in them, and before what follows there."""
+    two_devices.run_python(
+        transport,
+        PRELUDE
+        + f"shape = {shape!r}"
+        + """
+import threading
+class Peer3D(ctypes.Structure):
+    _fields_ = [
+        (side + name, kind)
+        for side in ("src", "dst")
+        for name, kind in (
+            ("X", c_size_t), ("Y", c_size_t), ("Z", c_size_t), ("Lod", c_size_t),
+            ("MemoryType", ctypes.c_int), ("Host", c_void_p), ("Device", c_uint64),
+            ("Array", c_void_p), ("Context", c_void_p), ("Pitch", c_size_t), ("Height", c_size_t),
+        )
+    ] + [("Width", c_size_t), ("Height", c_size_t), ("Depth", c_size_t)]
+def copy(to, to_context, source, source_context):
+    if shape == "cuMemcpyPeer":
+        places = (c_uint64(to), to_context, c_uint64(source), source_context)
+        return lib.cuMemcpyPeer(*places, c_size_t(4096))
+    box = Peer3D(srcMemoryType=2, srcDevice=source, srcContext=source_context.value, srcPitch=64,
+                 srcHeight=64, dstMemoryType=2, dstDevice=to, dstContext=to_context.value,
+                 dstPitch=64, dstHeight=64, Width=64, Height=64, Depth=1)
+    return lib.cuMemcpy3DPeer(byref(box))
+use(1)
+there, gate, held = driver.alloc(4096), driver.alloc(64), c_void_p()
+driver.upload(there, bytes(4096))
+driver.upload(gate, bytes(64))
+ok(lib.cuStreamCreate(byref(held), 1))
+ok(lib.cuStreamWaitValue32_v2(held, c_uint64(gate), 1, 0))
+ok(lib.cuMemsetD8Async(c_uint64(there), 5, c_size_t(4096), held))
+def open_gate():
+    use(1)
+    opener = c_void_p()
+    ok(lib.cuStreamCreate(byref(opener), 1))
+    ok(lib.cuStreamWriteValue32_v2(opener, c_uint64(gate), 1, 0))
+use(0)
+here = driver.alloc(4096)
+late = threading.Timer(0.3, open_gate)
+late.start()
+ok(copy(here, contexts[0], there, contexts[1]))
+late.join()
+same(set(driver.download(here, 4096)), {5})
+""",
+    )

@@ -25,8 +25,8 @@ struct Box {
   BoxSide source;
   BoxSide destination;
   u64 width_bytes = 0, height = 0, depth = 0;
-  const Context* source_context = nullptr;  // both set for copies between contexts
-  const Context* destination_context = nullptr;
+  Context* source_context = nullptr;  // both set for copies between contexts
+  Context* destination_context = nullptr;
 };
 
 CUresult copy_box(Box box, Stream& stream, CopyCall call);

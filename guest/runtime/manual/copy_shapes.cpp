@@ -82,8 +82,8 @@ CUresult copy_peer(const CUDA_MEMCPY3D_PEER* copy, CUstream handle, CopyCall cal
   if (stream == nullptr) return error;
   Box box;
   if (copy == nullptr || !box_of(*copy, box)) return CUDA_ERROR_INVALID_VALUE;
-  const Context* from = find(copy->srcContext);
-  const Context* to = find(copy->dstContext);
+  Context* from = find(copy->srcContext);
+  Context* to = find(copy->dstContext);
   if (from == nullptr || to == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
   if (from != to) {
     box.source_context = from;

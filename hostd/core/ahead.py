@@ -36,7 +36,9 @@ class Ahead:
         self._settings = settings
         self._workers = workers
         self._clock = clock
-        self._last_seen_s: dict[int, float] = {}  # by tenant
+        # By tenant; while one is here exactly one `_forget_old` is due for it, however many sessions
+        # come and go.
+        self._last_seen_s: dict[int, float] = {}
 
     def session_started(self, tenant: int, inventory: Inventory) -> None:
         """A session of that tenant has begun, perhaps with a worker that waited."""
@@ -52,8 +54,9 @@ class Ahead:
     def _seen(self, tenant: int) -> None:
         if not self._settings.workers:
             return
+        if tenant not in self._last_seen_s:
+            self._clock.later(self._settings.keep_s, partial(self._forget_old, tenant))
         self._last_seen_s[tenant] = self._clock.monotonic_s()
-        self._clock.later(self._settings.keep_s, partial(self._forget_old, tenant))
 
     def _fill(self, tenant: int, inventory: Inventory) -> None:
         settings = self._settings
@@ -70,7 +73,10 @@ class Ahead:
                 return
 
     def _forget_old(self, tenant: int) -> None:
-        last = self._last_seen_s.get(tenant)
-        if last is not None and self._clock.monotonic_s() - last >= self._settings.keep_s:
-            del self._last_seen_s[tenant]
-            self._workers.discard(tenant)
+        away_s = self._clock.monotonic_s() - self._last_seen_s[tenant]
+        if away_s < self._settings.keep_s:
+            rest_s = self._settings.keep_s - away_s
+            self._clock.later(rest_s, partial(self._forget_old, tenant))
+            return
+        del self._last_seen_s[tenant]
+        self._workers.discard(tenant)

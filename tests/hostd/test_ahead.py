@@ -92,3 +92,10 @@ def test_a_worker_that_cannot_be_started_is_tried_once() -> None:
     machine.workers.fail_start = "no such file"
     machine.ahead.session_ended(7, GPUS)
     assert machine.workers.waiting == []
+
+
+def test_many_sessions_are_one_appointment() -> None:
+    machine = Machine(AheadSettings(workers=1, keep_s=60))
+    for _ in range(100):
+        machine.ahead.session_ended(7, GPUS)
+    assert len(machine.clock.waiting) == 1

@@ -81,6 +81,10 @@ void connect(DriverApi& driver) {
     *out = g_fake.children.at(node);
     return CUDA_SUCCESS;
   };
+  driver.cuGraphNodeFindInClone = [](CUgraphNode* out, CUgraphNode node, CUgraph clone) {
+    *out = node;
+    return g_fake.graphs.at(clone).contains(node) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  };
   driver.cuGraphAddEmptyNode = [](CUgraphNode* out, CUgraph graph, const CUgraphNode*, size_t) {
     return add_node(out, graph);
   };
@@ -192,6 +196,11 @@ class Session {
     std::memcpy(&handle, worker.window.reply(0).payload, sizeof handle);
     return handle;
   }
+  std::vector<u64> words(size_t count) {
+    std::vector<u64> answered(count);
+    std::memcpy(answered.data(), worker.window.reply(0).payload, count * sizeof(u64));
+    return answered;
+  }
   Handle graph() {
     REQUIRE(call(Function::cuGraphCreate, {}) == CUDA_SUCCESS);
     return answer();
@@ -248,6 +257,35 @@ TEST_CASE("a graph's handles end with it, those inside its child graphs too") {
   for (const Handle gone : {graph, inner_graph}) CHECK(session.worker.graphs.find(gone) == nullptr);
   CHECK(session.call(Function::cuGraphDestroy, destroy) == CUDA_ERROR_INVALID_VALUE);
   CHECK(session.call(Function::cuGraphAddEmptyNode, Session::place(graph)) == CUDA_ERROR_INVALID_VALUE);
+}
+
+TEST_CASE("graphs inside a graph are told with their counterparts in a copy") {
+  Session session;
+  const Handle graph = session.graph();
+  wire::Writer child = Session::place(graph);
+  child.put(session.graph());
+  child.put(static_cast<u32>(CU_GRAPH_CHILD_GRAPH_OWNERSHIP_CLONE));
+  REQUIRE(session.call(Function::cuGraphAddChildGraphNode, child) == CUDA_SUCCESS);
+  session.answer();
+  const auto ask = [&](Handle about, Handle copy, u64 room) {
+    wire::Writer asked;
+    asked.put(about);
+    asked.put(copy);
+    asked.put(room);
+    return session.call(Function::graph_inside, asked);
+  };
+  CHECK(ask(Handle{12345}, Handle{}, 64) == CUDA_ERROR_INVALID_VALUE);
+  // The fake's counterpart of every node is the node itself, in this graph only.
+  REQUIRE(ask(graph, graph, 64) == CUDA_SUCCESS);
+  const auto inner = session.worker.graphs.name_of(g_fake.children.begin()->second);
+  REQUIRE(inner);
+  CHECK(session.words(4) == std::vector<u64>{1, 1, inner.bits, inner.bits});
+  REQUIRE(ask(graph, session.graph(), 64) == CUDA_SUCCESS);
+  CHECK(session.words(4) == std::vector<u64>{1, 1, inner.bits, 0});
+  REQUIRE(ask(graph, Handle{}, 64) == CUDA_SUCCESS);
+  CHECK(session.words(4) == std::vector<u64>{1, 1, inner.bits, 0});
+  REQUIRE(ask(graph, Handle{}, 0) == CUDA_SUCCESS);
+  CHECK(session.words(1) == std::vector<u64>{1});
 }
 
 TEST_CASE("the bodies of a condition end with its graph") {

@@ -49,4 +49,11 @@ struct FollowedNode {
 };
 static_assert(std::is_trivially_copyable_v<FollowedNode> && sizeof(FollowedNode) == 24);
 
+// A graph inside another, in the answer to graph_inside.
+struct InnerGraph {
+  u64 graph;  // handle
+  u64 copy;   // its counterpart in the copy that was asked about; 0: none known
+};
+static_assert(std::is_trivially_copyable_v<InnerGraph> && sizeof(InnerGraph) == 16);
+
 }  // namespace gpupool::wire

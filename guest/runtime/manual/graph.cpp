@@ -102,14 +102,10 @@ CUresult cuGraphClone(CUgraph* out, CUgraph original) {
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
   const auto graph = call.get<u64>();
   GraphContents contents;
-  if (const CUresult result = read_contents(graph, contents); result != CUDA_SUCCESS) return result;
-  // The clone holds references of its own (cuda.h, cuUserObjectCreate).
-  with_graph(bits(original), [&](const GraphContents& from) {
-    for (const UserReference& each : from.objects) contents.objects.push_back(each);
-  });
+  if (const CUresult result = read_followed(graph, contents); result != CUDA_SUCCESS) return result;
   remember_graph(graph, {});
   keep_for_graph(graph, contents);
-  with_graph(graph, [&](GraphContents& own) { own.objects = std::move(contents.objects); });
+  if (const CUresult result = copy_objects(bits(original), graph); result != CUDA_SUCCESS) return result;
   *out = reinterpret_cast<CUgraph>(graph);
   return CUDA_SUCCESS;
 }
@@ -216,12 +212,10 @@ CUresult cuGraphExecUpdate_v2(CUgraphExec handle, CUgraph graph, CUgraphExecUpda
   if (result != CUDA_SUCCESS) return result;
   auto contents = std::make_shared<GraphContents>();
   if (const CUresult failed = read_contents(bits(graph), *contents); failed != CUDA_SUCCESS) return failed;
+  // User objects are now those of the graph; the old ones go when no launch needs them any more (cuda-core
+  // 1.2.0 relies on both: GRAPH_ATTACHMENTS.md). After the lock: destructors of the program may run.
   const std::lock_guard lock(exec->mutex);
-  // The executable graph keeps the user objects it was instantiated with (cuda.h: updates do not move
-  // references).
-  contents->objects.clear();
-  for (const UserReference& each : exec->contents->objects) contents->objects.push_back(each);
-  exec->contents = std::move(contents);
+  exec->contents.swap(contents);
   return CUDA_SUCCESS;
 }
 

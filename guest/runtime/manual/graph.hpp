@@ -109,16 +109,26 @@ bool with_objects(u64 graph, const std::function<void(std::vector<UserReference>
 // Releases the objects of graphs inside others that are gone. After whatever ends such graphs; a look at one
 // number unless there are any.
 void drop_objects();
-// What an executable graph or another graph made from this one refers to; asks the worker, which knows where
+// What an executable graph made from this one refers to; asks the worker, which knows where
 // host functions and events are now, if there are any at all.
 CUresult read_contents(u64 graph, GraphContents& out);
+// The same without user objects.
+CUresult read_followed(u64 graph, GraphContents& out);
+// Whether the graph, or one inside it, may have user objects. No question to the worker.
+bool may_have_objects(u64 graph);
+// Gives a graph that the driver has just made as a copy, and those inside it, references to the user objects of
+// the originals. They belong to the graphs inside, not to the one around them: a program may ask any of those
+// to release them.
+CUresult copy_objects(u64 graph, u64 copy);
+// The graph has become a part of another. It keeps its user objects.
+void move_objects_inside(u64 graph);
 // From now on read_contents() asks: called for each node with an event, a host function, memory of this
 // process.
 void note_followed_node();
 // Keeps something for a graph. A graph inside another, which is not in the registry, keeps it until the
 // worker says that it is gone.
 void keep_for_graph(u64 graph, const std::shared_ptr<void>& thing);
-// ... and what read_contents() has said of another graph, which is now a part of this one.
+// ... and what read_followed() has said of another graph, which is now a part of this one.
 void keep_for_graph(u64 graph, const GraphContents& of);
 // Keeps something for the graph that the stream is captured into. False when the capture is over.
 bool keep_for_capture(Stream& stream, const std::shared_ptr<void>& thing);

@@ -65,14 +65,17 @@ CUresult add_child(const Place& place, CUgraph child, CUgraphChildGraphNodeOwner
   const CUresult result = place.add(call);
   if (result != CUDA_SUCCESS) return result;
   GraphContents inherited;
-  if (const CUresult failed = read_contents(bits(child), inherited); failed != CUDA_SUCCESS) return failed;
+  if (const CUresult failed = read_followed(bits(child), inherited); failed != CUDA_SUCCESS) return failed;
   keep_for_graph(bits(place.graph), inherited);
-  with_graph(bits(place.graph), [&](GraphContents& contents) {
-    for (const UserReference& each : inherited.objects) contents.objects.push_back(each);
-  });
   // Its handle goes on naming it, but it is no longer the program's to destroy.
-  if (ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE) forget_graph(bits(child));
-  return CUDA_SUCCESS;
+  if (ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE) {
+    move_objects_inside(bits(child));
+    return CUDA_SUCCESS;
+  }
+  if (!may_have_objects(bits(child))) return CUDA_SUCCESS;
+  CUgraph copy = nullptr;
+  const CUresult failed = api::cuGraphChildGraphNodeGetGraph(*place.out, &copy);
+  return failed == CUDA_SUCCESS ? copy_objects(bits(child), bits(copy)) : failed;
 }
 
 // There is no external semaphore that a node could name.

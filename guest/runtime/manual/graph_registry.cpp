@@ -50,6 +50,27 @@ std::vector<u8> ask_living(const std::vector<u64>& handles) {
   return living;
 }
 
+// What the worker answers as a count and, if there was room, so many elements.
+template <typename Element>
+CUresult ask_list(wire::Function function, std::initializer_list<u64> about, std::vector<Element>& out) {
+  for (u64 room = 64;;) {
+    Call call(function);
+    for (const u64 each : about) call.put(each);
+    call.put(room);
+    call.expect_answer(room * sizeof(Element) + 64);
+    if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+    const auto count = call.get<u64>();
+    if (count > kNodeListLimit) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (count > room) {
+      room = count;
+      continue;
+    }
+    out.resize(count);
+    call.get_array(out.data(), out.size());
+    return CUDA_SUCCESS;
+  }
+}
+
 // Drops what is held for handles that are gone. Without the registry's lock held.
 void sweep(bool at_once = false) {
   Registry& all = registry();
@@ -71,6 +92,32 @@ void sweep(bool at_once = false) {
     dropped.push_back(std::move(removed.mapped()));
   }
   all.sweep_at = all.held.size() * 2 > kFirstSweep ? all.held.size() * 2 : kFirstSweep;
+}
+
+// The references that a graph itself has, as references of the caller's.
+void copy_references(u64 graph, std::vector<UserReference>& out) {
+  const std::lock_guard lock(registry().mutex);
+  const std::vector<UserReference>* from = nullptr;
+  if (const auto own = registry().graphs.find(graph); own != registry().graphs.end())
+    from = &own->second.objects;
+  else if (const auto held = registry().held.find(graph); held != registry().held.end())
+    from = &held->second.objects;
+  if (from == nullptr) return;
+  for (const UserReference& each : *from) out.push_back(each);
+}
+
+// Gives a graph, which may be inside another, references to keep.
+void add_references(u64 graph, std::vector<UserReference> objects) {
+  if (objects.empty()) return;
+  const std::lock_guard lock(registry().mutex);
+  std::vector<UserReference>* to = nullptr;
+  if (const auto own = registry().graphs.find(graph); own != registry().graphs.end())
+    to = &own->second.objects;
+  else
+    to = &registry().held[graph].objects;
+  if (to->empty() && registry().graphs.count(graph) == 0)
+    registry().inner.fetch_add(1, std::memory_order_relaxed);
+  for (UserReference& each : objects) to->push_back(std::move(each));
 }
 
 Event* event_of(u64 handle) {
@@ -133,35 +180,58 @@ void drop_objects() {
   if (registry().inner.load(std::memory_order_relaxed) != 0) sweep(true);
 }
 
-CUresult read_contents(u64 graph, GraphContents& out) {
-  with_graph(graph, [&](const GraphContents& contents) {
-    for (const UserReference& each : contents.objects) out.objects.push_back(each);
-  });
-  if (registry().inner.load(std::memory_order_relaxed) != 0) {
-    // Which graphs are inside this one only the worker knows; to keep the objects of others too long harms
-    // less than to release one too early.
-    const std::lock_guard lock(registry().mutex);
-    for (const auto& [handle, held] : registry().held)
-      for (const UserReference& each : held.objects) out.objects.push_back(each);
+bool may_have_objects(u64 graph) {
+  if (registry().inner.load(std::memory_order_relaxed) != 0) return true;
+  bool found = false;
+  with_graph(graph, [&](const GraphContents& contents) { found = !contents.objects.empty(); });
+  return found;
+}
+
+CUresult read_objects(u64 graph, std::vector<UserReference>& out) {
+  if (!may_have_objects(graph)) return CUDA_SUCCESS;
+  copy_references(graph, out);
+  if (registry().inner.load(std::memory_order_relaxed) == 0) return CUDA_SUCCESS;
+  std::vector<wire::InnerGraph> inside;
+  const CUresult result = ask_list(wire::Function::graph_inside, {graph, 0}, inside);
+  for (const wire::InnerGraph& each : inside) copy_references(each.graph, out);
+  return result;
+}
+
+CUresult copy_objects(u64 graph, u64 copy) {
+  if (!may_have_objects(graph)) return CUDA_SUCCESS;
+  std::vector<wire::InnerGraph> inside;
+  if (registry().inner.load(std::memory_order_relaxed) != 0)
+    if (const CUresult result = ask_list(wire::Function::graph_inside, {graph, copy}, inside);
+        result != CUDA_SUCCESS)
+      return result;
+  inside.push_back({graph, copy});
+  for (const wire::InnerGraph& each : inside) {
+    std::vector<UserReference> objects;
+    copy_references(each.graph, objects);
+    // To keep an object as long as the whole copy harms less than to release it too early.
+    add_references(each.copy == 0 ? copy : each.copy, std::move(objects));
   }
+  return CUDA_SUCCESS;
+}
+
+void move_objects_inside(u64 graph) {
+  std::vector<UserReference> objects;
+  with_graph(graph, [&](GraphContents& contents) { objects.swap(contents.objects); });
+  forget_graph(graph);
+  add_references(graph, std::move(objects));
+}
+
+CUresult read_contents(u64 graph, GraphContents& out) {
+  if (const CUresult result = read_objects(graph, out.objects); result != CUDA_SUCCESS) return result;
+  return read_followed(graph, out);
+}
+
+CUresult read_followed(u64 graph, GraphContents& out) {
   if (!registry().followed.load(std::memory_order_acquire)) return CUDA_SUCCESS;
   std::vector<wire::FollowedNode> nodes;
-  for (u64 room = 64;;) {
-    Call call(wire::Function::graph_followed);
-    call.put(graph);
-    call.put(room);
-    call.expect_answer(room * sizeof(wire::FollowedNode) + 64);
-    if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
-    const auto count = call.get<u64>();
-    if (count > kNodeListLimit) return CUDA_ERROR_OUT_OF_MEMORY;
-    if (count > room) {
-      room = count;
-      continue;
-    }
-    nodes.resize(count);
-    call.get_array(nodes.data(), nodes.size());
-    break;
-  }
+  if (const CUresult result = ask_list(wire::Function::graph_followed, {graph}, nodes);
+      result != CUDA_SUCCESS)
+    return result;
   for (const wire::FollowedNode& each : nodes) {
     if (each.kind == wire::FollowedKind::host_function) {
       if (auto call = find_host_call(static_cast<u32>(each.value)))

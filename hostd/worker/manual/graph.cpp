@@ -2,6 +2,7 @@
 #include "hostd/worker/manual/graph.hpp"
 
 #include "hostd/worker/manual/capture.hpp"
+#include "wire/cpp/graph_message.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
@@ -26,11 +27,8 @@ bool Dependencies::resolve(Worker& worker) {
 }
 
 void GraphNames::add(Worker& worker, CUgraph graph) {
-  size_t count = 0;
-  if (worker.driver.cuGraphGetNodes(graph, nullptr, &count) != CUDA_SUCCESS || count == 0) return;
-  std::vector<CUgraphNode> found(count);
-  if (worker.driver.cuGraphGetNodes(graph, found.data(), &count) != CUDA_SUCCESS) return;
-  found.resize(std::min(count, found.size()));
+  std::vector<CUgraphNode> found;
+  if (nodes_of(worker, graph, found) != CUDA_SUCCESS) return;
   for (const CUgraphNode node : found) add_node(worker, node);
 }
 
@@ -47,6 +45,16 @@ void GraphNames::drop(Worker& worker) {
   for (const wire::Handle name : nodes) worker.graph_nodes.take(name);
   for (const wire::Handle name : graphs) worker.graphs.take(name);
   for (const CUgraphNode node : conditionals) worker.conditional_bodies.erase(node);
+}
+
+CUresult nodes_of(Worker& worker, CUgraph graph, std::vector<CUgraphNode>& nodes) {
+  size_t count = 0;
+  CUresult result = worker.driver.cuGraphGetNodes(graph, nullptr, &count);
+  if (result != CUDA_SUCCESS || count == 0) return result;
+  nodes.resize(count);
+  result = worker.driver.cuGraphGetNodes(graph, nodes.data(), &count);
+  nodes.resize(result == CUDA_SUCCESS ? std::min(count, nodes.size()) : 0);
+  return result;
 }
 
 std::vector<CUgraph> graphs_inside(Worker& worker, CUgraphNode node) {
@@ -73,6 +81,32 @@ CUresult answer_graph(Worker& worker, Request& request, CUgraph graph) {
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
   request.out->put(handle);
+  return CUDA_SUCCESS;
+}
+
+// Names the graphs inside one, and their counterparts in a copy of it if there is one.
+CUresult list_inside(Worker& worker, CUgraph graph, CUgraph copy, std::vector<wire::InnerGraph>& out) {
+  std::vector<CUgraphNode> nodes;
+  if (const CUresult result = nodes_of(worker, graph, nodes); result != CUDA_SUCCESS) return result;
+  for (const CUgraphNode node : nodes) {
+    const std::vector<CUgraph> inner = graphs_inside(worker, node);
+    if (inner.empty()) continue;
+    CUgraphNode twin = nullptr;
+    std::vector<CUgraph> copies;
+    // Child graphs are copies that the driver knows by it too, not those of cuGraphClone alone.
+    if (copy != nullptr && worker.driver.cuGraphNodeFindInClone(&twin, node, copy) == CUDA_SUCCESS)
+      copies = graphs_inside(worker, twin);
+    copies.resize(inner.size());
+    for (size_t i = 0; i < inner.size(); ++i) {
+      const wire::Handle name = worker.graphs.find_or_add(inner[i]);
+      const wire::Handle other =
+          copies[i] == nullptr ? wire::Handle{} : worker.graphs.find_or_add(copies[i]);
+      if (!name || out.size() >= kMaxNodes) return CUDA_ERROR_OUT_OF_MEMORY;
+      out.push_back({name.bits, other.bits});
+      if (const CUresult result = list_inside(worker, inner[i], copies[i], out); result != CUDA_SUCCESS)
+        return result;
+    }
+  }
   return CUDA_SUCCESS;
 }
 
@@ -113,6 +147,20 @@ CUresult handle_cuGraphClone(Worker& worker, Request& request) {
   CUgraph graph = nullptr;
   const CUresult result = worker.driver.cuGraphClone(&graph, *original);
   return result == CUDA_SUCCESS ? answer_graph(worker, request, graph) : result;
+}
+
+// graph, a copy of it or 0, u64 room -> u64 count, and if that is no more than the room InnerGraph[].
+CUresult handle_graph_inside(Worker& worker, Request& request) {
+  const CUgraph* graph = read_graph(worker, request);
+  const CUgraph* copy = read_graph(worker, request);
+  const auto room = request.in.get<u64>();
+  if (graph == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  std::vector<wire::InnerGraph> inner;
+  const CUresult result = list_inside(worker, *graph, copy == nullptr ? nullptr : *copy, inner);
+  if (result != CUDA_SUCCESS) return result;
+  request.out->put<u64>(inner.size());
+  if (inner.size() <= room) request.out->put_array(inner.data(), inner.size());
+  return CUDA_SUCCESS;
 }
 
 // graph, u64 flags, upload stream or 0 -> exec, error node, u32 CUgraphInstantiateResult. Every form of the

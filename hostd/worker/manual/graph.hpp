@@ -35,6 +35,9 @@ struct GraphNames {
   void drop(Worker& worker);
 };
 
+// The nodes of a graph.
+CUresult nodes_of(Worker& worker, CUgraph graph, std::vector<CUgraphNode>& nodes);
+
 // The graphs that a node holds: a child graph, or the bodies of a condition as far as the driver has told.
 std::vector<CUgraph> graphs_inside(Worker& worker, CUgraphNode node);
 

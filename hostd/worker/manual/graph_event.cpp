@@ -31,12 +31,9 @@ class Followed {
 };
 
 CUresult Followed::walk(CUgraph graph) {
-  size_t count = 0;
-  CUresult result = worker_.driver.cuGraphGetNodes(graph, nullptr, &count);
-  if (result != CUDA_SUCCESS || count == 0) return result;
-  std::vector<CUgraphNode> found(count);
-  result = worker_.driver.cuGraphGetNodes(graph, found.data(), &count);
-  for (size_t i = 0; result == CUDA_SUCCESS && i < count; ++i) result = look_at(found[i]);
+  std::vector<CUgraphNode> found;
+  CUresult result = nodes_of(worker_, graph, found);
+  for (size_t i = 0; result == CUDA_SUCCESS && i < found.size(); ++i) result = look_at(found[i]);
   return result;
 }
 

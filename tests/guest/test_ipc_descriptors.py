@@ -160,8 +160,13 @@ d.call("cuMemPoolExportToShareableHandle", byref(fd), pool, c_int(1), c_uint64(0
 d.call("cuMemAllocFromPoolAsync", byref(a), c_size_t(1 << 20), pool, None)
 d.upload(a.value, pattern(1 << 20))
 d.synchronize()
-data = Handle()
-d.call("cuMemPoolExportPointer", byref(data), a)
+import threading
+data, answers = Handle(), []
+# In a thread without a context: multiprocessing.Queue pickles in such a one.
+export = lambda: answers.append(lib.cuMemPoolExportPointer(byref(data), a))
+thread = threading.Thread(target=export)
+thread.start(); thread.join()
+equal(answers, [SUCCESS])
 link = socket.socket(fileno=int(os.environ["PASS_FDS"]))
 socket.send_fds(link, [bytes(data)], [fd.value])
 os.close(fd.value)

@@ -116,9 +116,9 @@ CUresult read_contents(u64 graph, GraphContents& out);
 CUresult read_followed(u64 graph, GraphContents& out);
 // Whether the graph, or one inside it, may have user objects. No question to the worker.
 bool may_have_objects(u64 graph);
-// Gives a graph that the driver has just made as a copy, and those inside it, references to the user objects of
-// the originals. They belong to the graphs inside, not to the one around them: a program may ask any of those
-// to release them.
+// Gives a graph that the driver has just made as a copy, and those inside it, references to the user objects
+// of the originals. They belong to the graphs inside, not to the one around them: a program may ask any of
+// those to release them.
 CUresult copy_objects(u64 graph, u64 copy);
 // The graph has become a part of another. It keeps its user objects.
 void move_objects_inside(u64 graph);

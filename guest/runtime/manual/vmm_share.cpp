@@ -93,6 +93,10 @@ CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData* out, CUdeviceptr address
       allocation->address != address)
     return CUDA_ERROR_INVALID_VALUE;
   never_keep(address);
+  // The driver needs no current context (cuda-core exports in a thread that has none); the worker asks it for
+  // the range too, which needs one.
+  std::optional<ScopedContext> scope;
+  if (top_context() == nullptr && allocation->context != nullptr) scope.emplace(allocation->context);
   Call call(wire::Function::cuMemPoolExportPointer);
   call.put<u64>(address);
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;

@@ -99,8 +99,7 @@ CUresult list_inside(Worker& worker, CUgraph graph, CUgraph copy, std::vector<wi
     copies.resize(inner.size());
     for (size_t i = 0; i < inner.size(); ++i) {
       const wire::Handle name = worker.graphs.find_or_add(inner[i]);
-      const wire::Handle other =
-          copies[i] == nullptr ? wire::Handle{} : worker.graphs.find_or_add(copies[i]);
+      const wire::Handle other = copies[i] == nullptr ? wire::Handle{} : worker.graphs.find_or_add(copies[i]);
       if (!name || out.size() >= kMaxNodes) return CUDA_ERROR_OUT_OF_MEMORY;
       out.push_back({name.bits, other.bits});
       if (const CUresult result = list_inside(worker, inner[i], copies[i], out); result != CUDA_SUCCESS)

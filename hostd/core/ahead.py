@@ -36,8 +36,8 @@ class Ahead:
         self._settings = settings
         self._workers = workers
         self._clock = clock
-        # By tenant; while one is here exactly one `_forget_old` is due for it, however many sessions
-        # come and go.
+        # By tenant; while one is here exactly one `_forget_old` is due for it, however many
+        # sessions come and go.
         self._last_seen_s: dict[int, float] = {}
 
     def session_started(self, tenant: int, inventory: Inventory) -> None:

@@ -54,7 +54,8 @@ class Call {
   // Says that the answer may take up to `bytes`; needed when that is more than wire::kReplyBytes.
   void expect_answer(u64 bytes) { answer_capacity_ = bytes; }
 
-  // For calls that allocate: freed memory that is kept (manual/kept_memory.hpp) stays so.
+  // For calls that allocate, or whose answer has nothing to do with memory: freed memory that is kept
+  // (manual/kept_memory.hpp) stays so.
   void leave_kept() { leave_kept_ = true; }
 
   // Sends without waiting. An error the worker meets surfaces at the next call that waits.

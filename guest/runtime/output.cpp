@@ -44,6 +44,7 @@ void Session::take_output(u32 word) {
   bool more = true;
   while (more) {
     Call call(wire::Function::output_take);
+    call.leave_kept();  // it asks nothing of memory, and may ask at every wait
     call.put(stream);
     call.put<u32>(kRoom);
     call.expect_answer(kRoom + 64);

@@ -68,6 +68,14 @@ print("nothing")
 """
 
 
+def is_empty(group: Path) -> bool:
+    """Whether a cgroup is left over. One that is just being removed, by any hostd here, is not."""
+    try:
+        return (group / "cgroup.procs").read_text() == ""
+    except OSError:
+        return False
+
+
 def held_by(host: Host) -> Counter[str]:
     """What hostd and its sessions have of this machine."""
     assert host.process is not None
@@ -76,7 +84,7 @@ def held_by(host: Host) -> Counter[str]:
     children = [each for each in processes if (stat_fields(each) or "00")[1] == str(pid)]
     group = own_group()
     groups = list(group.glob("gpupool-*")) if group is not None else []
-    mine = [each for each in groups if (each / "cgroup.procs").read_text() == ""]
+    mine = [each for each in groups if is_empty(each)]
     return Counter(
         {
             "descriptors": len(list(Path(f"/proc/{pid}/fd").iterdir())),

@@ -28,6 +28,7 @@ _SMALL = Shape(layers=2, width=32, heads=2, tokens=128, context=16)
 def model(torch: Any, shape: Shape, device: str, dtype: Any) -> Any:
     """A decoder. Called with tokens; with a place, one token at that place, using its caches."""
     nn, functional = torch.nn, torch.nn.functional
+    # A base that mypy does not know: torch is not there where the types are checked.
     base: Any = nn.Module
 
     class Block(base):  # type: ignore[misc]

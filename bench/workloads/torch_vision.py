@@ -14,6 +14,7 @@ _CLASSES = 1000
 def resnet50(torch: Any, stages: tuple[tuple[int, int], ...] = _STAGES) -> Any:
     """The network on the CPU."""
     nn = torch.nn
+    # A base that mypy does not know: torch is not there where the types are checked.
     base: Any = nn.Module
 
     class Bottleneck(base):  # type: ignore[misc]

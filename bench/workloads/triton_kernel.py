@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 
+# Triton, which reads annotations as its own, allows none on the pointers.
 @triton.jit
 def scale_and_add(x, y, out, n, size: tl.constexpr):  # type: ignore[no-untyped-def]
     """out = 2 x + y, a block of `size` numbers a program."""

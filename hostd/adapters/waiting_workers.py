@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import array
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -92,23 +90,21 @@ class WaitingWorkers:
     def _end(self, one: Waiting) -> None:
         """It may be inside the driver and not read the end of its pair, so it is killed."""
         one.pair.close()
-        one.child.send_signal(signal.SIGKILL)  # ours and not waited for: the pid is its own
-        one.child.wait()
+        reap(one)
+
+
+def place_of(fd: int, descriptors: Sequence[int]) -> str:
+    """What an order calls a descriptor that goes with it: the worker has another number for it."""
+    return f"@{descriptors.index(fd)}"
 
 
 def give(one: Waiting, words: Sequence[str], descriptors: Sequence[int]) -> bool:
-    """Sends the order. False when the process has gone meanwhile.
+    """Sends the order, in which `place_of` names the descriptors.
 
-    `words` name the descriptors by number; the worker has other numbers for them, so each goes as
-    "@" and its place.
+    False when the process has gone meanwhile.
     """
-    places = {str(fd): f"@{place}" for place, fd in enumerate(descriptors)}
-    named = [
-        places.get(word, word) if before.endswith(("-fd", "-pidfd")) else word
-        for before, word in zip(("", *words), words, strict=False)
-    ]
     rights = array.array("i", descriptors)
-    message = b"".join(word.encode() + b"\0" for word in named)
+    message = b"".join(word.encode() + b"\0" for word in words)
     try:
         one.pair.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
     except OSError:
@@ -119,7 +115,6 @@ def give(one: Waiting, words: Sequence[str], descriptors: Sequence[int]) -> bool
 
 
 def reap(one: Waiting) -> None:
-    """For one that could not be given its client."""
-    with contextlib.suppress(ProcessLookupError):
-        one.child.kill()
+    """Ends a process that nobody watches any more, and waits for its end."""
+    one.child.kill()  # ours and not waited for: the pid is its own
     one.child.wait()

@@ -19,7 +19,13 @@ from pathlib import Path
 
 from gpupool.hostd.adapters.cache_folders import make_cache_folder
 from gpupool.hostd.adapters.cgroups import SessionGroups, join
-from gpupool.hostd.adapters.waiting_workers import SESSION_PLACE, WaitingWorkers, give, reap
+from gpupool.hostd.adapters.waiting_workers import (
+    SESSION_PLACE,
+    WaitingWorkers,
+    give,
+    place_of,
+    reap,
+)
 from gpupool.hostd.core.ports import PortError, WorkerEnd, WorkerOrder, WorkerProcess
 from gpupool.hostd.core.sandbox import Sandbox
 from gpupool.hostd.log import fields
@@ -99,12 +105,11 @@ class SubprocessWorkers:
 
     def start(self, order: WorkerOrder) -> WorkerProcess:
         """Gives the client to a worker that waits, or starts one. Raises PortError."""
-        words = arguments(order)
         ours = (order.socket_fd, order.window_fd, order.usage_fd, order.exchange_fd)
         fds = tuple(fd for fd in (*ours, order.client_pidfd, *order.lane_fds) if fd is not None)
-        child = self._use_waiting(order, words, fds)
+        child = self._use_waiting(order, fds)
         if child is None:
-            child = self._spawn(order.tenant, words, fds)
+            child = self._spawn(order.tenant, arguments(order), fds)
             self._enter_group(order.session_id, child.pid)
         ticks = start_ticks(child.pid)
         self._children[child.pid] = child
@@ -143,14 +148,14 @@ class SubprocessWorkers:
         self._waiting.discard(tenant)
 
     def _use_waiting(
-        self, order: WorkerOrder, words: list[str], fds: tuple[int, ...]
+        self, order: WorkerOrder, fds: tuple[int, ...]
     ) -> subprocess.Popen[bytes] | None:
         one = self._waiting.take(order.tenant, order.library, order.devices)
         if one is None:
             return None
         # In its cgroup before it can read anything of its client's.
         self._enter_group(order.session_id, one.child.pid)
-        if give(one, words, fds):
+        if give(one, arguments(order, lambda fd: place_of(fd, fds)), fds):
             return one.child
         reap(one)
         return None
@@ -263,19 +268,22 @@ def common_arguments(
     return [*words, "--protocol", protocol, "--host-version", host_version]
 
 
-def arguments(order: WorkerOrder) -> list[str]:
-    """The worker's command line, after the program. hostd/worker/main.cpp reads it."""
-    words = ["--socket-fd", str(order.socket_fd), "--usage-fd", str(order.usage_fd)]
+def arguments(order: WorkerOrder, name: Callable[[int], str] = str) -> list[str]:
+    """The worker's command line, after the program. hostd/worker/main.cpp reads it.
+
+    `name`: what a descriptor is called there.
+    """
+    words = ["--socket-fd", name(order.socket_fd), "--usage-fd", name(order.usage_fd)]
     for fd in order.lane_fds:
-        words += ["--lane-fd", str(fd)]
+        words += ["--lane-fd", name(fd)]
     if order.asked_lanes:
         words += ["--asked-lanes", str(order.asked_lanes)]
     if order.window_fd is not None:
-        words += ["--window-fd", str(order.window_fd)]
+        words += ["--window-fd", name(order.window_fd)]
     if order.client_pidfd is not None:
-        words += ["--client-pidfd", str(order.client_pidfd)]
+        words += ["--client-pidfd", name(order.client_pidfd)]
     if order.exchange_fd is not None:
-        words += ["--exchange-fd", str(order.exchange_fd)]
+        words += ["--exchange-fd", name(order.exchange_fd)]
     words += ["--transport", order.transport]
     words += ["--window-base", f"{order.window_base:#x}", "--window-bytes", str(order.window_bytes)]
     words += ["--library", order.library, "--devices", ",".join(order.devices)]

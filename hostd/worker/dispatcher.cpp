@@ -69,7 +69,7 @@ void Dispatcher::run() {
   u64 head = 0;
   while (true) {
     if (!serve(head)) {
-      if (worker_.crew != nullptr && worker_.crew->active()) settle_crew({});
+      if (worker_.crew != nullptr && worker_.crew->active()) settle_crew(nullptr);
       wait_for(head);
       continue;
     }
@@ -200,7 +200,7 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
   Request request;
   request.ticket = ticket;
   read_header(slot, request);
-  if (worker_.crew != nullptr && worker_.crew->active()) settle_crew(slot);
+  if (worker_.crew != nullptr && worker_.crew->active()) settle_crew(&slot);
   answer_.clear();
   request.out = &answer_;
   request.in = wire::Reader(payload_of(slot, request));
@@ -233,12 +233,12 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
   if ((request.flags & wire::kReply) != 0) answer(request, result);
 }
 
-void Dispatcher::settle_crew(const wire::Slot& slot) {
-  const auto function = static_cast<wire::Function>(slot.function);
-  const StreamEntry* stream = slot.stream ? worker_.streams.find(slot.stream) : nullptr;
+void Dispatcher::settle_crew(const wire::Slot* next) {
+  const StreamEntry* stream = next != nullptr && next->stream ? worker_.streams.find(next->stream) : nullptr;
+  const auto function = next == nullptr ? wire::Function{} : static_cast<wire::Function>(next->function);
   if (stream != nullptr && stream->stream != CU_STREAM_LEGACY && is_stream_local(function)) {
     // The next launch goes to the same thread of the crew, behind the others.
-    if (function != wire::Function::cuLaunchKernel) worker_.crew->settle(slot.stream);
+    if (function != wire::Function::cuLaunchKernel) worker_.crew->settle(next->stream);
   } else {
     worker_.crew->settle_all();
   }

@@ -37,8 +37,8 @@ class Dispatcher {
   std::span<const u8> payload_of(const wire::Slot& slot, const Request& request);
   bool make_current(u32 context_index, CUresult& error);
   CUresult finish(Request& request, CUresult result);
-  // Lets the crew issue what must come before this message.
-  void settle_crew(const wire::Slot& slot);
+  // Lets the crew issue what must come before this message; all it has when there is none.
+  void settle_crew(const wire::Slot* next);
   void answer(const Request& request, CUresult result);
   void report(wire::Function function, u16 flags, CUresult result);
 

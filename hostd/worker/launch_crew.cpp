@@ -31,12 +31,13 @@ bool LaunchCrew::pending(wire::Handle stream) const {
 
 bool LaunchCrew::wants(wire::Handle stream, const wire::Slot& next, u64 next_ticket) const {
   if (threads_ == 0 || stream.index() >= wire::kWords) return false;
-  // What comes next was written on another core: fetch it while this one is handed over. Not outside a burst,
-  // where the client may be about to write there.
-  if (active_)
+  if (active_) {  // in a burst the dispatcher had better not stop for a launch of its own
+    // What comes next was written on another core: fetch it while this one is handed over. Not outside a
+    // burst, where the client may be about to write there.
     for (u64 line = 0; line < sizeof next; line += 64)
       __builtin_prefetch(reinterpret_cast<const u8*>(&next) + line);
-  if (active_) return true;  // in a burst the dispatcher had better not stop for a launch of its own
+    return true;
+  }
   // A look at what the client wrote, which decides nothing but who launches.
   return next.sequence.load(std::memory_order_acquire) == next_ticket + 1 &&
          next.function == static_cast<u16>(wire::Function::cuLaunchKernel) &&

@@ -6,6 +6,7 @@
 
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,8 +22,8 @@ namespace {
 class Certificate {
  public:
   Certificate() {
-    char name[] = "/tmp/gpupool-tunnel-XXXXXX";
-    folder_ = mkdtemp(name);
+    std::string name = std::filesystem::temp_directory_path() / "gpupool-tunnel-XXXXXX";
+    folder_ = mkdtemp(name.data());
     const std::string command =
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes "
         "-subj /CN=test -addext subjectAltName=DNS:host -keyout " +

@@ -6,20 +6,26 @@ from tests.conftest import Host
 from tests.guest.graph_program import NODES
 from tests.guest.stream_program import PRELUDE
 
-
-def test_user_objects(host: Host, transport: str) -> None:
-    host.run_python(
-        transport,
-        PRELUDE
-        + NODES
-        + """
-FUNCTION = ctypes.CFUNCTYPE(None, c_void_p)
+# make(number): a user object whose destructor notes the number in `ended`.
+OBJECTS = (
+    PRELUDE
+    + NODES
+    + """
 ended = []
-destroy = FUNCTION(lambda data: ended.append(data))
+destroy = ctypes.CFUNCTYPE(None, c_void_p)(lambda data: ended.append(data))
 def make(number, references=1):
     made = c_void_p()
     ok(driver.cuUserObjectCreate(byref(made), c_void_p(number), destroy, references, 1))
     return made
+"""
+)
+
+
+def test_user_objects(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        OBJECTS
+        + """
 one = make(1, 2)
 ok(driver.cuUserObjectRelease(one, 1)); time.sleep(0.05); same(ended, [])
 ok(driver.cuUserObjectRetain(one, 1))
@@ -51,16 +57,8 @@ def test_user_objects_of_graphs_that_are_not_the_programs_own(host: Host, transp
     """One still being captured, and one inside another: they go with what holds them."""
     host.run_python(
         transport,
-        PRELUDE
-        + NODES
+        OBJECTS
         + """
-FUNCTION = ctypes.CFUNCTYPE(None, c_void_p)
-ended = []
-destroy = FUNCTION(lambda data: ended.append(data))
-def make(number):
-    made = c_void_p()
-    ok(driver.cuUserObjectCreate(byref(made), c_void_p(number), destroy, 1, 1))
-    return made
 s, status, graph = stream(), c_int(), c_void_p()
 ok(driver.cuStreamBeginCapture_v2(s, 0))
 ok(driver.cuStreamGetCaptureInfo_v2(s, byref(status), None, byref(graph), None, None))
@@ -88,16 +86,8 @@ def test_user_objects_of_copies_inside_graphs(host: Host, transport: str) -> Non
     """Each graph inside another has references of its own, which it alone can release."""
     host.run_python(
         transport,
-        PRELUDE
-        + NODES
+        OBJECTS
         + """
-FUNCTION = ctypes.CFUNCTYPE(None, c_void_p)
-ended = []
-destroy = FUNCTION(lambda data: ended.append(data))
-def make(number):
-    made = c_void_p()
-    ok(driver.cuUserObjectCreate(byref(made), c_void_p(number), destroy, 1, 1))
-    return made
 def embed(parent, child):
     node, inner = c_void_p(), c_void_p()
     ok(driver.cuGraphAddChildGraphNode(byref(node), parent, None, c_size_t(0), child))
@@ -160,19 +150,14 @@ def test_an_update_replaces_the_user_objects_of_an_executable(host: Host, transp
     """The old ones go after the last launch that began before the update."""
     host.run_python(
         transport,
-        PRELUDE
-        + NODES
+        OBJECTS
         + """
 class UpdateInfo(ctypes.Structure):
     _fields_ = [("result", c_int), ("node", c_void_p), ("from_node", c_void_p)]
-FUNCTION = ctypes.CFUNCTYPE(None, c_void_p)
-ended = []
-destroy = FUNCTION(lambda data: ended.append(data))
 def graph_with(number):
-    graph, made = new_graph(), c_void_p()
+    graph = new_graph()
     add_kernel(graph, [], alloc(4), 1)
-    ok(driver.cuUserObjectCreate(byref(made), c_void_p(number), destroy, 1, 1))
-    ok(driver.cuGraphRetainUserObject(graph, made, 1, 1))
+    ok(driver.cuGraphRetainUserObject(graph, make(number), 1, 1))
     return graph
 old, new, info = graph_with(1), graph_with(2), UpdateInfo()
 executable = instantiate(old)

@@ -51,13 +51,9 @@ CUresult peer(CUdeviceptr destination, CUcontext destination_context, CUdevicept
   if (bytes == 0) return CUDA_SUCCESS;
   for (const u64 address : {u64{destination}, u64{source}})
     if (const CUresult result = check_device_range(address, bytes); result != CUDA_SUCCESS) return result;
-  Session& session = *Session::current();
-  // cuda.h: without a stream it comes after all that is pending in both contexts, and before what follows
-  // there.
   if (call == CopyCall::synchronous)
-    for (Context* each : {to, from})
-      if (const CUresult result = session.synchronize(*each); result != CUDA_SUCCESS) return result;
-  CopySender sender(session, *target);
+    if (const CUresult result = wait_for_both(*to, *from); result != CUDA_SUCCESS) return result;
+  CopySender sender(*Session::current(), *target);
   sender.send(wire::Function::cuMemcpyPeerAsync,
               wire::PeerCopy{destination, source, bytes, to->index, from->index}, 0);
   if (sender.failed() || call == CopyCall::asynchronous) return sender.error();

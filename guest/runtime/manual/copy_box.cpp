@@ -221,11 +221,11 @@ CUresult copy_box(Box box, Stream& stream, CopyCall call) {
     copy.source_context = box.source_context->index;
     copy.destination_context = box.destination_context->index;
   }
-  // As for cuMemcpyPeer: without a stream it comes between what is pending in both contexts and what follows.
   const bool waits = peer && call == CopyCall::synchronous;
   if (waits)
-    for (Context* each : {box.source_context, box.destination_context})
-      if (const CUresult result = sender.session().synchronize(*each); result != CUDA_SUCCESS) return result;
+    if (const CUresult result = wait_for_both(*box.source_context, *box.destination_context);
+        result != CUDA_SUCCESS)
+      return result;
   sender.send(peer ? wire::Function::cuMemcpy3DPeerAsync : wire::Function::cuMemcpy3DAsync_v2, copy, 0);
   return sender.failed() || !waits ? sender.error() : wait_for_stream(stream);
 }

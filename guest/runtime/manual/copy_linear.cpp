@@ -244,6 +244,12 @@ CUresult wait_for_stream(Stream& stream) {
   return session.wait_word(stream.handle.index(), call.ticket() + 1);
 }
 
+CUresult wait_for_both(Context& one, Context& other) {
+  Session& session = *Session::current();
+  const CUresult result = session.synchronize(one);
+  return result == CUDA_SUCCESS ? session.synchronize(other) : result;
+}
+
 bool is_pinned(u64 address) {
   return Session::current()->pinned_offset(reinterpret_cast<const void*>(address), 1) != 0;
 }

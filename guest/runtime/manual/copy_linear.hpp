@@ -33,6 +33,9 @@ CUresult check_device_range(u64 address, u64 bytes);
 // Waits until all work on the stream is done; for the legacy stream that includes the context's blocking
 // streams.
 CUresult wait_for_stream(Stream& stream);
+// For a copy between contexts that is given no stream: cuda.h has it come after all that is pending in both.
+// The caller waits for the copy itself, so that it also comes before what follows there.
+CUresult wait_for_both(Context& one, Context& other);
 
 // The stream that a copy goes to, or null with what the driver would answer: no context, a bad handle, a call
 // that a stream capture forbids.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import sys
@@ -250,11 +251,14 @@ def raw_lanes(host: Host, count: int) -> Iterator[tuple[socket.socket, list[sock
 
 
 @pytest.mark.parametrize(
-    ("threads", "reason"), [(1, "two calls in one reply box"), (1024, "ring overrun")]
+    ("threads", "reason"),
+    [(1, "two calls in one reply box"), (1024, "two calls in one reply box|ring overrun")],
 )
 def test_a_client_that_reads_no_answers_is_ended(host: Host, threads: int, reason: str) -> None:
     """It never overruns the worker, but asks again before it can have an answer, or goes beyond
     the head that it has been told: what is to be told to it is not remembered without bound.
+
+    Which of the two comes first with many threads depends on how much the sockets hold.
     """
     before = host.log
     with raw_lanes(host, 1) as (main, _):
@@ -265,7 +269,7 @@ def test_a_client_that_reads_no_answers_is_ended(host: Host, threads: int, reaso
                 for at in range(0, 1024, 256):
                     main.sendall(slots(*pings[at : at + 256], first=first + at))
                 time.sleep(0.03)  # meanwhile the worker executes them
-    host.wait_until(lambda: reason in host.log[len(before) :], "the reason", 10)
+    host.wait_until(lambda: re.search(reason, host.log[len(before) :]) is not None, reason, 10)
 
 
 def chunk(size: int = 4096, offset: int = STAGING, kind: int = DATA) -> bytes:

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
 from typing import Any
 
-from gpupool.cli import admin
-from gpupool.cli.table import render
+from gpupool.cli import admin, table
+from gpupool.cli.parameters import AdminSocket, Json
 
 DESCRIPTION = """\
 Shows the GPUs that a running hostd gives out. Without a hostd, looks at this machine itself: NVIDIA
 cards through NVML, else the software GPU.
 """
-EPILOG = "exit codes: 0 there is a GPU; 1 there is none (the reasons are on stderr)"
+EPILOG = """\
+exit codes: 0 there is a GPU; 1 there is none (the reasons are on stderr)
+examples:
+  gpupool devices
+  gpupool devices --json | jq -r '.gpus[].uuid'
+"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `gpupool devices`."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--admin-socket", metavar="PATH", help="ask the hostd behind this socket")
-
-
-def main(arguments: argparse.Namespace) -> int:
+def main(as_json: Json = False, admin_socket: AdminSocket = None) -> int:
     """Prints the list."""
-    answers, problems = admin.ask_all(arguments.admin_socket, "devices")
+    answers, problems = admin.ask_all(admin_socket, "devices")
     if answers:
         found = {"from": "hostd", **answers[0]}
-    elif arguments.admin_socket:
+    elif admin_socket:
         print(f"gpupool devices: {problems[0]}", file=sys.stderr)
         return 1
     else:
         found = {"from": "machine", **_look()}
-    if arguments.json:
+    if as_json:
         print(json.dumps({**found, "problems": problems}, indent=2))
     else:
         _show(found, problems)
@@ -69,6 +67,6 @@ def _show(found: dict[str, Any], problems: list[str]) -> None:
         for gpu in found["gpus"]
     ]
     if rows:
-        print(render(["GPU", "NAME", "MEMORY", "CC", "SOURCE", "UUID"], rows))
+        table.show(["GPU", "NAME", "MEMORY", "CC", "SOURCE", "UUID"], rows)
     for line in [*found["notes"], *problems]:
         print(f"note: {line}", file=sys.stderr)

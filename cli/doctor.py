@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import os
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpupool.cli import admin
+from gpupool.cli.parameters import Json
 from gpupool.hostd import private
 from gpupool.hostd.adapters import libraries, native_files
 from gpupool.hostd.core.gpu import MIN_DRIVER_MAJOR, Inventory
@@ -29,7 +29,10 @@ not. Changes nothing.
   warn  works, but something will be slower or missing
   fail  gpupool cannot work here until this is done
 """
-EPILOG = "exit codes: 0 nothing failed; 1 something did"
+EPILOG = """\
+exit codes: 0 nothing failed; 1 something did
+example:    gpupool doctor --json | jq '.[] | select(.state == "fail")'
+"""
 
 _MIN_KERNEL = (5, 6)  # memfd seals (3.17), pidfd_open (5.3), pidfd_getfd (5.6)
 _MIN_CORES = 2
@@ -45,15 +48,10 @@ class Finding:
     advice: str = ""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `gpupool doctor`."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def main(arguments: argparse.Namespace) -> int:
+def main(as_json: Json = False) -> int:
     """Prints every finding."""
     findings = examine()
-    if arguments.json:
+    if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:

@@ -1,14 +1,17 @@
 """The `gpupool` command: reads the command line and calls the one file that knows the noun.
 
-Subcommands import their code only when they run: `gpupool run` must start as fast as it can.
+`gpupool run` must start as fast as it can, and so must the hostd that it starts: what they take is
+read by argparse, and neither Typer nor Rich is imported. Everything else is in cli/app.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gpupool import __version__
 
@@ -23,21 +26,10 @@ COMMANDS = {
     "doctor": "say what is missing on this machine and what to do about it",
     "hostd": "run the daemon that gives GPUs to programs",
 }
-
-_DESCRIPTION = """\
-gpupool lets unmodified CUDA programs share GPUs. A program's CUDA calls travel to a worker process
-of hostd, the daemon of the GPU machine, which makes them on the real card (or, where there is none,
-on the software GPU).
-
-  gpupool run -- python train.py              one command; starts a private hostd if none runs
-  gpupool run --compute 25 --memory 8G -- ./app
-  gpupool status                              who is using which GPU
-"""
-_EPILOG = """\
-exit codes: 0 done; 1 the answer is no (nothing found, a check failed); 2 the command line is wrong;
-`gpupool run` has its own, see `gpupool run --help`.
-Environment variables and files: docs/configuration.md.
-"""
+# Read by argparse, without Typer. The bench is one of them for its own sake: ./run bench is the
+# same command.
+PLAIN = ("run", "hostd", "bench")
+INTERRUPTED, READER_LEFT = 130, 141
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -47,45 +39,54 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=110)
 
 
-def parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The whole command line. With `only`, the options of just that subcommand are filled in."""
-    top = argparse.ArgumentParser(
-        prog="gpupool",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+def parser(noun: str) -> argparse.ArgumentParser:
+    """What one of PLAIN takes."""
+    module = importlib.import_module(f"gpupool.cli.{noun}")
+    one = argparse.ArgumentParser(
+        prog=f"gpupool {noun}",
+        description=module.DESCRIPTION,
+        epilog=module.EPILOG,
         formatter_class=Help,
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"gpupool {__version__}")
-    nouns = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for noun, line in COMMANDS.items():
-        if only is not None and noun != only:
-            nouns.add_parser(noun, help=line, add_help=False)
-            continue
-        module = importlib.import_module(f"gpupool.cli.{noun}")
-        sub = nouns.add_parser(
-            noun,
-            help=line,
-            description=module.DESCRIPTION,
-            epilog=getattr(module, "EPILOG", None),
-            formatter_class=Help,
-            allow_abbrev=False,
-        )
-        module.add_arguments(sub)
-    return top
+    module.add_arguments(one)
+    return one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command."""
     words = list(sys.argv[1:] if argv is None else argv)
-    only = next((word for word in words if not word.startswith("-")), "")
-    arguments = parser(only if only in COMMANDS else None).parse_args(words)
-    module = importlib.import_module(f"gpupool.cli.{arguments.command}")
+    if words == ["--version"]:
+        print(f"gpupool {__version__}")
+        return 0
+    if words and words[0] in PLAIN:
+        arguments = parser(words[0]).parse_args(words[1:])
+        module = importlib.import_module(f"gpupool.cli.{words[0]}")
+        return guarded(lambda: int(module.main(arguments)))
+    from gpupool.cli import app
+
+    return guarded(lambda: app.main(words))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Its exit code, also when it is interrupted or nobody reads what it says."""
     try:
-        return int(module.main(arguments))
+        code = command()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
-        # Our reader left (`gpupool status | head`): nothing to say, nobody to say it to.
-        sys.stderr.close()
-        return 141
+        # Our reader left (`gpupool status | head`): nothing to say, nobody to say it to. What is
+        # still in the buffer must go somewhere, or Python ends with 120 and a complaint.
+        _discard_output()
+        return READER_LEFT
+    return code
+
+
+def _discard_output() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # it is closed already
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -54,6 +54,11 @@ examples:
                                      eval "$(gpupool run --print-env)"
 """
 
+TLS_CA = "who may sign the host's certificate (GPUPOOL_TLS_CA; default: this system's CAs)"
+TLS_FINGERPRINT = (
+    "the host's certificate itself (GPUPOOL_TLS_FINGERPRINT); `gpupool hostd --certificate` on the "
+    "host prints it"
+)
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 FORWARDED = (
     signal.SIGINT,
@@ -168,27 +173,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_tls_arguments(parser: argparse.ArgumentParser) -> None:
     """What a host at tls:// is held to."""
-    parser.add_argument(
-        "--tls-ca",
-        type=Path,
-        metavar="FILE",
-        help="who may sign the host's certificate (GPUPOOL_TLS_CA; default: this system's CAs)",
-    )
-    parser.add_argument(
-        "--tls-fingerprint",
-        metavar="SHA256",
-        help="the host's certificate itself (GPUPOOL_TLS_FINGERPRINT); `gpupool hostd "
-        "--certificate` on the host prints it",
-    )
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help=TLS_CA)
+    parser.add_argument("--tls-fingerprint", metavar="SHA256", help=TLS_FINGERPRINT)
 
 
-def tls_variables(arguments: argparse.Namespace) -> dict[str, str]:
-    """These arguments as variables."""
+def tls_variables(ca: Path | None, fingerprint: str | None) -> dict[str, str]:
+    """These as variables."""
     variables = {}
-    if arguments.tls_ca is not None:
-        variables["GPUPOOL_TLS_CA"] = str(arguments.tls_ca.absolute())
-    if arguments.tls_fingerprint is not None:
-        variables["GPUPOOL_TLS_FINGERPRINT"] = arguments.tls_fingerprint
+    if ca is not None:
+        variables["GPUPOOL_TLS_CA"] = str(ca.absolute())
+    if fingerprint is not None:
+        variables["GPUPOOL_TLS_FINGERPRINT"] = fingerprint
     return variables
 
 
@@ -281,7 +276,7 @@ def environment(arguments: argparse.Namespace, given: Mapping[str, str]) -> dict
         variables["GPUPOOL_MEMORY_MIB"] = str(arguments.memory)
     if arguments.token_file is not None:
         variables["GPUPOOL_TOKEN_FILE"] = str(arguments.token_file.absolute())
-    variables |= tls_variables(arguments)
+    variables |= tls_variables(arguments.tls_ca, arguments.tls_fingerprint)
     if arguments.endpoint is not None:
         return {**variables, "GPUPOOL_ENDPOINT": str(arguments.endpoint)}
     if given.get("GPUPOOL_ENDPOINT"):

@@ -6,17 +6,17 @@ program goes: NVIDIA's Python binding on top of our libnvidia-ml.so.1, and from 
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from gpupool.cli.run import add_tls_arguments, endpoint, tls_variables
-from gpupool.cli.table import render
+import typer
+
+from gpupool.cli import parameters, run, table
 from gpupool.hostd.adapters import native_files
 
 DESCRIPTION = """\
@@ -44,30 +44,33 @@ examples:
 _MIB = 1 << 20
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `gpupool smi`."""
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON; what is not known or not told is null"
-    )
-    parser.add_argument(
-        "--endpoint", type=endpoint, metavar="E", help="unix:/path/to/socket or tls://host:port"
-    )
-    parser.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="token for the endpoint (GPUPOOL_TOKEN_FILE)",
-    )
-    add_tls_arguments(parser)
-
-
-def main(arguments: argparse.Namespace) -> int:
+def main(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print JSON; what is not known or not told is null")
+    ] = False,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="E",
+            help="unix:/path/to/socket or tls://host:port",
+            callback=parameters.checked(run.endpoint),
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="token for the endpoint (GPUPOOL_TOKEN_FILE)"),
+    ] = None,
+    tls_ca: Annotated[Path | None, typer.Option(metavar="FILE", help=run.TLS_CA)] = None,
+    tls_fingerprint: Annotated[
+        str | None, typer.Option(metavar="SHA256", help=run.TLS_FINGERPRINT)
+    ] = None,
+) -> int:
     """Prints it."""
-    if arguments.endpoint is not None:
-        os.environ["GPUPOOL_ENDPOINT"] = str(arguments.endpoint)
-    if arguments.token_file is not None:
-        os.environ["GPUPOOL_TOKEN_FILE"] = str(arguments.token_file.absolute())
-    os.environ.update(tls_variables(arguments))
+    if endpoint is not None:
+        os.environ["GPUPOOL_ENDPOINT"] = endpoint
+    if token_file is not None:
+        os.environ["GPUPOOL_TOKEN_FILE"] = str(token_file.absolute())
+    os.environ.update(run.tls_variables(tls_ca, tls_fingerprint))
     nvml = _binding()
     if nvml is None:
         return 1
@@ -77,7 +80,7 @@ def main(arguments: argparse.Namespace) -> int:
     except nvml.NVMLError as error:  # the library itself has said why, in one line
         print(f"gpupool smi: {error}", file=sys.stderr)
         return 1
-    if arguments.json:
+    if as_json:
         print(json.dumps(found, indent=2))
     else:
         _show(found)
@@ -177,7 +180,7 @@ def _show(found: dict[str, Any]) -> None:
         )
         for gpu in found["gpus"]
     ]
-    print(render(header, rows))
+    table.show(header, rows)
     if not found["processes"]:
         print("\nno processes of this guest")
         return
@@ -191,4 +194,5 @@ def _show(found: dict[str, Any]) -> None:
         )
         for one in found["processes"]
     ]
-    print("\n" + render(("GPU", "PID", "PROGRAM", "MEMORY USED", "UTILISATION"), processes))
+    print()
+    table.show(("GPU", "PID", "PROGRAM", "MEMORY USED", "UTILISATION"), processes)

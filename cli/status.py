@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from typing import Any
 
-from gpupool.cli import admin
-from gpupool.cli.table import render
+from gpupool.cli import admin, table
+from gpupool.cli.parameters import AdminSocket, Json
 
 DESCRIPTION = """\
 Shows every hostd that is reachable (the system's and this user's own) and its sessions: one line
 for each client program, with the transport it uses and the worker process that serves it.
 """
-EPILOG = "exit codes: 0 a hostd answered; 1 none did"
+EPILOG = """\
+exit codes: 0 a hostd answered; 1 none did
+examples:
+  gpupool status
+  gpupool status --json | jq '.sessions[] | {id, program, usage}'
+"""
 
 _HEADER = (
     *("SESSION", "PROGRAM", "PID", "TRANSPORT", "ENDPOINT", "GPUS"),
@@ -22,16 +26,10 @@ _HEADER = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `gpupool status`."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--admin-socket", metavar="PATH", help="ask the hostd behind this socket")
-
-
-def main(arguments: argparse.Namespace) -> int:
+def main(as_json: Json = False, admin_socket: AdminSocket = None) -> int:
     """Prints it."""
-    hosts, problems = admin.ask_all(arguments.admin_socket, "status")
-    if arguments.json:
+    hosts, problems = admin.ask_all(admin_socket, "status")
+    if as_json:
         sessions = [
             {**session, "admin_socket": host["admin_socket"]}
             for host in hosts
@@ -80,6 +78,6 @@ def _show(host: dict[str, Any]) -> None:
         for session in host["sessions"]
     ]
     if rows:
-        print(render(_HEADER, rows))
+        table.show(_HEADER, rows)
     else:
         print("  no sessions")

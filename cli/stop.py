@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from gpupool.cli import admin
+from gpupool.cli.parameters import AdminSocket
 
 DESCRIPTION = """\
 Ends sessions by their number (`gpupool status`): the worker is told to stop, and the client program
 gets CUDA_ERROR_DEVICE_UNAVAILABLE from then on. With --hostd the daemon leaves instead; running
 sessions go on.
 """
-EPILOG = "exit codes: 0 done; 1 no such session, or no hostd"
+EPILOG = """\
+exit codes: 0 done; 1 no such session, or no hostd, or more than one (name it with --admin-socket)
+examples:
+  gpupool stop 3 4
+  gpupool stop --hostd
+"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `gpupool stop`."""
-    parser.add_argument(
-        "sessions", nargs="*", type=int, metavar="SESSION", help="numbers of sessions to end"
-    )
-    parser.add_argument(
-        "--kill", action="store_true", help="kill the workers instead of asking them"
-    )
-    parser.add_argument("--hostd", action="store_true", help="tell the daemon to leave")
-    parser.add_argument(
-        "--admin-socket",
-        metavar="PATH",
-        help="ask the hostd behind this socket (needed if there are two)",
-    )
-
-
-def main(arguments: argparse.Namespace) -> int:
+def main(
+    sessions: Annotated[
+        list[int] | None, typer.Argument(metavar="SESSION", help="numbers of sessions to end")
+    ] = None,
+    kill: Annotated[
+        bool, typer.Option("--kill", help="kill the workers instead of asking them")
+    ] = False,
+    hostd: Annotated[bool, typer.Option("--hostd", help="tell the daemon to leave")] = False,
+    admin_socket: AdminSocket = None,
+) -> int:
     """Does it."""
-    if bool(arguments.sessions) == arguments.hostd:
+    if bool(sessions) == hostd:
         print("gpupool stop: give session numbers, or --hostd", file=sys.stderr)
         return 2
-    hosts, problems = admin.ask_all(arguments.admin_socket, "status")
+    hosts, problems = admin.ask_all(admin_socket, "status")
     if len(hosts) != 1:
         many = "more than one hostd runs; name one with --admin-socket: " + ", ".join(
             h["admin_socket"] for h in hosts
@@ -49,10 +50,10 @@ def main(arguments: argparse.Namespace) -> int:
         return 1
     path = Path(hosts[0]["admin_socket"])
     try:
-        if arguments.hostd:
+        if hostd:
             admin.call(path, "stop")
-        for session in arguments.sessions:
-            admin.call(path, "end", session=session, kill=arguments.kill)
+        for session in sessions or []:
+            admin.call(path, "end", session=session, kill=kill)
     except admin.AdminError as error:
         print(f"gpupool stop: {error}", file=sys.stderr)
         return 1

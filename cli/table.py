@@ -1,8 +1,40 @@
-"""Plain text tables for terminals."""
+"""Tables: with bold headers and colours on a terminal, plain columns everywhere else."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+
+# Words of states, in the colours that people expect.
+_STYLES = {
+    "running": "green",
+    "ready": "green",
+    "ok": "green",
+    "failed": "red",
+    "fail": "red",
+    "lost": "red",
+    "warn": "yellow",
+    "waiting": "yellow",
+    "draining": "yellow",
+}
+
+
+def show(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints to stdout. Whoever reads a pipe gets every row on one line, without colours."""
+    if not sys.stdout.isatty():
+        print(render(header, rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        # Text, not markup: a program called [red] is called so.
+        table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in map(_printable, row)))
+    Console().print(table)
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -104,11 +104,11 @@ def test_the_command_line() -> None:
         (["--profile", "--", "x"], Path("gpupool-trace.json")),
         (["--profile=a.json", "--", "x"], Path("a.json")),
     ):
-        assert parser("run").parse_args(["run", *words]).profile == expected
+        assert parser("run").parse_args(words).profile == expected
     for words in (["--json", "--", "true"], ["--profile", "--print-env"]):
         assert main(["run", *words]) == 2
     with pytest.raises(SystemExit):
-        parser("run").parse_args(["run", "--profile", "python", "x.py"])
+        parser("run").parse_args(["--profile", "python", "x.py"])
 
 
 def test_a_trace_that_cannot_be_written_stops_before_the_program(
@@ -117,9 +117,7 @@ def test_a_trace_that_cannot_be_written_stops_before_the_program(
     from gpupool.cli import run
     from gpupool.cli.main import parser
 
-    arguments = parser("run").parse_args(
-        ["run", "--profile=/nonexistent/t.json", "--", "echo", "it ran"]
-    )
+    arguments = parser("run").parse_args(["--profile=/nonexistent/t.json", "--", "echo", "it ran"])
     assert run._profiled(["echo", "it ran"], {}, arguments) == 125
     out, err = capfd.readouterr()
     assert "it ran" not in out

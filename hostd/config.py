@@ -61,6 +61,7 @@ class Config:
     libcuda: str
     devices: tuple[str, ...]
     state_dir: Path
+    vgpu_dir: Path
     admin_socket: Path
     idle_timeout_s: int
     log_level: str
@@ -113,7 +114,7 @@ def parse(document: Mapping[str, Any]) -> Config:
     }
     problems += [f"{name}: no such key; known are {_siblings(name)}" for name in values]
     endpoints = _endpoints(document.get("endpoint", [{}]), problems)
-    for name in ("state_dir", "admin_socket", "libcuda", "sandbox.cache_dir"):
+    for name in ("state_dir", "vgpu_dir", "admin_socket", "libcuda", "sandbox.cache_dir"):
         if top[name] and not str(top[name]).startswith("/"):
             problems.append(f"{name}: given {top[name]!r}, allowed is an absolute path")
     _check_socket(f"unix:{top['admin_socket']}", "admin_socket", problems)
@@ -125,6 +126,7 @@ def parse(document: Mapping[str, Any]) -> Config:
         libcuda=top["libcuda"],
         devices=tuple(top["devices"]),
         state_dir=Path(top["state_dir"]),
+        vgpu_dir=Path(top["vgpu_dir"]),
         admin_socket=Path(top["admin_socket"]),
         idle_timeout_s=top["idle_timeout_s"],
         log_level=top["log.level"],
@@ -174,6 +176,7 @@ def private(
         base,
         gpu=gpu,
         state_dir=private_dir,
+        vgpu_dir=private_dir / "named",
         admin_socket=private_dir / "admin.sock",
         idle_timeout_s=idle_timeout_s,
         sandbox=replace(base.sandbox, mode=sandbox),

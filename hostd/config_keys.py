@@ -80,6 +80,12 @@ KEYS: tuple[Key, ...] = (
         "where sessions are written down; a folder that a reboot empties",
     ),
     Key(
+        "vgpu_dir",
+        str,
+        "/var/lib/gpupool",
+        "where named vGPUs are written down; a folder that stays",
+    ),
+    Key(
         "admin_socket",
         str,
         str(SYSTEM_ADMIN_SOCKET),
@@ -128,9 +134,9 @@ KEYS: tuple[Key, ...] = (
     Key(
         "limits.default_compute_percent",
         int,
-        100,
-        "compute share of clients that ask for none",
-        low=1,
+        0,
+        "compute share of clients that ask for none; 0: what others leave",
+        low=0,
         high=100,
     ),
     Key(

@@ -32,6 +32,8 @@ from gpupool.hostd.adapters.peer import identify
 from gpupool.hostd.adapters.session_files import SessionFiles
 from gpupool.hostd.adapters.software_gpu import SoftwareGpus
 from gpupool.hostd.adapters.tls_process import TlsProcesses
+from gpupool.hostd.adapters.vgpu_files import VgpuFiles
+from gpupool.hostd.adapters.vgpu_store import VgpuDefinitions
 from gpupool.hostd.adapters.window import MemfdWindows
 from gpupool.hostd.adapters.worker_process import SubprocessWorkers, common_arguments
 from gpupool.hostd.api.admin import Admin
@@ -169,6 +171,8 @@ class Hostd:
             SystemClock(),
             TenantExchange(),
             ClientProcesses(),
+            VgpuFiles(config.state_dir),
+            VgpuDefinitions(config.vgpu_dir),
         )
         host = Host(ports, config.limits, inventory, config.ahead)
         _log_inventory(inventory)

@@ -225,6 +225,7 @@ def make_host(folder: Path, gpu: str = TEST_GPU, more: str = "", **softgpu: int)
         f"""
 gpu = "{gpu}"
 state_dir = "{folder}/state"
+vgpu_dir = "{folder}/kept"
 admin_socket = "{folder}/admin.sock"
 [sandbox]
 cache_dir = "{folder}/cache"

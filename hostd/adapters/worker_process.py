@@ -106,7 +106,8 @@ class SubprocessWorkers:
     def start(self, order: WorkerOrder) -> WorkerProcess:
         """Gives the client to a worker that waits, or starts one. Raises PortError."""
         ours = (order.socket_fd, order.window_fd, order.usage_fd, order.exchange_fd)
-        fds = tuple(fd for fd in (*ours, order.client_pidfd, *order.lane_fds) if fd is not None)
+        pages = (*order.quota_fds, *order.account_fds, *order.lane_fds, *order.lease_fds)
+        fds = tuple(fd for fd in (*ours, order.client_pidfd, *pages) if fd is not None)
         child = self._use_waiting(order, fds)
         if child is None:
             child = self._spawn(order.tenant, arguments(order), fds)
@@ -284,6 +285,16 @@ def arguments(order: WorkerOrder, name: Callable[[int], str] = str) -> list[str]
         words += ["--client-pidfd", name(order.client_pidfd)]
     if order.exchange_fd is not None:
         words += ["--exchange-fd", name(order.exchange_fd)]
+    for option, pages in (
+        ("--quota-fds", order.quota_fds),
+        ("--account-fds", order.account_fds),
+        ("--lease-fds", order.lease_fds),
+    ):
+        if pages:
+            words += [option, ",".join(name(fd) for fd in pages)]
+    for option, rows in (("--vgpu-rows", order.vgpu_rows), ("--account-rows", order.account_rows)):
+        if rows:
+            words += [option, ",".join(str(row) for row in rows)]
     words += ["--transport", order.transport]
     words += ["--window-base", f"{order.window_base:#x}", "--window-bytes", str(order.window_bytes)]
     words += ["--library", order.library, "--devices", ",".join(order.devices)]

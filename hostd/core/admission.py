@@ -11,6 +11,8 @@ import hmac
 from dataclasses import dataclass, replace
 
 from gpupool.hostd.core.gpu import Inventory
+from gpupool.hostd.core.placement import usable_mib
+from gpupool.hostd.core.vgpu import Quota, Wanted
 from gpupool.wire.hello import (
     LANE_BYTES,
     MAX_LANES,
@@ -82,10 +84,8 @@ class Grant:
     """The answer yes, with everything filled in."""
 
     transport: TransportKind
-    devices: tuple[str, ...]
     library: str
-    compute_percent: int
-    memory_mib: int
+    wanted: Wanted
     window_bytes: int
     window_base: int
     caps: Caps
@@ -115,9 +115,9 @@ def check_header(header: HelloHeader, host_version: str) -> Refusal | None:
 
 
 def admit(
-    hello: Hello, door: Door, limits: Limits, inventory: Inventory, sessions: int
+    hello: Hello, door: Door, limits: Limits, inventory: Inventory, sessions: int, uid: int = -1
 ) -> Grant | Refusal:
-    """Decides on a well-formed Hello of a version we serve.
+    """Decides on a well-formed Hello of a version we serve, except for its vGPU (`allocation`).
 
     `sessions` counts those that exist now.
     """
@@ -130,10 +130,14 @@ def admit(
         or _check_limits(hello, limits, inventory, sessions)
         or Grant(
             transport=TransportKind(hello.transport),
-            devices=tuple(gpu.uuid for gpu in inventory.gpus),
             library=inventory.library,
-            compute_percent=hello.compute_percent or limits.default_compute_percent,
-            memory_mib=hello.memory_mib or limits.default_memory_mib,
+            wanted=Wanted(
+                Quota(
+                    hello.compute_percent or limits.default_compute_percent,
+                    hello.memory_mib or limits.default_memory_mib,
+                ),
+                uid=uid,
+            ),
             window_bytes=limits.window_mib * MIB,
             window_base=hello.window_base,
             caps=replace(limits.caps, scrub=door.scrub),
@@ -219,11 +223,11 @@ def _check_limits(
             f"compute share {hello.compute_percent}% was asked for; ask for 1 to 100 percent of a "
             "GPU",
         )
-    smallest_mib = min(gpu.memory_mib for gpu in inventory.gpus)
-    if hello.memory_mib > smallest_mib:
+    most_mib = max(usable_mib(gpu) for gpu in inventory.gpus)
+    if hello.memory_mib > most_mib:
         return Refusal(
             WelcomeStatus.LIMIT,
-            f"memory {hello.memory_mib} MiB was asked for, a GPU here has {smallest_mib} MiB; ask "
-            "for at most that",
+            f"memory {hello.memory_mib} MiB was asked for, a GPU here has {most_mib} MiB for "
+            "programs; ask for at most that",
         )
     return None

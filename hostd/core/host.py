@@ -21,6 +21,7 @@ from gpupool.hostd.core.admission import (
     check_token,
 )
 from gpupool.hostd.core.ahead import Ahead, AheadSettings
+from gpupool.hostd.core.allocation import Allocations, NoPlace, Plan
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.ports import (
     Client,
@@ -31,6 +32,8 @@ from gpupool.hostd.core.ports import (
     Exchange,
     PortError,
     SessionStore,
+    VgpuPages,
+    VgpuStore,
     Windows,
     WorkerEnd,
     WorkerOrder,
@@ -39,6 +42,7 @@ from gpupool.hostd.core.ports import (
 )
 from gpupool.hostd.core.report import OwnSession, make_report
 from gpupool.hostd.core.session import Session, SessionState
+from gpupool.hostd.core.vgpu_table import NoRowError
 from gpupool.hostd.log import fields
 from gpupool.wire.hello import Hello, TransportKind, WelcomeStatus
 from gpupool.wire.query import Query, Report
@@ -66,6 +70,8 @@ class Ports:
     clock: Clock
     exchange: Exchange
     clients: Clients
+    pages: VgpuPages
+    vgpus: VgpuStore
 
 
 _NONE_AHEAD = AheadSettings(workers=0)
@@ -101,6 +107,7 @@ class Host:
         self._ports = ports
         self._ahead = Ahead(ahead, ports.workers, ports.clock)
         self._limits = limits
+        self.allocations = Allocations(ports.pages, ports.vgpus)
         self._sessions: dict[int, Session] = {}
         self.inventory = inventory
         self.last_change_s = ports.clock.monotonic_s()  # when a session last began or ended
@@ -152,6 +159,7 @@ class Host:
                     {"session": session.id, "worker": process.pid, "program": session.program}
                 ),
             )
+        self.allocations.adopt(self.sessions)
         self._changed()
         return len(self._sessions)
 
@@ -166,11 +174,17 @@ class Host:
         """Admits a client and starts its worker on `socket_fd` and its further connections (all
         borrowed), or says why not.
         """
-        answer = admit(hello, door, self._limits, self.inventory, len(self._sessions))
+        known = len(self._sessions)
+        answer = admit(hello, door, self._limits, self.inventory, known, peer.uid)
         if isinstance(answer, Refusal):
             return answer
+        plan = self.allocations.plan(answer.wanted, self.inventory)
+        if isinstance(plan, NoPlace):
+            return Refusal(WelcomeStatus.LIMIT, plan.text)
         try:
-            return self._start(hello, peer, door, answer, (socket_fd, *lane_fds))
+            return self._start(hello, peer, door, answer, plan, (socket_fd, *lane_fds))
+        except NoRowError as error:
+            return Refusal(WelcomeStatus.LIMIT, f"{error}; end some (`gpupool status`)")
         except PortError as error:
             log.error(
                 "worker not started", extra=fields({"error": str(error), "endpoint": door.name})
@@ -203,9 +217,16 @@ class Host:
         return True
 
     def _start(
-        self, hello: Hello, peer: Peer, door: Door, grant: Grant, sockets: tuple[int, ...]
+        self,
+        hello: Hello,
+        peer: Peer,
+        door: Door,
+        grant: Grant,
+        plan: Plan,
+        sockets: tuple[int, ...],
     ) -> Session:
         session_id = self._ports.store.next_id()
+        seats = self.allocations.seat(session_id, plan)
         client = self._ports.clients.identify(peer.pid, peer.address)
         session = Session(
             id=session_id,
@@ -216,27 +237,32 @@ class Host:
             client_version=hello.client_version,
             transport=grant.transport.word,
             endpoint=door.name,
-            devices=grant.devices,
-            compute_percent=grant.compute_percent,
-            memory_mib=grant.memory_mib,
+            devices=plan.gpus,
+            compute_percent=plan.quota.compute_percent,
+            memory_mib=plan.quota.memory_mib,
             since=self._ports.clock.utc_text(),
             client_start_ticks=client.start_ticks,
             client_address=client.address,
             owner=owner_of(peer, door),
             client_pid=hello.pid,
+            vgpu=plan.vgpu.name if plan.vgpu else "",
+            policy=plan.quota.policy.value,
+            priority=plan.quota.priority,
+            seats=seats,
         )
         session = replace(session, isolation=self._ports.workers.isolation(session.tenant_number))
-        self._ports.store.save(session)
         try:
+            self._ports.store.save(session)
+            self.allocations.enter(session)
             process = self._spawn(session, peer, grant, sockets, hello.lanes)
         except PortError:
-            self._ports.exchange.leave(session.id)
-            self._ports.store.remove(session.id)
+            self._forget(session)
             raise
         session = session.with_worker(process.pid, process.start_ticks)
         self._sessions[session.id] = session
         self.started += 1
         try:
+            self.allocations.started(session)
             watched = self._watch(session.id, process)
         except PortError:
             self._ports.workers.stop(process, kill=True)
@@ -271,7 +297,9 @@ class Host:
         shared = grant.transport is TransportKind.SHM
         usage_fd = self._ports.store.create_usage(session.id)
         window_fd = exchange_fd = None
+        pages: list[tuple[int, int, int]] = []
         try:
+            pages = self.allocations.open(session)
             window_fd = self._ports.windows.create(grant.window_bytes) if shared else None
             exchange_fd = self._ports.exchange.join(session.id, session.tenant)
             return self._ports.workers.start(
@@ -287,15 +315,21 @@ class Host:
                     window_base=grant.window_base,
                     window_bytes=grant.window_bytes,
                     library=grant.library,
-                    devices=grant.devices,
-                    compute_percent=grant.compute_percent,
-                    memory_mib=grant.memory_mib,
+                    devices=session.devices,
+                    compute_percent=session.compute_percent,
+                    memory_mib=session.memory_mib,
                     caps=grant.caps,
                     exchange_fd=exchange_fd,
                     tenant=session.tenant_number,
+                    quota_fds=tuple(quota for quota, _, _ in pages),
+                    account_fds=tuple(account for _, account, _ in pages),
+                    lease_fds=tuple(lease for _, _, lease in pages),
+                    vgpu_rows=tuple(seat.vgpu_row for seat in session.seats),
+                    account_rows=tuple(seat.account_row for seat in session.seats),
                 )
             )
         finally:
+            self.allocations.close(pages)
             self._ports.store.close_usage(usage_fd)
             if exchange_fd is not None:
                 self._ports.exchange.close(exchange_fd)
@@ -340,12 +374,11 @@ class Host:
 
     def _ended(self, session_id: int, end: WorkerEnd) -> None:
         session = self._sessions.pop(session_id, None)
-        self._ports.exchange.leave(session_id)
         self._ports.clients.forget(session_id)
-        counters = self._ports.store.counters(session_id)
-        self._ports.store.remove(session_id)
         if session is None:
             return
+        counters = self._ports.store.counters(session_id)
+        self._forget(session)
         expected = end.exit_code in (0, None) or session.state is SessionState.ENDING
         self.past.sessions += 1
         self.past.failed += not expected
@@ -365,6 +398,14 @@ class Host:
         session.moved(SessionState.ENDED)
         self._ahead.session_ended(session.tenant_number, self.inventory)
         self._changed()
+
+    def _forget(self, session: Session) -> None:
+        """Nothing of it is left on the machine; its record goes last, so that a hostd that dies on
+        the way finds the rest.
+        """
+        self._ports.exchange.leave(session.id)
+        self.allocations.leave(session)
+        self._ports.store.remove(session.id)
 
     def _changed(self) -> None:
         self.last_change_s = self._ports.clock.monotonic_s()

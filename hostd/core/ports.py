@@ -10,17 +10,20 @@ each.
 | Exchange | adapters/exchange.py | tests/fakes/exchanges.py |
 | Clock | adapters/clock.py | tests/fakes/clock.py |
 | Clients | adapters/client_process.py | tests/fakes/clients.py |
+| VgpuPages | adapters/vgpu_files.py | tests/fakes/vgpu_pages.py |
+| VgpuStore | adapters/vgpu_store.py | tests/fakes/vgpu_store.py |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from gpupool.hostd.core.admission import Caps
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.session import Session
+from gpupool.hostd.core.vgpu import Seat, Vgpu
 
 
 class PortError(RuntimeError):
@@ -65,6 +68,12 @@ class WorkerOrder:
     tenant: int = 0  # Session.tenant_number
     lane_fds: tuple[int, ...] = ()  # further connections
     asked_lanes: int = 0  # so many had the client opened
+    # Of its vGPUs, in the order of `devices`; all empty: nothing is enforced.
+    quota_fds: tuple[int, ...] = ()  # to read only
+    account_fds: tuple[int, ...] = ()
+    lease_fds: tuple[int, ...] = ()
+    vgpu_rows: tuple[int, ...] = ()  # of the quota pages
+    account_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,4 +289,95 @@ class Clients(Protocol):
 
     def forget(self, session_id: int) -> None:
         """The session has ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A session's row in a quota page."""
+
+    session_id: int
+    vgpu_row: int
+    worker: WorkerProcess
+
+
+@dataclass(frozen=True, slots=True)
+class AccountUse:
+    """What the sessions of one vGPU use, together."""
+
+    memory_bytes: int = 0  # what their programs asked for
+    overhead_bytes: int = 0  # what the driver took besides
+
+    def __add__(self, other: AccountUse) -> AccountUse:
+        return AccountUse(
+            self.memory_bytes + other.memory_bytes, self.overhead_bytes + other.overhead_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPages:
+    """Everything that should stand in the pages of one GPU."""
+
+    vgpus: Mapping[int, Vgpu]  # by row
+    sessions: Mapping[int, SessionRow]  # by row
+
+
+class VgpuPages(Protocol):
+    """The pages that workers and arbiters share with hostd (hostd/pages). All raise PortError."""
+
+    def write_vgpu(self, gpu: str, row: int, vgpu: Vgpu | None) -> None:
+        """Fills or clears a vGPU's row of the GPU's quota page, and wakes who watches it."""
+        ...
+
+    def write_session(self, gpu: str, row: int, session: SessionRow | None) -> None:
+        """Fills or clears a session's row there."""
+        ...
+
+    def write_account(self, vgpu_id: int, row: int, session_id: int) -> None:
+        """A fresh row of the vGPU's account page, which is made if missing; session 0 clears it."""
+        ...
+
+    def remove_account(self, vgpu_id: int) -> None:
+        """Nobody uses that page any more. A missing one is no error."""
+        ...
+
+    def use(self, vgpu_id: int) -> AccountUse:
+        """What its sessions say they use; nothing where there is no page."""
+        ...
+
+    def open(self, session_id: int, seat: Seat) -> tuple[int, int, int]:
+        """Descriptors for a worker: quota page, account page, and a fresh lease page."""
+        ...
+
+    def close(self, fds: Sequence[int]) -> None:
+        """Closes hostd's copies of what open() gave."""
+        ...
+
+    def remove_lease(self, gpu: str, session_id: int) -> None:
+        """The session has ended. A missing page is no error."""
+        ...
+
+    def restore(
+        self, gpus: Mapping[str, GpuPages], accounts: Mapping[int, Mapping[int, int]]
+    ) -> None:
+        """Makes all pages say this and no more, whatever an earlier hostd left half done.
+
+        `accounts`: by vGPU, which session has which row.
+        """
+        ...
+
+
+class VgpuStore(Protocol):
+    """The named vGPUs: what survives a reboot."""
+
+    def load(self) -> list[Vgpu]:
+        """Every record that can be read. Others are reported and left out."""
+        ...
+
+    def save(self, vgpu: Vgpu) -> None:
+        """Writes or replaces a record, atomically and for good. Raises PortError."""
+        ...
+
+    def remove(self, vgpu: Vgpu) -> None:
+        """Forgets it. Raises PortError; a missing record is no error."""
         ...

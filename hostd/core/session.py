@@ -11,6 +11,8 @@ import hashlib
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from gpupool.hostd.core.vgpu import Quota, Seat, SharePolicy
+
 
 class SessionState(enum.Enum):
     """STARTING: admitted, worker being started.
@@ -34,6 +36,7 @@ _NEXT = {
 
 # May be missing in the record of an older hostd, whose sessions go on.
 _ADDED = {"isolation", "client_start_ticks", "client_address", "owner", "client_pid"}
+_ADDED |= {"vgpu", "policy", "priority", "seats"}
 
 
 class IllegalTransitionError(RuntimeError):
@@ -63,6 +66,26 @@ class Session:
     client_address: str = ""  # over TCP
     owner: str = ""  # who sees it through NVML (host.owner_of); nobody, in an older record
     client_pid: int = 0  # as the client told it: in its own pid namespace
+    vgpu: str = ""  # name of the vGPU that it uses; empty: one of its own
+    policy: str = SharePolicy.ELASTIC.value
+    priority: int = 0
+    seats: tuple[Seat, ...] = ()  # in the order of `devices`; none in an older hostd's record
+
+    @property
+    def quota(self) -> Quota:
+        """Of each vGPU that it uses."""
+        policy = SharePolicy(self.policy)
+        return Quota(self.compute_percent, self.memory_mib, policy, self.priority)
+
+    def with_quota(self, quota: Quota) -> Session:
+        """This session, after its vGPU was resized."""
+        return replace(
+            self,
+            compute_percent=quota.compute_percent,
+            memory_mib=quota.memory_mib,
+            policy=quota.policy.value,
+            priority=quota.priority,
+        )
 
     @property
     def tenant(self) -> str:
@@ -95,6 +118,7 @@ class Session:
         content["state"] = self.state.value
         content["devices"] = list(self.devices)
         content["isolation"] = list(self.isolation)
+        content["seats"] = [asdict(seat) for seat in self.seats]
         return content
 
     @classmethod
@@ -112,6 +136,8 @@ class Session:
             values["state"] = SessionState(values["state"])
             values["devices"] = tuple(str(uuid) for uuid in values["devices"])
             values["isolation"] = tuple(str(word) for word in values.get("isolation", ()))
+            values["seats"] = tuple(Seat.from_dict(seat) for seat in values.get("seats", ()))
+            SharePolicy(values.get("policy", "elastic"))
             for field in fields(cls):
                 expected = {"int": int, "str": str}.get(str(field.type))
                 value = values.get(field.name, field.default)

@@ -266,7 +266,9 @@ int main(int argc, char** argv) {
   configure_log(options.log, options.session_id);
   std::vector<int> given = {options.socket_fd,    options.window_fd,   options.usage_fd,
                             options.client_pidfd, options.exchange_fd, options.order_fd};
-  given.insert(given.end(), options.lane_fds.begin(), options.lane_fds.end());
+  for (const std::vector<int>* fds :
+       {&options.lane_fds, &options.quota_fds, &options.account_fds, &options.lease_fds})
+    given.insert(given.end(), fds->begin(), fds->end());
   close_other_descriptors(given);
   for (const int fd : given)
     if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);

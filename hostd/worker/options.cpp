@@ -116,7 +116,12 @@ enum Option {
   kScrub,
   kOrder,
   kContext,
-  kLaunchThreads
+  kLaunchThreads,
+  kQuotaFds,
+  kAccountFds,
+  kLeaseFds,
+  kVgpuRows,
+  kAccountRows
 };
 
 bool parse_mib(const char* text, u64& bytes) {
@@ -143,12 +148,32 @@ bool take_cap(int option, const char* text, Caps& caps) {
   }
 }
 
-bool parse_groups(const char* text, std::vector<u32>& groups) {
+// Numbers between commas, in the place of those that were there.
+template <class Number>
+bool parse_list(const char* text, std::vector<Number>& numbers, bool (*parse)(const char*, Number&)) {
   std::vector<std::string> words;
   split(text, words);
+  numbers.clear();
   for (const std::string& word : words)
-    if (!parse_u32(word.c_str(), groups.emplace_back())) return false;
+    if (!parse(word.c_str(), numbers.emplace_back())) return false;
   return true;
+}
+
+bool take_vgpus(int option, const char* text, Options& options) {
+  switch (option) {
+    case kQuotaFds:
+      return parse_list(text, options.quota_fds, parse_fd);
+    case kAccountFds:
+      return parse_list(text, options.account_fds, parse_fd);
+    case kLeaseFds:
+      return parse_list(text, options.lease_fds, parse_fd);
+    case kVgpuRows:
+      return parse_list(text, options.vgpu_rows, parse_u32);
+    case kAccountRows:
+      return parse_list(text, options.account_rows, parse_u32);
+    default:
+      return false;
+  }
 }
 
 bool take_sandbox(int option, const char* text, SandboxOptions& sandbox) {
@@ -162,7 +187,7 @@ bool take_sandbox(int option, const char* text, SandboxOptions& sandbox) {
     case kGroup:
       return parse_u32(text, sandbox.group);
     case kGroups:
-      return parse_groups(text, sandbox.groups);
+      return parse_list(text, sandbox.groups, parse_u32);
     case kThreads:
       return parse_u32(text, sandbox.threads);
     case kCache:
@@ -226,7 +251,8 @@ bool take(int option, const char* text, Options& options) {
     case kContext:
       return parse_yes(text, options.prepare_context);
     default:
-      return take_sandbox(option, text, options.sandbox) || take_cap(option, text, options.caps);
+      return take_vgpus(option, text, options) || take_sandbox(option, text, options.sandbox) ||
+             take_cap(option, text, options.caps);
   }
 }
 
@@ -268,6 +294,11 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
                                         {"order-fd", required_argument, nullptr, kOrder},
                                         {"launch-threads", required_argument, nullptr, kLaunchThreads},
                                         {"prepare-context", required_argument, nullptr, kContext},
+                                        {"quota-fds", required_argument, nullptr, kQuotaFds},
+                                        {"account-fds", required_argument, nullptr, kAccountFds},
+                                        {"lease-fds", required_argument, nullptr, kLeaseFds},
+                                        {"vgpu-rows", required_argument, nullptr, kVgpuRows},
+                                        {"account-rows", required_argument, nullptr, kAccountRows},
                                         {nullptr, 0, nullptr, 0}};
   int index = 0;
   optind = 0;  // a worker started ahead of need comes here twice
@@ -285,6 +316,9 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
 }
 
 bool check_options(const Options& options, std::string& error) {
+  for (const size_t count : {options.quota_fds.size(), options.account_fds.size(), options.lease_fds.size(),
+                             options.vgpu_rows.size(), options.account_rows.size()})
+    if (count != 0 && count != options.devices.size()) error = "vGPUs do not fit --devices";
   if (options.socket_fd < 0 || options.library.empty()) error = "--socket-fd and --library are needed";
   if (options.transport == wire::TransportKind::shm && options.window_fd < 0)
     error = "--window-fd is needed for shm";

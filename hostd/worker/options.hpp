@@ -19,6 +19,12 @@ struct Options {
   int usage_fd = -1;          // the page for usage_page.hpp; none in tests of the worker alone
   int client_pidfd = -1;      // where hostd could get one
   int exchange_fd = -1;       // to hostd, for what sessions of one tenant share (exchange.hpp)
+  // Of the vGPUs, one for each of `devices` in their order; all empty: nothing is enforced.
+  std::vector<int> quota_fds;    // hostd/pages/quota_page.hpp, to read only
+  std::vector<int> account_fds;  // hostd/pages/account_page.hpp
+  std::vector<int> lease_fds;    // hostd/pages/lease_page.hpp
+  std::vector<u32> vgpu_rows;    // of the quota page
+  std::vector<u32> account_rows;
   wire::TransportKind transport = wire::TransportKind::shm;
   u64 window_base = 0;
   u64 window_bytes = 0;

@@ -13,7 +13,7 @@ namespace gpupool::worker {
 namespace {
 
 constexpr size_t kMostBytes = 64 << 10;
-constexpr size_t kMostDescriptors = 64;
+constexpr size_t kMostDescriptors = 128;  // 16 connections, three pages for each of 16 devices, and a few
 
 void take_descriptors(msghdr& message, std::vector<int>& descriptors) {
   for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
@@ -25,13 +25,23 @@ void take_descriptors(msghdr& message, std::vector<int>& descriptors) {
   }
 }
 
-// "@2" becomes the number that the third descriptor has here.
+// "@2" becomes the number that the third descriptor has here, and "@2,@3" those of two.
 bool name_descriptor(std::string& word, const std::vector<int>& descriptors) {
   if (word.size() < 2 || word[0] != '@') return true;
-  char* end = nullptr;
-  const unsigned long index = std::strtoul(word.c_str() + 1, &end, 10);
-  if (*end != 0 || index >= descriptors.size()) return false;
-  word = std::to_string(descriptors[index]);
+  std::string named;
+  const char* text = word.c_str();
+  while (true) {
+    if (*text != '@') return false;
+    char* end = nullptr;
+    const unsigned long index = std::strtoul(text + 1, &end, 10);
+    if (end == text + 1 || index >= descriptors.size()) return false;
+    named += std::to_string(descriptors[index]);
+    if (*end == 0) break;
+    if (*end != ',') return false;
+    named += ',';
+    text = end + 1;
+  }
+  word = named;
   return true;
 }
 

@@ -113,6 +113,7 @@ class Daemon:
         """Starts it and waits until it serves."""
         (self.folder / "hostd.toml").write_text(
             f'gpu = "software"\nstate_dir = "{self.folder}/state"\n'
+            f'vgpu_dir = "{self.folder}/kept"\n'
             f'admin_socket = "{self.admin_socket}"\n{config}\n'
             f'[sandbox]\ncache_dir = "{self.folder}/cache"\n'
             f'[[endpoint]]\nlisten = "{self.unix}"\n'

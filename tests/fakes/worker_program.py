@@ -7,6 +7,7 @@ misbehaves: `exit` ends at once with code 3, `mute` never answers, `stay` outliv
 
 import argparse
 import os
+import re
 import select
 import socket
 import sys
@@ -18,11 +19,11 @@ _LIFE_S = 120  # no fake outlives its test run
 
 def ordered(fd: int) -> list[str]:
     """Waits for the client of a worker started ahead of need, and returns its command line."""
-    message, fds, _, _ = socket.recv_fds(socket.socket(fileno=fd), 65536, 16)
+    message, fds, _, _ = socket.recv_fds(socket.socket(fileno=fd), 65536, 128)
     if not message:
         sys.exit(0)
     words = message.decode().split("\0")[:-1]
-    return [str(fds[int(word[1:])]) if word.startswith("@") else word for word in words]
+    return [re.sub("@([0-9]+)", lambda place: str(fds[int(place[1])]), word) for word in words]
 
 
 def main() -> int:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from gpupool.hostd.core.admission import Door, Grant, Limits, Refusal, admit, check_header
 from gpupool.hostd.core.gpu import Inventory
+from gpupool.hostd.core.vgpu import Quota
 from gpupool.wire.hello import HELLO_BYTES, Hello, HelloHeader, TransportKind, WelcomeStatus
 from tests.fakes.gpus import FakeGpus
 
 H100S = FakeGpus.from_file("h100x8.json").inventory
 NOTHING = FakeGpus.from_file("none.json").inventory
-LIMITS = Limits(max_sessions=4, window_mib=16384, default_compute_percent=100, default_memory_mib=0)
+LIMITS = Limits(max_sessions=4, window_mib=16384, default_compute_percent=0, default_memory_mib=0)
 UNIX = Door("unix:/run/gpupool/hostd.sock", frozenset({TransportKind.SHM}), b"")
 TCP = Door("tcp://127.0.0.1:9177", frozenset({TransportKind.TCP}), b"0123456789abcdef")
 HELLO = Hello(window_base=0x2000_0000_0000, program="python3", client_version="0.1.0")
@@ -33,17 +34,15 @@ def test_defaults_are_filled_in() -> None:
     limits = replace(LIMITS, default_compute_percent=50, default_memory_mib=2048)
     answer = admit(HELLO, UNIX, limits, H100S, 0)
     assert isinstance(answer, Grant)
-    assert answer.compute_percent == 50
-    assert answer.memory_mib == 2048
+    assert answer.wanted.quota == Quota(50, 2048)
     assert answer.window_bytes == 16384 << 20
-    assert answer.devices == tuple(gpu.uuid for gpu in H100S.gpus)
     assert answer.transport is TransportKind.SHM
 
 
 def test_what_was_asked_wins_over_the_defaults() -> None:
     answer = admit(replace(HELLO, compute_percent=25, memory_mib=512), UNIX, LIMITS, H100S, 0)
     assert isinstance(answer, Grant)
-    assert (answer.compute_percent, answer.memory_mib) == (25, 512)
+    assert answer.wanted.quota == Quota(25, 512)
 
 
 @pytest.mark.parametrize(("major", "minor"), [(0, 9), (2, 0), (1, 2), (1, 7), (65535, 65535)])
@@ -161,8 +160,8 @@ def test_more_than_a_gpu() -> None:
 def test_any_hello_gets_an_answer_within_limits(hello: Hello, door: Door) -> None:
     answer = admit(hello, door, LIMITS, H100S, 0)
     if isinstance(answer, Grant):
-        assert 1 <= answer.compute_percent <= 100
-        assert answer.memory_mib <= 81559
+        assert 0 <= answer.wanted.quota.compute_percent <= 100
+        assert answer.wanted.quota.memory_mib <= 81559
         assert answer.window_base + answer.window_bytes <= 1 << 47
         assert answer.transport in door.transports
     else:

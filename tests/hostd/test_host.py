@@ -15,10 +15,12 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.exchanges import FakeExchange
 from tests.fakes.gpus import FakeGpus
 from tests.fakes.sessions import FakeSessions
+from tests.fakes.vgpu_pages import FakePages
+from tests.fakes.vgpu_store import FakeVgpus
 from tests.fakes.windows import FakeWindows
 from tests.fakes.workers import FakeWorkers
 
-LIMITS = Limits(max_sessions=2, window_mib=64, default_compute_percent=100, default_memory_mib=0)
+LIMITS = Limits(max_sessions=2, window_mib=64, default_compute_percent=0, default_memory_mib=0)
 DOOR = Door("unix:/x", frozenset({TransportKind.SHM, TransportKind.TCP}), b"")
 HELLO = Hello(window_base=0x2000_0000_0000, pid=5, program="python3", client_version="0.1.0")
 PEER = Peer(pid=41, uid=1000, pidfd=12)
@@ -34,11 +36,20 @@ class Machine:
     clock: FakeClock = field(default_factory=FakeClock)
     exchange: FakeExchange = field(default_factory=FakeExchange)
     clients: FakeClients = field(default_factory=FakeClients)
+    pages: FakePages = field(default_factory=FakePages)
+    vgpus: FakeVgpus = field(default_factory=FakeVgpus)
 
     def host(self) -> Host:
         """A hostd, as after a start."""
         ports = Ports(
-            self.workers, self.store, self.windows, self.clock, self.exchange, self.clients
+            self.workers,
+            self.store,
+            self.windows,
+            self.clock,
+            self.exchange,
+            self.clients,
+            self.pages,
+            self.vgpus,
         )
         return Host(ports, LIMITS, FakeGpus.from_file("h100x8.json").inventory)
 

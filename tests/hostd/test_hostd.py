@@ -142,11 +142,17 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
     worker = daemon.sessions()[0]["worker_pid"]
     words = Path(f"/proc/{worker}/cmdline").read_text().split("\0")
     options = dict(zip(words[2:-1:2], words[3::2], strict=True))
-    assert int(options.pop("--socket-fd")) > 2
-    assert int(options.pop("--window-fd")) > 2
-    assert int(options.pop("--usage-fd")) > 2
-    assert int(options.pop("--client-pidfd")) > 2
-    assert int(options.pop("--exchange-fd")) > 2
+    for name in ("socket-fd", "window-fd", "usage-fd", "client-pidfd", "exchange-fd"):
+        assert int(options.pop(f"--{name}")) > 2
+    state = daemon.folder / "state"
+    gpu, vgpu = state / "gpus" / GPU_UUID, daemon.sessions()[0]["seats"][0]["vgpu"]
+    for name, page in (
+        ("quota-fds", gpu / "quota"),
+        ("account-fds", state / "vgpus" / f"{vgpu}.account"),
+        ("lease-fds", gpu / f"{answer.welcome.session_id}.lease"),
+    ):
+        assert Path(f"/proc/{worker}/fd/{options.pop(f'--{name}')}").readlink() == page
+    assert (options.pop("--vgpu-rows"), options.pop("--account-rows")) == ("0", "0")
     if os.getuid() == 0:
         user = options.pop("--user")
         assert 1_900_000_000 <= int(user) < 1_900_000_000 + (1 << 24)

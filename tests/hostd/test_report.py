@@ -16,7 +16,7 @@ from gpupool.wire.query import UNKNOWN, Query, Report
 from tests.hostd.test_host import DOOR, HELLO, PEER, Machine
 from tests.hostd.test_session import SESSION
 
-LIMITS = Limits(max_sessions=9, window_mib=64, default_compute_percent=100, default_memory_mib=0)
+LIMITS = Limits(max_sessions=9, window_mib=64, default_compute_percent=0, default_memory_mib=0)
 GIB = 1 << 30
 # As NVML lists them; told in the order of the bus.
 FIRST = Gpu("GPU-b", "B", 80 * 1024, "nvidia", 0, "00000000:2A:00.0", "9.0", Card(80 * GIB, GIB))

@@ -1,0 +1,60 @@
+"""The layout of a vGPU's account page: the Python twin of hostd/pages/account_page.hpp.
+
+`tests/hostd/test_pages.py` compiles the header and compares. hostd reads and writes the file and
+never maps it: a worker that a client has taken over could cut it short.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from gpupool.hostd.core.ports import AccountUse
+
+BYTES = 16384
+MAGIC = 0x4E554F43  # "COUN"
+VERSION = 1
+ROWS = 128
+ROW_BYTES = 64
+FIRST_ROW = 64
+ROW_FIELDS = (("session", "Q"), ("bytes", "Q"), ("overhead_bytes", "Q"))
+HEADER = struct.Struct("<II")
+_ROW = struct.Struct("<" + "".join(code for _, code in ROW_FIELDS))
+
+
+def row(session_id: int) -> bytes:
+    """A fresh row."""
+    return _ROW.pack(session_id, 0, 0).ljust(ROW_BYTES, b"\0")
+
+
+def row_at(number: int) -> int:
+    """Where a row is."""
+    return FIRST_ROW + number * ROW_BYTES
+
+
+def sessions(raw: bytes) -> dict[int, int]:
+    """Which session has which row, by row."""
+    found = {}
+    for number, (session_id, _, _) in _rows(raw):
+        if session_id:
+            found[number] = session_id
+    return found
+
+
+def use(raw: bytes) -> AccountUse:
+    """The sum of the rows that have a session."""
+    total = AccountUse()
+    for _, (session_id, used, overhead) in _rows(raw):
+        if session_id:
+            total += AccountUse(used, overhead)
+    return total
+
+
+def _rows(raw: bytes) -> list[tuple[int, tuple[int, int, int]]]:
+    """Nothing for bytes that are no whole page."""
+    if len(raw) < BYTES or HEADER.unpack_from(raw) != (MAGIC, VERSION):
+        return []
+    found = []
+    for number in range(ROWS):
+        session_id, used, overhead = _ROW.unpack_from(raw, row_at(number))
+        found.append((number, (session_id, used, overhead)))
+    return found

@@ -1,0 +1,221 @@
+"""Gives sessions their places: which vGPU on which GPU, and its rows in the pages.
+
+The table decides and the pages follow, in this order on the way in: the session's record (`host`
+saves it), then its rows, then its worker. So whatever is in a page beyond what the records say is
+left over, and `adopt` clears it. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from gpupool.hostd.core import placement
+from gpupool.hostd.core.gpu import Inventory
+from gpupool.hostd.core.ports import (
+    AccountUse,
+    GpuPages,
+    PortError,
+    SessionRow,
+    VgpuPages,
+    VgpuStore,
+    WorkerProcess,
+)
+from gpupool.hostd.core.session import Session
+from gpupool.hostd.core.vgpu import Quota, Seat, Vgpu, Wanted, anonymous_id
+from gpupool.hostd.core.vgpu_table import NoRowError, VgpuTable
+from gpupool.hostd.log import fields
+
+log = logging.getLogger("gpupool.hostd")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a client may go now."""
+
+    quota: Quota
+    gpus: tuple[str, ...]  # UUIDs
+    vgpu: Vgpu | None = None  # None: one of its own on each of them
+
+
+@dataclass(frozen=True, slots=True)
+class NoPlace:
+    """Why a client may go nowhere now."""
+
+    text: str
+    may_wait: bool  # it may fit later
+
+
+class Allocations:
+    """Of one host."""
+
+    def __init__(self, pages: VgpuPages, store: VgpuStore) -> None:
+        self._pages = pages
+        self._store = store
+        self.table = VgpuTable()
+
+    def plan(self, wanted: Wanted, inventory: Inventory) -> Plan | NoPlace:
+        """Where that client would go."""
+        if wanted.vgpu:
+            return self._plan_named(wanted, inventory)
+        if not wanted.quota.holds:
+            return Plan(wanted.quota, tuple(gpu.uuid for gpu in inventory.gpus))
+        where = self.rooms(inventory)
+        room = placement.choose(wanted.quota, where)
+        if room is None:
+            return _no_room(wanted.quota, where)
+        return Plan(wanted.quota, (room.gpu,))
+
+    def rooms(self, inventory: Inventory) -> tuple[placement.Room, ...]:
+        """What may still be promised of each GPU."""
+        overhead: dict[str, int] = {}
+        for placed in self.table.placed:
+            used = self.use(placed.vgpu.id).overhead_bytes
+            overhead[placed.gpu] = overhead.get(placed.gpu, 0) + used
+        return placement.rooms(inventory.gpus, self.table, overhead)
+
+    def use(self, vgpu_id: int) -> AccountUse:
+        """What the sessions of a vGPU use; nothing, and logged, where that cannot be read."""
+        try:
+            return self._pages.use(vgpu_id)
+        except PortError as error:
+            log.error("account unreadable", extra=fields({"vgpu": vgpu_id, "error": str(error)}))
+            return AccountUse()
+
+    def _plan_named(self, wanted: Wanted, inventory: Inventory) -> Plan | NoPlace:
+        vgpu = self.table.find(wanted.vgpu)
+        if vgpu is None or (vgpu.users and wanted.uid not in vgpu.users):
+            return NoPlace(
+                f"there is no vGPU {wanted.vgpu!r} here for this user; `gpupool vgpu list` on the "
+                "host shows all",
+                may_wait=False,
+            )
+        placed = self.table.place_of(vgpu.id)
+        if placed is not None:
+            if placed.gpu in (gpu.uuid for gpu in inventory.gpus):
+                return Plan(vgpu.quota, (placed.gpu,), vgpu)
+            return NoPlace(
+                f"vGPU {vgpu.name} is on GPU {placed.gpu}, which is not there now; see `gpupool "
+                "doctor` on the host",
+                may_wait=True,
+            )
+        where = self.rooms(inventory)
+        room = placement.choose(vgpu.quota, where)
+        if room is None:
+            return _no_room(vgpu.quota, where)
+        return Plan(vgpu.quota, (room.gpu,), vgpu)
+
+    def seat(self, session_id: int, plan: Plan) -> tuple[Seat, ...]:
+        """Rows for a session. Raises NoRowError and leaves nothing behind."""
+        seats: list[Seat] = []
+        try:
+            for index, gpu in enumerate(plan.gpus):
+                vgpu = plan.vgpu or Vgpu(anonymous_id(session_id, index), plan.quota)
+                seats.append(self.table.seat(vgpu, gpu, session_id))
+        except NoRowError:
+            self.table.leave(session_id, seats)
+            raise
+        return tuple(seats)
+
+    def enter(self, session: Session) -> None:
+        """Writes the rows of a session that has no worker yet. Raises PortError."""
+        for seat in session.seats:
+            placed = self.table.place_of(seat.vgpu)
+            if placed is not None:
+                self._pages.write_account(seat.vgpu, seat.account_row, session.id)
+                self._pages.write_vgpu(seat.gpu, seat.vgpu_row, placed.vgpu)
+
+    def open(self, session: Session) -> list[tuple[int, int, int]]:
+        """The pages of a session, for its worker; to be closed. Raises PortError."""
+        opened: list[tuple[int, int, int]] = []
+        try:
+            for seat in session.seats:
+                opened.append(self._pages.open(session.id, seat))
+        except PortError:
+            self.close(opened)
+            raise
+        return opened
+
+    def close(self, opened: Iterable[tuple[int, int, int]]) -> None:
+        """Closes hostd's copies."""
+        for fds in opened:
+            self._pages.close(fds)
+
+    def started(self, session: Session) -> None:
+        """Tells the arbiters of a session's worker. Raises PortError."""
+        worker = WorkerProcess(session.worker_pid, session.worker_start_ticks)
+        for seat in session.seats:
+            row = SessionRow(session.id, seat.vgpu_row, worker)
+            self._pages.write_session(seat.gpu, seat.session_row, row)
+
+    def leave(self, session: Session) -> None:
+        """The session is over: its rows are free. What cannot be cleared is logged: whoever gets
+        the row next writes over it.
+        """
+        self.table.leave(session.id, session.seats)
+        pages = self._pages
+        for seat in session.seats:
+            self._try(pages.write_session, seat.gpu, seat.session_row, None)
+            self._try(pages.write_account, seat.vgpu, seat.account_row, 0)
+            self._try(pages.remove_lease, seat.gpu, session.id)
+            placed = self.table.place_of(seat.vgpu)
+            if placed is None:
+                self._try(pages.write_vgpu, seat.gpu, seat.vgpu_row, None)
+            if placed is None or not placed.sessions:
+                self._try(pages.remove_account, seat.vgpu)
+
+    def adopt(self, sessions: Iterable[Session]) -> None:
+        """Finds everything again: `sessions` are those that go on. Raises PortError."""
+        named = {vgpu.id: vgpu for vgpu in self._store.load()}
+        rows: dict[str, dict[int, SessionRow]] = {}
+        for session in sessions:
+            worker = WorkerProcess(session.worker_pid, session.worker_start_ticks)
+            for seat in session.seats:
+                vgpu = named.get(seat.vgpu) or Vgpu(seat.vgpu, session.quota)
+                try:
+                    self.table.seat(vgpu, seat.gpu, session.id, seat)
+                except NoRowError as error:
+                    log.error(
+                        "session without its rows",
+                        extra=fields({"session": session.id, "error": str(error)}),
+                    )
+                    continue
+                row = SessionRow(session.id, seat.vgpu_row, worker)
+                rows.setdefault(seat.gpu, {})[seat.session_row] = row
+        for vgpu in named.values():
+            try:
+                self.table.add(vgpu)
+            except NoRowError as error:
+                log.error("vGPU not placed", extra=fields({"vgpu": vgpu.name, "error": str(error)}))
+        self._restore(rows)
+
+    def _restore(self, sessions: dict[str, dict[int, SessionRow]]) -> None:
+        vgpus: dict[str, dict[int, Vgpu]] = {}
+        accounts: dict[int, dict[int, int]] = {}
+        for placed in self.table.placed:
+            vgpus.setdefault(placed.gpu, {})[placed.row] = placed.vgpu
+            if placed.sessions:
+                accounts[placed.vgpu.id] = dict(placed.sessions)
+        self._pages.restore(
+            {
+                gpu: GpuPages(vgpus.get(gpu, {}), sessions.get(gpu, {}))
+                for gpu in set(vgpus) | set(sessions)
+            },
+            accounts,
+        )
+
+    def _try(self, action: Callable[..., None], *what: object) -> None:
+        try:
+            action(*what)
+        except PortError as error:
+            log.error("page not cleared", extra=fields({"error": str(error)}))
+
+
+def _no_room(quota: Quota, where: tuple[placement.Room, ...]) -> NoPlace:
+    asked, left = placement.describe(quota), placement.left(where)
+    return NoPlace(
+        f"{asked} was asked for; left is {left}; ask for less, or wait (gpupool run --wait "
+        "SECONDS)",
+        may_wait=True,
+    )

@@ -16,6 +16,7 @@
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -86,6 +87,17 @@ struct FunctionOnDevice {
   std::atomic<u32> overridden{0};  // bit a: attribute a was set through cuFuncSetAttribute
 };
 
+struct Function;
+
+// What look-ups of functions in one module or library know (manual/look_up.cpp). Guarded by its mutex.
+// A loaded module never gains or loses functions, so nothing here can become wrong while it lives.
+struct LookUps {
+  u64 next_ticket = 0;                    // the one after the newest look-up that waited; 0: none yet
+  bool asked = false;                     // for the names
+  std::unordered_set<std::string> names;  // empty also where there are too many
+  std::vector<Function*> pending;         // looked up without waiting, and not described since
+};
+
 // A CUfunction or CUkernel; a kernel stands for its function in every context too. Cached: what the client
 // must know to launch without asking.
 struct Function {
@@ -100,7 +112,8 @@ struct Function {
   std::atomic<bool> described{false};
   // By CUdevice; null until asked for. Owned; they live as long as the function.
   std::array<std::atomic<FunctionOnDevice*>, wire::kMaxDevices> on_device{};
-  std::atomic<u32> epoch{0};  // counts attribute changes: cached occupancy answers end with it
+  std::atomic<bool> pending{false};  // in LookUps::pending of its module or library
+  std::atomic<u32> epoch{0};         // counts attribute changes: cached occupancy answers end with it
 
   Function() = default;
   Function(const Function&) = delete;
@@ -122,6 +135,7 @@ struct Module {
   Library* library = nullptr;  // when it is a library's module (cuLibraryGetModule)
   std::mutex mutex;            // guards the maps
   std::unordered_map<std::string, Function*> functions;
+  LookUps look_ups;
   std::unordered_map<std::string, Global> globals;
 };
 
@@ -129,6 +143,7 @@ struct Library {
   wire::Handle handle;
   std::mutex mutex;  // guards the maps
   std::unordered_map<std::string, Function*> kernels;
+  LookUps look_ups;
   std::map<std::pair<u64, std::string>, Global> globals;  // by Context::id and name
   std::map<u64, Module*> modules;                         // by Context::id
 };

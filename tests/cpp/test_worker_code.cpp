@@ -311,6 +311,90 @@ TEST_CASE("functions end with their module") {
   CHECK(g_seen.launches == 0);
 }
 
+namespace {
+
+CUresult describe_together(Session& session, const std::vector<Handle>& handles, u64 room, i32 device = 0) {
+  wire::Writer message;
+  message.put(device);
+  message.put_array(handles.data(), handles.size());
+  const bool bulk = room != 0;
+  return session.call(wire::Function::functions_describe, message,
+                      bulk ? wire::kBulkOut | wire::kAnswerInBulk : 0, room);
+}
+
+// The first results of the descriptions that an answer has; each here has two parameters and one device.
+std::vector<CUresult> described(const u8* answer, u64 bytes) {
+  wire::Reader reader({answer, bytes});
+  std::vector<CUresult> results;
+  while (reader.get<u32>() != 0) {
+    results.push_back(static_cast<CUresult>(reader.get<i32>()));
+    if (results.back() == CUDA_SUCCESS) reader.get_array<u64>(2);
+    if (reader.get<i32>() == CUDA_SUCCESS) reader.get_array<i32>(CU_FUNC_ATTRIBUTE_MAX);
+  }
+  reader.finish();
+  return results;
+}
+
+}  // namespace
+
+TEST_CASE("functions are described together as far as the answer has room") {
+  Session session;
+  const std::vector<u8> image = text(".version 8.0\n");
+  REQUIRE(load_image(session, {image.size()}, image) == CUDA_SUCCESS);
+  REQUIRE(look_up(session, "kernel") == CUDA_SUCCESS);
+  const Handle unknown = Handle::make(HandleKind::function, 1, 9);
+  REQUIRE(describe_together(session, {session.function, unknown, session.function}, 0) == CUDA_SUCCESS);
+  CHECK(described(session.box().payload, session.box().size) ==
+        std::vector{CUDA_SUCCESS, CUDA_ERROR_INVALID_HANDLE, CUDA_SUCCESS});
+  const std::vector<Handle> many(wire::kMaxDescribed, session.function);
+  REQUIRE(describe_together(session, many, wire::kDescribedBytes) == CUDA_SUCCESS);
+  CHECK(described(session.bulk(), session.box().size).size() == many.size());
+  REQUIRE(describe_together(session, many, 1024) == CUDA_SUCCESS);
+  const u64 some = described(session.bulk(), session.box().size).size();
+  CHECK(some >= 2);
+  CHECK(some < many.size());
+  CHECK_THROWS_AS(describe_together(session, {session.function}, 0, 1), ProtocolError);
+  wire::Writer lie;
+  lie.put<i32>(0);
+  lie.put<u64>(wire::kMaxDescribed + 1);
+  CHECK_THROWS_AS(session.call(wire::Function::functions_describe, lie), ProtocolError);
+}
+
+TEST_CASE("names of functions are answered where they fit, and never more room is taken than said") {
+  Session session;
+  const std::vector<u8> image = text(".version 8.0\n");
+  REQUIRE(load_image(session, {image.size()}, image) == CUDA_SUCCESS);
+  session.worker.driver.cuModuleGetFunctionCount = [](unsigned int* count, CUmodule) {
+    *count = 5;
+    return CUDA_SUCCESS;
+  };
+  session.worker.driver.cuModuleEnumerateFunctions = [](CUfunction*, unsigned int, CUmodule) {
+    return CUDA_SUCCESS;
+  };
+  session.worker.driver.cuFuncGetName = [](const char** name, CUfunction) {
+    *name = "work";
+    return CUDA_SUCCESS;
+  };
+  const auto ask = [&session](Handle owner, u64 room) {
+    wire::Writer message;
+    message.put(owner);
+    message.put(room);
+    return session.call(wire::Function::function_names, message);
+  };
+  REQUIRE(ask(session.module, 25) == CUDA_SUCCESS);
+  CHECK(session.inner() == CUDA_SUCCESS);
+  CHECK(session.box().size == 8 + 8 + 25);
+  for (const u64 room : {24, 9, 0}) {
+    REQUIRE(ask(session.module, room) == CUDA_SUCCESS);
+    CHECK(session.inner() == CUDA_ERROR_NOT_READY);
+  }
+  for (const Handle wrong : {session.function, Handle::make(HandleKind::library, 1, 1), Handle{}}) {
+    REQUIRE(ask(wrong, 25) == CUDA_SUCCESS);
+    CHECK(session.inner() == CUDA_ERROR_INVALID_HANDLE);
+  }
+  CHECK_THROWS_AS(ask(session.module, ~0ull), ProtocolError);
+}
+
 TEST_CASE("tensor map arrays fit their rank") {
   Session session;
   const auto message = [](u32 rank, u64 dimensions, u64 strides) {

@@ -43,6 +43,11 @@ inline constexpr u32 kMaxParameterBytes =
 inline constexpr u64 kMaxParameters = 8192;
 inline constexpr u64 kMaxDescriptionBytes = kMaxParameters * 8 + 256;
 
+// How many functions one functions_describe may name: what fits a slot's payload. Its answer gets the room
+// beside.
+inline constexpr u64 kMaxDescribed = 24;
+inline constexpr u64 kDescribedBytes = 16 * 1024;
+
 // Bytes of the whole message.
 constexpr u64 launch_message_bytes(u64 attributes, u64 parameter_bytes) {
   return sizeof(LaunchHeader) + attributes * sizeof(LaunchAttribute) + sizeof(u64) + parameter_bytes;

@@ -5,6 +5,7 @@
 
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/manual/device.hpp"
+#include "guest/runtime/manual/look_up.hpp"
 #include "guest_api.hpp"
 #include "wire/cpp/launch_message.hpp"
 
@@ -30,8 +31,17 @@ void install_attributes(Function& function, int device, const i32* values) {
   place.store(facts, std::memory_order_release);
 }
 
+bool described_on(const Function& function, int device) {
+  return function.described.load(std::memory_order_acquire) &&
+         function.on_device[static_cast<u32>(device)].load(std::memory_order_acquire) != nullptr;
+}
+
 CUresult ask_description(Function& function, int device) {
   CUresult result = CUDA_SUCCESS;
+  if (device >= 0 && function.pending.load(std::memory_order_acquire)) {
+    if (result = describe_pending(function, device); result != CUDA_SUCCESS) return result;
+    if (described_on(function, device)) return CUDA_SUCCESS;
+  }
   for (const u64 room : {u64{0}, wire::kMaxDescriptionBytes}) {
     Call call(wire::Function::function_describe);
     call.put(function.handle);
@@ -310,10 +320,15 @@ CUresult cuFuncGetModule(CUmodule* hmod, CUfunction hfunc) {
 // A description makes the driver load the function, so "described here" and "loaded there" are the same.
 CUresult cuFuncIsLoaded(CUfunctionLoadingState* state, CUfunction function) {
   if (state == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  const Function* found = find(function);
+  Function* found = find(function);
   if (found == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   int device = 0;
   if (const CUresult result = device_of(*found, device); result != CUDA_SUCCESS) return result;
+  // A look-up loads the function, also one that was not waited for.
+  if (found->pending.load(std::memory_order_acquire)) {
+    CUresult error = CUDA_SUCCESS;
+    if (facts_on(*found, device, error) == nullptr) return error;
+  }
   *state = found->on_device[static_cast<u32>(device)].load(std::memory_order_acquire) != nullptr
                ? CU_FUNCTION_LOADING_STATE_LOADED
                : CU_FUNCTION_LOADING_STATE_UNLOADED;

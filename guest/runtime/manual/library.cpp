@@ -5,6 +5,7 @@
 #include "guest/runtime/manual/device.hpp"
 #include "guest/runtime/manual/function.hpp"
 #include "guest/runtime/manual/image.hpp"
+#include "guest/runtime/manual/look_up.hpp"
 #include "guest/runtime/manual/module.hpp"
 #include "guest_api.hpp"
 
@@ -77,22 +78,11 @@ CUresult find_kernel(Library& library, const char* name, LookUp how, Function*& 
   made->library = &library;
   // Without a context the kernel is found but not loaded: its first use describes it.
   const Context* context = current_context();
-  const bool describe = how == LookUp::ask && check_context(context) == CUDA_SUCCESS;
-  const i32 device = describe ? context->device : -1;
-  Call call(wire::Function::cuLibraryGetKernel);
-  call.put(library.handle);
-  call.put(made->handle);
-  call.put<i32>(device < 0 ? -1 : session_device(device));
-  call.put_string(name);
-  CUresult result = how == LookUp::ask ? call.wait() : call.send();
-  if (result == CUDA_SUCCESS && how == LookUp::ask) result = static_cast<CUresult>(call.get<i32>());
+  const int device = check_context(context) == CUDA_SUCCESS ? context->device : -1;
+  const CUresult result = look_up(library.look_ups, *made, how, device);
   if (result != CUDA_SUCCESS) {
     destroy_function(made);
     return result;
-  }
-  if (device >= 0) {
-    if (const CUresult described = read_description(call, *made, device); described != CUDA_SUCCESS)
-      log_debug("kernel %s is not described yet: %d", name, static_cast<int>(described));
   }
   library.kernels.emplace(name, made);
   kernel = made;

@@ -10,6 +10,7 @@
 #include "guest/runtime/manual/device.hpp"
 #include "guest/runtime/manual/function.hpp"
 #include "guest/runtime/manual/image.hpp"
+#include "guest/runtime/manual/look_up.hpp"
 #include "guest_api.hpp"
 
 namespace gpupool::guest {
@@ -124,22 +125,10 @@ CUresult find_function(Module& module, const char* name, LookUp how, Function*& 
   made->context = module.context;
   made->module = &module;
   made->library = module.library;
-  Call call(wire::Function::cuModuleGetFunction);
-  call.put(module.handle);
-  call.put(made->handle);
-  call.put<i32>(how == LookUp::ask ? session_device(module.context->device) : -1);
-  call.put_string(name);
-  CUresult result = how == LookUp::ask ? call.wait() : call.send();
-  if (result == CUDA_SUCCESS && how == LookUp::ask) result = static_cast<CUresult>(call.get<i32>());
+  const CUresult result = look_up(module.look_ups, *made, how, module.context->device);
   if (result != CUDA_SUCCESS) {
     destroy_function(made);
     return result;
-  }
-  if (how == LookUp::ask) {
-    // What cannot be described now is asked for again at its first use, and fails there.
-    if (const CUresult described = read_description(call, *made, module.context->device);
-        described != CUDA_SUCCESS)
-      log_debug("kernel %s is not described yet: %d", name, static_cast<int>(described));
   }
   module.functions.emplace(name, made);
   function = made;
@@ -239,7 +228,7 @@ CUresult cuModuleUnload(CUmodule hmod) {
   return CUDA_SUCCESS;
 }
 
-// Functions are described, and so loaded, one by one as they are looked up, whatever the image's size.
+// Functions are loaded as they are looked up, whatever the image's size.
 CUresult cuModuleGetLoadingMode(CUmoduleLoadingMode* mode) {
   if (mode == nullptr) return CUDA_ERROR_INVALID_VALUE;
   *mode = CU_MODULE_LAZY_LOADING;

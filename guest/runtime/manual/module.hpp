@@ -3,6 +3,7 @@
 
 #include <cuda.h>
 
+#include "guest/runtime/manual/look_up.hpp"
 #include "guest/runtime/message.hpp"
 
 namespace gpupool::guest {
@@ -14,13 +15,6 @@ void forget_modules(Context& context);
 // Unloads every module of a context that lives on (cuDevicePrimaryCtxReset). Libraries stay loaded, as with
 // the driver; only their modules in this context go.
 void unload_modules(Context& context);
-
-// How the worker is asked for a function.
-enum class LookUp {
-  ask,     // wait for the answer, which describes the function
-  listed,  // the driver itself gave the name: do not wait, and leave the function unloaded until its first
-           // use
-};
 
 // Finds a function of a module, or a kernel of a library, by name: in the cache, or in the worker.
 CUresult find_function(Module& module, const char* name, LookUp how, Function*& function);

@@ -16,6 +16,15 @@ struct Parameter {
   u32 size;
 };
 
+constexpr u64 kDescriptionRest = 256;  // of a description, without its parameters: no more than that
+
+// What the client's place for the answer still takes.
+u64 room_left(const Request& request) {
+  const u64 room = (request.flags & wire::kAnswerInBulk) != 0 ? request.bulk_size : u64{wire::kReplyBytes};
+  const u64 used = request.out->bytes().size();
+  return room > used ? room - used : 0;
+}
+
 // The parameters' places, and the size of the buffer that holds them all.
 CUresult read_layout(Worker& worker, const FunctionEntry& entry, std::vector<Parameter>& parameters,
                      u32& bytes) {
@@ -101,8 +110,8 @@ void write_description(Worker& worker, Request& request, FunctionEntry& entry, i
   if (result == CUDA_SUCCESS) {
     entry.parameter_bytes = bytes;
     entry.described = true;
-    const u64 room = (request.flags & wire::kAnswerInBulk) != 0 ? request.bulk_size : u64{wire::kReplyBytes};
-    if (parameters.size() * sizeof(Parameter) + 256 > room) result = CUDA_ERROR_NOT_READY;
+    if (parameters.size() * sizeof(Parameter) + kDescriptionRest > room_left(request))
+      result = CUDA_ERROR_NOT_READY;
   }
   // A kernel's attributes can be known where its parameters cannot: without a context (measured on driver
   // 580).
@@ -123,6 +132,26 @@ CUresult handle_function_describe(Worker& worker, Request& request) {
   FunctionEntry* entry = worker.functions.find(handle);
   if (entry == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   write_description(worker, request, *entry, device);
+  return CUDA_SUCCESS;
+}
+
+// i32 device, wire::Handle functions[] -> (u32 1, description)[], u32 0.
+CUresult handle_functions_describe(Worker& worker, Request& request) {
+  const auto device = request.in.get<i32>();
+  const std::vector<wire::Handle> handles = request.in.get_array<wire::Handle>(wire::kMaxDescribed);
+  request.in.finish();
+  check_device(worker, device);
+  for (const wire::Handle handle : handles) {
+    if (room_left(request) < 2 * kDescriptionRest) break;  // with the marks around it
+    request.out->put<u32>(1);
+    if (FunctionEntry* entry = worker.functions.find(handle); entry != nullptr) {
+      write_description(worker, request, *entry, device);
+    } else {
+      request.out->put(static_cast<i32>(CUDA_ERROR_INVALID_HANDLE));
+      request.out->put(static_cast<i32>(CUDA_ERROR_INVALID_HANDLE));
+    }
+  }
+  request.out->put<u32>(0);
   return CUDA_SUCCESS;
 }
 

@@ -18,6 +18,8 @@ from typing import Any
 from gpupool.hostd.config_keys import KEYS, SYSTEM_ADMIN_SOCKET, SYSTEM_DIR, SYSTEM_SOCKET, Key
 from gpupool.hostd.core.admission import Caps, Limits
 from gpupool.hostd.core.ahead import AheadSettings
+from gpupool.hostd.core.pool import NativeKind
+from gpupool.hostd.core.pools import PoolSettings
 from gpupool.hostd.core.sandbox import SandboxSettings
 from gpupool.hostd.endpoint import Endpoint
 from gpupool.wire.hello import TransportKind
@@ -72,6 +74,8 @@ class Config:
     sandbox: SandboxSettings
     ahead: AheadSettings
     endpoints: tuple[EndpointConfig, ...]
+    pool: PoolSettings
+    cdi_dir: Path
     metrics: Endpoint | None  # where Prometheus may ask
 
 
@@ -114,7 +118,15 @@ def parse(document: Mapping[str, Any]) -> Config:
     }
     problems += [f"{name}: no such key; known are {_siblings(name)}" for name in values]
     endpoints = _endpoints(document.get("endpoint", [{}]), problems)
-    for name in ("state_dir", "vgpu_dir", "admin_socket", "libcuda", "sandbox.cache_dir"):
+    paths = (
+        "state_dir",
+        "vgpu_dir",
+        "admin_socket",
+        "libcuda",
+        "sandbox.cache_dir",
+        "pool.cdi_dir",
+    )
+    for name in paths:
         if top[name] and not str(top[name]).startswith("/"):
             problems.append(f"{name}: given {top[name]!r}, allowed is an absolute path")
     _check_socket(f"unix:{top['admin_socket']}", "admin_socket", problems)
@@ -160,6 +172,13 @@ def parse(document: Mapping[str, Any]) -> Config:
                 for field in dataclasses.fields(AheadSettings)
             }
         ),
+        pool=PoolSettings(
+            default=top["pool.default"],
+            native=tuple(top["pool.native"]),
+            native_kind=NativeKind(top["pool.native_kind"]),
+            end_grace_s=top["limits.end_grace_s"],
+        ),
+        cdi_dir=Path(top["pool.cdi_dir"]),
         endpoints=endpoints,
         metrics=metrics,
     )

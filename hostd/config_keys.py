@@ -285,6 +285,32 @@ KEYS: tuple[Key, ...] = (
         "GPU's memory",
     ),
     Key(
+        "pool.default",
+        str,
+        "pooled",
+        "where a GPU goes that hostd sees for the first time since boot (`docs/pools.md`)",
+        choices=("pooled", "native"),
+    ),
+    Key(
+        "pool.native",
+        list,
+        [],
+        "UUIDs or PCI addresses of GPUs that go to the native pool instead",
+    ),
+    Key(
+        "pool.native_kind",
+        str,
+        "container",
+        "what those are made ready for: container by CDI, vfio by a driver for virtual machines",
+        choices=("container", "vfio"),
+    ),
+    Key(
+        "pool.cdi_dir",
+        str,
+        "/var/run/cdi",
+        "where container runtimes look for CDI devices; a folder that a reboot empties",
+    ),
+    Key(
         "endpoint.listen",
         str,
         f"unix:{SYSTEM_SOCKET}",

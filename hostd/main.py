@@ -13,13 +13,14 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpupool import __version__
 from gpupool.hostd.adapters import certificate, native_files, sandbox_facts
+from gpupool.hostd.adapters.cdi import CdiFolder
 from gpupool.hostd.adapters.cgroups import SessionGroups
 from gpupool.hostd.adapters.client_process import ClientProcesses
 from gpupool.hostd.adapters.clock import SystemClock
@@ -28,7 +29,9 @@ from gpupool.hostd.adapters.gpus import ChosenGpus
 from gpupool.hostd.adapters.listener import Lock, listen, read_token
 from gpupool.hostd.adapters.notify import notify
 from gpupool.hostd.adapters.nvml import NvmlGpus
+from gpupool.hostd.adapters.pci_devices import SysfsPci
 from gpupool.hostd.adapters.peer import identify
+from gpupool.hostd.adapters.pool_file import PoolFileStore
 from gpupool.hostd.adapters.session_files import SessionFiles
 from gpupool.hostd.adapters.software_gpu import SoftwareGpus
 from gpupool.hostd.adapters.tls_process import TlsProcesses
@@ -38,11 +41,16 @@ from gpupool.hostd.adapters.window import MemfdWindows
 from gpupool.hostd.adapters.worker_process import SubprocessWorkers, common_arguments
 from gpupool.hostd.api.admin import Admin
 from gpupool.hostd.api.greeter import Greeter, Secure
+from gpupool.hostd.api.pools import PoolMethods, PoolTask
 from gpupool.hostd.config import Config, EndpointConfig
 from gpupool.hostd.core.admission import Door
 from gpupool.hostd.core.gpu import Inventory
+from gpupool.hostd.core.gpu_users import HostGpuUsers
 from gpupool.hostd.core.host import Host, Ports
 from gpupool.hostd.core.idle import IdleRule
+from gpupool.hostd.core.pool_ports import CdiFiles, PciDevices
+from gpupool.hostd.core.pool_steps import Machine as PoolMachine
+from gpupool.hostd.core.pools import PoolPorts, Pools
 from gpupool.hostd.core.ports import GpuSource, PortError, WorkerProcesses
 from gpupool.hostd.core.sandbox import Sandbox, SandboxFacts, plan
 from gpupool.hostd.endpoint import Endpoint
@@ -75,6 +83,7 @@ class Machine:
     gpus: GpuSource
     workers: WorkerProcesses
     sandbox: Sandbox = Sandbox()  # noqa: RUF009 (frozen)
+    devices: PciDevices = field(default_factory=SysfsPci)
 
 
 def real_machine(config: Config) -> Machine:
@@ -175,14 +184,24 @@ class Hostd:
             VgpuDefinitions(config.vgpu_dir),
         )
         host = Host(ports, config.limits, inventory, config.ahead)
-        _log_inventory(inventory)
+        pools, pool_task = self._pools(host)
+        host.offer(pools.see(inventory))
+        _log_inventory(host.inventory)
         host.adopt()
         greeter = Greeter(
             host, identify, config.hello_timeout_s, __version__, config.limits.connections
         )
-        admin = Admin(host, identify, self._facts(doors), lambda: self._rediscover(host), self.stop)
+        look = lambda: self._rediscover(host, pools, pool_task)  # noqa: E731
+        methods = PoolMethods(pools).by_name()
+        admin = Admin(host, identify, self._facts(doors), look, self.stop, methods)
         metrics = self._metrics(host)
-        host.on_change = admin.on_guest_change = self._changed.set
+        admin.on_guest_change = self._changed.set
+
+        def sessions_changed() -> None:
+            self._changed.set()
+            pool_task.wake()
+
+        host.on_change = sessions_changed
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
@@ -190,10 +209,13 @@ class Hostd:
             loop.create_task(greeter.serve(one.listener, one.door, one.secure)) for one in doors
         ]
         tasks.append(loop.create_task(admin.serve(admin_listener)))
-        tasks.append(loop.create_task(self._watch_gpus(host)))
+        tasks.append(loop.create_task(pool_task.run()))
+        tasks.append(loop.create_task(self._watch_gpus(pools, look)))
         tasks += [loop.create_task(one.serve()) for one in metrics]
         if config.idle_timeout_s:
-            busy = lambda: bool(host.sessions or admin.guests or greeter.waiting)  # noqa: E731
+            busy = lambda: bool(  # noqa: E731
+                host.sessions or admin.guests or greeter.waiting or pools.busy
+            )
             tasks.append(loop.create_task(self._watch_idle(busy)))
         log.info(
             "ready",
@@ -321,17 +343,30 @@ class Hostd:
             ],
         }
 
-    async def _rediscover(self, host: Host) -> None:
-        inventory = await asyncio.to_thread(self._machine.gpus.discover)
-        if inventory != host.inventory:
-            _log_inventory(inventory)
-        host.inventory = inventory
+    def _pools(self, host: Host) -> tuple[Pools, PoolTask]:
+        """What an earlier hostd has left of the pools, and who carries switches out."""
+        config = self._config
+        cdi: CdiFiles = CdiFolder(config.cdi_dir)
+        store = PoolFileStore(config.state_dir)
+        pools = Pools(PoolPorts(store, cdi, HostGpuUsers(host), SystemClock()), config.pool)
+        pools.load()
+        task = PoolTask(pools, PoolMachine(self._machine.devices, cdi, self._machine.gpus))
+        pools.on(host.offer, task.wake)
+        return pools, task
 
-    async def _watch_gpus(self, host: Host) -> None:
+    async def _rediscover(self, host: Host, pools: Pools, task: PoolTask) -> None:
+        async with task.alone:
+            inventory = await asyncio.to_thread(self._machine.gpus.discover)
+        offered = pools.see(inventory)
+        if offered != host.inventory:
+            _log_inventory(offered)
+        host.offer(offered)
+
+    async def _watch_gpus(self, pools: Pools, look: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(_REDISCOVER_S)
-            if not host.inventory.gpus:
-                await self._rediscover(host)
+            if not pools.sees_some:
+                await look()
 
     async def _watch_idle(self, busy: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()

@@ -6,7 +6,7 @@ hostd's user may open.
 
 Methods: `status`, `devices` (looks at the machine again), `end` {"session": 3, "kill": false},
 `stop` (hostd leaves, workers go on), `join` {"settings": {...}} (a `gpupool run` is here: hostd
-does not leave while that process lives).
+does not leave while that process lives). More are in api/pools.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +30,10 @@ log = logging.getLogger("gpupool.hostd")
 _LINE_BYTES = 64 * 1024
 _CONNECTION_TIMEOUT_S = 60.0
 _MAX_CONNECTIONS = 128
+
+
+# Takes the request, answers the result. Raises ValueError with a text for the caller.
+Method = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class BadRequestError(ValueError):
@@ -46,7 +50,9 @@ class Admin:
         facts: dict[str, Any],
         rediscover: Callable[[], Awaitable[None]],
         stop: Callable[[str], None],
+        more: Mapping[str, Method] | None = None,
     ) -> None:
+        """`more`: methods of other parts, by name."""
         self._host = host
         self._identify = identify
         self._facts = (
@@ -54,6 +60,7 @@ class Admin:
         )
         self._rediscover = rediscover
         self._stop = stop
+        self._more = more or {}
         self._conversations = Conversations(_MAX_CONNECTIONS)
         self.guests: dict[
             int, int
@@ -122,9 +129,10 @@ class Admin:
             return {"sessions": len(self._host.sessions)}
         if method == "join":
             return self._join(request, connection)
-        raise BadRequestError(
-            f"unknown method {method!r}; known are status, devices, end, stop, join"
-        )
+        if isinstance(method, str) and method in self._more:
+            return self._more[method](request)
+        known = ", ".join(["status", "devices", "end", "stop", "join", *self._more])
+        raise BadRequestError(f"unknown method {method!r}; known are {known}")
 
     def _status(self) -> dict[str, Any]:
         return {

@@ -36,20 +36,35 @@ class Ahead:
         self._settings = settings
         self._workers = workers
         self._clock = clock
+        self._inventory = Inventory((), "")
         # By tenant; while one is here exactly one `_forget_old` is due for it, however many
         # sessions come and go.
         self._last_seen_s: dict[int, float] = {}
 
     def session_started(self, tenant: int, inventory: Inventory) -> None:
         """A session of that tenant has begun, perhaps with a worker that waited."""
+        self._inventory = inventory
         self._seen(tenant)
         if self._settings.workers:
-            self._clock.later(_DELAY_S, partial(self._fill, tenant, inventory))
+            self._clock.later(_DELAY_S, partial(self._fill, tenant))
 
     def session_ended(self, tenant: int, inventory: Inventory) -> None:
         """The next one may begin at once, as when a program is run again."""
+        self._inventory = inventory
         self._seen(tenant)
-        self._fill(tenant, inventory)
+        self._fill(tenant)
+
+    def gpus_changed(self, inventory: Inventory) -> None:
+        """Other GPUs may be given out from now on: those that wait would fit nobody."""
+        before = [gpu.uuid for gpu in self._inventory.gpus]
+        self._inventory = inventory
+        if before != [gpu.uuid for gpu in inventory.gpus]:
+            self.end_all()
+
+    def end_all(self) -> None:
+        """Nobody waits any more; the next session's begin or end starts others."""
+        for tenant in self._last_seen_s:
+            self._workers.discard(tenant)
 
     def _seen(self, tenant: int) -> None:
         if not self._settings.workers:
@@ -58,8 +73,8 @@ class Ahead:
             self._clock.later(self._settings.keep_s, partial(self._forget_old, tenant))
         self._last_seen_s[tenant] = self._clock.monotonic_s()
 
-    def _fill(self, tenant: int, inventory: Inventory) -> None:
-        settings = self._settings
+    def _fill(self, tenant: int) -> None:
+        settings, inventory = self._settings, self._inventory
         if tenant not in self._last_seen_s or not inventory.gpus:
             return
         devices = tuple(gpu.uuid for gpu in inventory.gpus)

@@ -191,6 +191,15 @@ class Host:
             )
             return Refusal(WelcomeStatus.WORKER, f"the host could not start a worker: {error}")
 
+    def offer(self, inventory: Inventory) -> None:
+        """Gives out these GPUs from now on. Sessions that have others keep them."""
+        self.inventory = inventory
+        self._ahead.gpus_changed(inventory)
+
+    def end_waiting(self) -> None:
+        """Ends workers that were started ahead of need: they hold GPUs without a session."""
+        self._ahead.end_all()
+
     def report(self, query: Query, peer: Peer, door: Door, host_version: str) -> Report | Refusal:
         """Tells a guest about its vGPUs, or says why not."""
         refusal = check_token(query.token, door) or check_devices(self.inventory)

@@ -1,0 +1,135 @@
+"""Pools with a machine that outlives them: what tests of switches between the pools share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gpupool.hostd.core.gpu import Inventory
+from gpupool.hostd.core.operation import Operation
+from gpupool.hostd.core.pool import NativeKind, PoolRecord, PoolState, sysfs_address
+from gpupool.hostd.core.pool_ports import CdiFiles, PciDevices
+from gpupool.hostd.core.pool_steps import Machine, perform
+from gpupool.hostd.core.pools import PoolPorts, PoolRequest, Pools, PoolSettings
+from tests.fakes.clock import FakeClock
+from tests.fakes.gpu_users import FakeGpuUsers
+from tests.fakes.gpus import FakeGpus
+from tests.fakes.pci import VFIO, FakeCdi, FakePci
+from tests.fakes.pool_store import FakePoolStore
+
+UUID = "GPU-00000000-1111-2222-3333-444455556666"
+OTHER = "GPU-00000001-1111-2222-3333-444455556666"
+
+
+class DriverGpus:
+    """GpuSource fake: NVML shows the cards that are bound to its driver."""
+
+    def __init__(self, pci: FakePci) -> None:
+        self._pci = pci
+        self.inventory = FakeGpus.from_file("h100x8.json").inventory
+        for gpu in self.inventory.gpus:
+            pci.add_card(sysfs_address(gpu.pci_bus_id))
+
+    def discover(self) -> Inventory:
+        """What the driver has."""
+        bound = {key for key, one in self._pci.cards.items() if one.driver == "nvidia"}
+        gpus = [one for one in self.inventory.gpus if sysfs_address(one.pci_bus_id) in bound]
+        return replace(self.inventory, gpus=tuple(gpus))
+
+
+@dataclass
+class Rig:
+    """The fakes, kept when hostd restarts. `wrap` may stand before each of them."""
+
+    store: FakePoolStore = field(default_factory=FakePoolStore)
+    pci: FakePci = field(default_factory=FakePci)
+    cdi: FakeCdi = field(default_factory=FakeCdi)
+    users: FakeGpuUsers = field(default_factory=FakeGpuUsers)
+    clock: FakeClock = field(default_factory=FakeClock)
+    settings: PoolSettings = field(default_factory=PoolSettings)
+
+    def __post_init__(self) -> None:
+        self.gpus = DriverGpus(self.pci)
+
+    def start(self, wrap: Any = lambda port: port) -> Running:
+        """A hostd, as after a start."""
+        cdi: CdiFiles = wrap(self.cdi)
+        pci: PciDevices = wrap(self.pci)
+        ports = PoolPorts(wrap(self.store), cdi, wrap(self.users), self.clock)
+        running = Running(self, Pools(ports, self.settings), Machine(pci, cdi, wrap(self.gpus)))
+        running.pools.load()
+        running.pools.see(self.gpus.discover())
+        return running
+
+
+@dataclass
+class Running:
+    """One life of hostd."""
+
+    rig: Rig
+    pools: Pools
+    machine: Machine
+
+    def go(self, seconds: float = 0.0) -> None:
+        """Does all there is to do now, and whatever time brings."""
+        self._all()
+        while seconds > 0:
+            self.rig.clock.pass_time(1.0)
+            seconds -= 1.0
+            self._all()
+
+    def _all(self) -> None:
+        for _ in range(200):
+            work = self.pools.moves.next_work()
+            if work is None:
+                return
+            self.pools.moves.settle(work, perform(work, self.machine))
+        raise AssertionError("it goes round and round")
+
+    def ask(
+        self,
+        pool: str,
+        kind: NativeKind = NativeKind.CONTAINER,
+        deadline_s: int = -1,
+        *,
+        force: bool = False,
+        uuid: str = UUID,
+    ) -> Operation:
+        """`gpupool gpu pool`."""
+        return self.pools.switch(PoolRequest(uuid, pool == "native", kind, deadline_s, force))
+
+    def gpu(self, uuid: str = UUID) -> PoolRecord:
+        """Its record."""
+        return next(one for one in self.pools.gpus if one.uuid == uuid)
+
+    def offered(self) -> set[str]:
+        """What vGPUs may be placed on, by the last look."""
+        return {one.uuid for one in self.pools.see(self.rig.gpus.discover()).gpus}
+
+
+def check_settled(running: Running, uuid: str = UUID) -> PoolState:
+    """Everything agrees on where a GPU is, and nothing is left over. Answers where."""
+    rig, record = running.rig, running.gpu(uuid)
+    functions = [one for key, one in rig.pci.cards.items() if key[:-1] == record.pci_address[:-1]]
+    drivers = sorted(one.driver for one in functions)
+    assert not [one for one in running.pools.operations if one.running]
+    assert rig.store.load().gpu(uuid) == record
+    assert record.step is None
+    if record.state is PoolState.POOLED:
+        assert drivers == ["nvidia", "snd_hda_intel"]
+        assert {one.override for one in functions} == {""}
+        assert uuid not in rig.cdi.devices
+        assert uuid in running.offered()
+        assert (record.functions, record.failure, record.deadline_s) == ((), "", -1)
+        return record.state
+    assert record.state is PoolState.NATIVE
+    assert uuid not in running.offered()
+    assert uuid not in {gpu for gpus in rig.users.on.values() for gpu in gpus}
+    nodes = rig.cdi.devices[uuid].nodes
+    if record.kind is NativeKind.VFIO:
+        assert drivers == [VFIO, VFIO]
+        assert nodes[0].startswith("/dev/vfio/")
+    else:
+        assert drivers == ["nvidia", "snd_hda_intel"]
+        assert nodes[0] == "/dev/nvidia0"
+    return record.state

@@ -51,7 +51,7 @@ def pair() -> Iterator[Host]:
             end_host(one)
 
 
-def call(host: Host, method: str, **arguments: object) -> dict[str, Any]:
+def call(host: Host, method: str, **arguments: Any) -> dict[str, Any]:
     """Asks its admin socket."""
     return admin.call(host.folder / "admin.sock", method, **arguments)
 
@@ -62,7 +62,7 @@ def gpus(host: Host) -> list[dict[str, Any]]:
     return found
 
 
-def switch(host: Host, uuid: str, pool: str, **more: object) -> dict[str, Any]:
+def switch(host: Host, uuid: str, pool: str, **more: Any) -> dict[str, Any]:
     """`gpupool gpu pool`: the operation as it began."""
     begun: dict[str, Any] = call(host, "gpu_pool", uuid=uuid, pool=pool, **more)["operation"]
     return begun

@@ -15,7 +15,7 @@ import typer
 
 from gpupool import __version__
 from gpupool.cli import layout, rows
-from gpupool.cli.main import COMMANDS, PLAIN
+from gpupool.cli.commands import COMMANDS, GROUPS, PLAIN
 
 _DESCRIPTION = """\
 gpupool lets unmodified CUDA programs share GPUs. A program's CUDA calls travel to a worker process
@@ -35,11 +35,19 @@ Environment variables and files: docs/configuration.md. All commands: docs/cli.m
 _COMPLETION = "_GPUPOOL_COMPLETE"  # set by the shell's completion function, as Typer names it
 
 
+class _Top(layout.Group):
+    """The nouns, grouped."""
+
+    def sections(self) -> dict[str, tuple[str, ...]]:
+        """As they are told in the help."""
+        return GROUPS
+
+
 def application(noun: str | None) -> typer.Typer:
     """The whole command line, with the parameters of just that noun."""
     top = typer.Typer(
         name="gpupool",
-        cls=layout.Group,
+        cls=_Top,
         help=_DESCRIPTION,
         epilog=_EPILOG,
         context_settings=layout.SETTINGS,
@@ -105,5 +113,5 @@ def _explain(error: typer.TyperException) -> None:
     prog = context.command_path if context is not None else "gpupool"
     if context is not None:
         print(context.get_usage(), file=sys.stderr)
-    text = error.format_message().rstrip(".")
+    text = error.format_message().rstrip(".").replace("Value error, ", "")
     print(f"{prog}: error: {text}; see {prog} --help", file=sys.stderr)

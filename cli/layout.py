@@ -108,5 +108,6 @@ def _parameters(command: Command | Group, ctx: Any) -> dict[str, list[tuple[str,
             flags, text = record
             if parameter.param_type_name == "argument":  # without its Python type
                 flags = getattr(parameter, "metavar", None) or parameter.name.upper()
+                text = text.removesuffix("[required]").rstrip()  # the usage line says so
             records[parameter.param_type_name].append((flags, text))
     return records

@@ -14,21 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gpupool import __version__
+from gpupool.cli.commands import COMMANDS, PLAIN
 
-# noun -> one line of help
-COMMANDS = {
-    "run": "run a program on a vGPU of this machine or of another host",
-    "devices": "show the GPUs that can be given out",
-    "status": "show the running hostd and its sessions",
-    "smi": "show this guest's vGPUs, memory, load and processes, as nvidia-smi would",
-    "stop": "end sessions, or tell hostd to leave",
-    "bench": "time this GPU natively and through gpupool, and compare",
-    "doctor": "say what is missing on this machine and what to do about it",
-    "hostd": "run the daemon that gives GPUs to programs",
-}
-# Read by argparse, without Typer. The bench is one of them for its own sake: ./run bench is the
-# same command.
-PLAIN = ("run", "hostd", "bench")
+__all__ = ["COMMANDS", "PLAIN", "guarded", "main", "parser"]
 INTERRUPTED, READER_LEFT = 130, 141
 
 

@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import enum
+import pwd
+import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+
+from gpupool.cli.backend import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 AdminSocket = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="ask the hostd behind this socket (needed if there are two)"),
 ]
+NoWait = Annotated[
+    bool, typer.Option("--no-wait", help="begin it and leave; `gpupool operation` tells the rest")
+]
+_MEMORY = re.compile(r"([0-9]+)\s*(|M|MiB|G|GiB)")
+_TIME = re.compile(r"([0-9]+)\s*(|s|m|h|d)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_MOST_MIB = 1 << 24
+
+
+class Policy(str, enum.Enum):
+    """Whether a share is also a limit."""
+
+    ELASTIC = "elastic"
+    HARD = "hard"
+
+
+class Mode(str, enum.Enum):
+    """When a vGPU holds what it has."""
+
+    RESERVED = "reserved"
+    ON_DEMAND = "on-demand"
+
+
+class Strategy(str, enum.Enum):
+    """Which of the GPUs that fit."""
+
+    BINPACK = "binpack"
+    SPREAD = "spread"
 
 
 def checked(parse: Callable[[str], Any]) -> Callable[[str | None], str | None]:
-    """A check of one option by a function that argparse uses elsewhere; the text stays a text."""
+    """A check of one option by a function that raises ArgumentTypeError; the text stays a text."""
 
     def check(text: str | None) -> str | None:
         try:
@@ -27,3 +60,55 @@ def checked(parse: Callable[[str], Any]) -> Callable[[str | None], str | None]:
         return text
 
     return check
+
+
+def share_percent(text: str) -> int:
+    """0 to 100. Raises ArgumentTypeError."""
+    digits = text.removesuffix("%")
+    if not digits.isdecimal() or int(digits) > 100:
+        raise argparse.ArgumentTypeError(
+            f"given {text!r}, allowed is a percentage of one GPU from 0 to 100"
+        )
+    return int(digits)
+
+
+def quota_mib(text: str) -> int:
+    """MiB, or with a unit: 0, 512, 512M, 10G. Raises ArgumentTypeError."""
+    match = _MEMORY.fullmatch(text)
+    number = int(match[1]) * (1024 if match[2].startswith("G") else 1) if match else -1
+    if not 0 <= number <= _MOST_MIB:
+        raise argparse.ArgumentTypeError(
+            f"given {text!r}, allowed is an amount of GPU memory in MiB, or like 512M or 10G"
+        )
+    return number
+
+
+def duration_s(text: str) -> int:
+    """Seconds, or with a unit: 90, 90s, 5m, 2h, 1d. Raises ArgumentTypeError."""
+    match = _TIME.fullmatch(text)
+    if not match:
+        raise argparse.ArgumentTypeError(
+            f"given {text!r}, allowed is a time in seconds, or like 90s, 5m, 2h or 1d"
+        )
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def labels(texts: Sequence[str]) -> dict[str, str]:
+    """KEY=VALUE each. Raises UsageError."""
+    found = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not key or not separator:
+            raise UsageError(f"given --label {text!r}, allowed is KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def uid(text: str) -> int:
+    """Of a user's name, or the number itself. Raises UsageError."""
+    if text.isdecimal():
+        return int(text)
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except KeyError as error:
+        raise UsageError(f"given --user {text!r}, and this machine has none") from error

@@ -33,13 +33,13 @@ def show(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         # Text, not markup: a program called [red] is called so.
-        table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in map(_printable, row)))
+        table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in map(printable, row)))
     Console().print(table)
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as their widest cell, two spaces between."""
-    cells = [list(header), *([_printable(cell) for cell in row] for row in rows)]
+    cells = [list(header), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -47,6 +47,6 @@ def render(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def _printable(cell: object) -> str:
+def printable(cell: object) -> str:
     """Program names come from clients: a control character must not reach the terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(cell))

@@ -1,0 +1,98 @@
+"""What the nouns ask for, whoever answers: a standalone hostd, or the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from gpupool.cli.model import (
+    Event,
+    Gpu,
+    NewToken,
+    Node,
+    Operation,
+    PoolMove,
+    Quota,
+    Session,
+    Token,
+    Vgpu,
+    Waiting,
+    Wanted,
+)
+
+FAILED, WRONG, REFUSED = 1, 2, 3
+
+
+class BackendError(RuntimeError):
+    """It could not be asked, or failed. The text says what was asked, what is wrong, what to do."""
+
+    exit_code = FAILED
+
+
+class RefusedError(BackendError):
+    """It was asked and said no: no room, a quota, in use, no such thing, not allowed."""
+
+    exit_code = REFUSED
+
+
+class UsageError(BackendError):
+    """The command line or cli.toml is wrong."""
+
+    exit_code = WRONG
+
+
+class Backend(Protocol):
+    """One of the two. Everything here raises BackendError."""
+
+    @property
+    def where(self) -> str:
+        """Who answers, for people: `hostd at /run/gpupool/admin.sock`."""
+        ...
+
+    def vgpus(self) -> list[Vgpu]: ...
+
+    def vgpu(self, name: str) -> Vgpu: ...
+
+    def waiting(self) -> list[Waiting]:
+        """Clients in the queue of a standalone hostd."""
+        ...
+
+    def create_vgpus(self, wanted: Wanted) -> list[Vgpu]: ...
+
+    def resize_vgpu(self, name: str, quota: Quota) -> Vgpu: ...
+
+    def delete_vgpu(self, name: str, end_sessions: bool) -> Operation | None:
+        """The operation that goes on; None: it is gone already."""
+        ...
+
+    def gpus(self) -> list[Gpu]: ...
+
+    def move_gpu(self, move: PoolMove) -> Operation: ...
+
+    def sessions(self) -> list[Session]: ...
+
+    def end_session(self, session: str, kill: bool) -> None: ...
+
+    def operations(self) -> list[Operation]: ...
+
+    def operation(self, number: str) -> Operation: ...
+
+    def cancel_operation(self, number: str) -> Operation: ...
+
+
+class Central(Backend, Protocol):
+    """What only a controller has."""
+
+    def nodes(self) -> list[Node]: ...
+
+    def tokens(self) -> list[Token]: ...
+
+    def create_token(self, name: str, role: str, bound_to: str, days: int | None) -> NewToken:
+        """`bound_to`: the tenant of a tenant's token, the node of a node's."""
+        ...
+
+    def revoke_token(self, token: str) -> None: ...
+
+    def events(self, after: int | None, follow: bool) -> Iterator[Event]:
+        """What is kept since number `after`; with `follow` also what comes, until interrupted."""
+        ...

@@ -1,0 +1,33 @@
+"""The nouns of the command, and which of them must start at once."""
+
+from __future__ import annotations
+
+# noun -> one line of help
+COMMANDS = {
+    "run": "run a program on a vGPU of this machine or of another host",
+    "devices": "show the GPUs that can be given out",
+    "status": "show the running hostd and its sessions",
+    "smi": "show this guest's vGPUs, memory, load and processes, as nvidia-smi would",
+    "stop": "end sessions, or tell hostd to leave",
+    "bench": "time this GPU natively and through gpupool, and compare",
+    "doctor": "say what is missing on this machine and what to do about it",
+    "vgpu": "make, show, resize and delete vGPUs with a name",
+    "gpu": "show the GPUs, and move them between the pools",
+    "session": "show and end the client programs that use vGPUs",
+    "operation": "show and cancel long actions",
+    "node": "show the machines that a controller knows",
+    "token": "make, show and revoke the tokens of a controller",
+    "events": "show what happened at a controller, as it happens",
+    "hostd": "run the daemon that gives GPUs to programs",
+}
+GROUPS = {
+    "programs and this machine": ("run", "devices", "status", "smi", "stop", "bench", "doctor"),
+    "vGPUs and GPUs, of this machine's hostd or of a controller": (
+        *("vgpu", "gpu", "session", "operation"),
+    ),
+    "a controller": ("node", "token", "events"),
+    "daemons": ("hostd",),
+}
+# Read by argparse, without Typer. The bench is one of them for its own sake: ./run bench is the
+# same command.
+PLAIN = ("run", "hostd", "bench")

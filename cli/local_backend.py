@@ -1,0 +1,272 @@
+"""A standalone hostd of this machine, through its admin socket (hostd/api has the answers)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpupool.cli import admin
+from gpupool.cli.backend import BackendError, RefusedError
+from gpupool.cli.model import (
+    Gpu,
+    Operation,
+    PoolMove,
+    Quota,
+    Session,
+    Vgpu,
+    Waiting,
+    Wanted,
+)
+from gpupool.cli.record import Record
+
+_ACCIDENT = "hostd failed:"  # how hostd/api/admin.py begins what is no refusal
+
+
+class LocalBackend:
+    """Everything that one hostd can do by itself."""
+
+    def __init__(self, admin_socket: str, timeout_s: float) -> None:
+        """Finds the one hostd that is meant. Raises BackendError."""
+        self._timeout_s = timeout_s
+        hosts, problems = admin.ask_all(admin_socket or None, "status")
+        if not hosts:
+            raise BackendError(
+                "; ".join(problems)
+                or "no hostd is running on this machine (docs/install.md), and no controller is "
+                "named (--controller, GPUPOOL_CONTROLLER, cli.toml)"
+            )
+        if len(hosts) > 1:
+            sockets = ", ".join(host["admin_socket"] for host in hosts)
+            raise BackendError(
+                f"more than one hostd runs here; name one with --admin-socket: {sockets}"
+            )
+        self._path = Path(hosts[0]["admin_socket"])
+
+    @property
+    def where(self) -> str:
+        """The socket."""
+        return f"hostd at {self._path}"
+
+    def vgpus(self) -> list[Vgpu]:
+        """All named ones, and those of the sessions that run."""
+        return self._ask("vgpu_list").each("vgpus", _vgpu)
+
+    def vgpu(self, name: str) -> Vgpu:
+        """By its name."""
+        return _vgpu(self._call("vgpu_show", vgpu=name)["vgpu"])
+
+    def waiting(self) -> list[Waiting]:
+        """In the order in which they will be served."""
+        return self._ask("vgpu_list").each("waiting", _waiting)
+
+    def create_vgpus(self, wanted: Wanted) -> list[Vgpu]:
+        """One at a time: hostd has one machine to place it on, and no groups."""
+        place = wanted.placement
+        self._lacks(
+            node=place.node,
+            model=place.models,
+            gpu_memory=place.gpu_memory_mib,
+            label=place.labels,
+            strategy=place.strategy,
+            same_node=place.same_node is not None,
+            distinct_gpus=place.distinct_gpus is not None,
+            tenant=wanted.tenant,
+        )
+        if len(wanted.names) != 1:
+            raise RefusedError("a standalone hostd makes one vGPU at a time; give one NAME")
+        parameters: dict[str, object] = {
+            "name": wanted.names[0],
+            "mode": wanted.mode,
+            **_changes(wanted.quota),
+        }
+        if place.gpu:
+            parameters["gpu"] = place.gpu
+        if wanted.users:
+            parameters["users"] = list(wanted.users)
+        return [_vgpu(self._call("vgpu_create", **parameters)["vgpu"])]
+
+    def resize_vgpu(self, name: str, quota: Quota) -> Vgpu:
+        """While it is in use, too."""
+        return _vgpu(self._call("vgpu_resize", vgpu=name, **_changes(quota))["vgpu"])
+
+    def delete_vgpu(self, name: str, end_sessions: bool) -> None:
+        """At once."""
+        self._call("vgpu_delete", vgpu=name, force=end_sessions)
+
+    def gpus(self) -> list[Gpu]:
+        """Pooled and native ones."""
+        room = {one.uuid: one for one in self._ask("vgpu_list").each("gpus", _Room.read)}
+        return [_gpu(one, room) for one in self._ask("gpu_list").each("gpus", dict)]
+
+    def move_gpu(self, move: PoolMove) -> Operation:
+        """Begins it."""
+        parameters: dict[str, object] = {
+            "uuid": move.gpu,
+            "pool": move.pool,
+            "force": move.force,
+        }
+        if move.native_for:
+            parameters["kind"] = move.native_for
+        if move.deadline_s is not None:
+            parameters["deadline_s"] = move.deadline_s
+        return _operation(self._call("gpu_pool", **parameters)["operation"])
+
+    def sessions(self) -> list[Session]:
+        """Those that run."""
+        return self._ask("status").each("sessions", _session)
+
+    def end_session(self, session: str, kill: bool) -> None:
+        """Its client gets errors from then on."""
+        if not session.isdecimal():
+            raise RefusedError(f"session {session!r}: on this hostd they have numbers")
+        self._call("end", session=int(session), kill=kill)
+
+    def operations(self) -> list[Operation]:
+        """What goes on, and the last that ended."""
+        return self._ask("operation_list").each("operations", _operation)
+
+    def operation(self, number: str) -> Operation:
+        """By its number."""
+        return _operation(self._call("operation_show", operation=_number(number))["operation"])
+
+    def cancel_operation(self, number: str) -> Operation:
+        """Where it still can be."""
+        return _operation(self._call("operation_cancel", operation=_number(number))["operation"])
+
+    def _needs_controller(self, what: str) -> BackendError:
+        return RefusedError(
+            f"{what} are a controller's, and {self.where} was asked; name a controller with "
+            "--controller URL, GPUPOOL_CONTROLLER or cli.toml"
+        )
+
+    def _lacks(self, **given: object) -> None:
+        """Refuses what only a controller can do, rather than ignore it."""
+        if said := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
+            raise self._needs_controller(" and ".join(said))
+
+    def _ask(self, method: str) -> Record:
+        return Record(self._call(method), f"hostd's answer to {method}")
+
+    def _call(self, method: str, **parameters: object) -> dict[str, Any]:
+        try:
+            return admin.call(self._path, method, self._timeout_s, **parameters)
+        except (admin.UnreachableError, admin.DeniedError) as error:
+            raise BackendError(str(error)) from error
+        except admin.AdminError as error:
+            text = str(error)
+            if text.startswith((_ACCIDENT, f"{self._path}:")):
+                raise BackendError(text) from error
+            raise RefusedError(text) from error
+
+
+def _changes(quota: Quota) -> dict[str, object]:
+    given = {
+        "compute_percent": quota.compute_percent,
+        "memory_mib": quota.memory_mib,
+        "policy": quota.policy,
+        "priority": quota.priority,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise RefusedError(f"operation {text!r}: on this hostd they have numbers")
+    return int(text)
+
+
+def _vgpu(content: Any) -> Vgpu:
+    one = Record(content, "hostd's vGPU")
+    sessions = one.each("sessions", int)
+    return Vgpu(
+        one.text("id"),
+        one.text("name", ""),
+        one.text("mode"),
+        one.text("policy"),
+        one.number("compute_percent"),
+        one.number("memory_mib"),
+        one.number("priority"),
+        "in use" if sessions else ("ready" if one.text("gpu", "") else "idle"),
+        gpu=one.text("gpu", ""),
+        memory_used_mib=one.maybe("used_mib"),
+        sessions=len(sessions),
+    )
+
+
+def _waiting(content: Any) -> Waiting:
+    one = Record(content, "hostd's waiting client")
+    return Waiting(
+        one.number("position"),
+        one.text("program", ""),
+        one.number("pid"),
+        one.text("vgpu", ""),
+        one.number("compute_percent"),
+        one.number("memory_mib"),
+        one.number("waited_s"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What is left to give out on one GPU."""
+
+    uuid: str
+    compute_percent: int
+    memory_mib: int
+
+    @classmethod
+    def read(cls, content: Any) -> _Room:
+        """As `vgpu_list` has it."""
+        one = Record(content, "hostd's GPU")
+        return cls(one.text("gpu"), one.number("left_percent"), one.number("left_mib"))
+
+
+def _gpu(content: Any, rooms: Mapping[str, _Room]) -> Gpu:
+    one = Record(content, "hostd's GPU")
+    room = rooms.get(one.text("uuid"))
+    operation = one.inner("operation")
+    return Gpu(
+        one.text("uuid"),
+        one.text("name"),
+        one.number("memory_mib"),
+        one.text("state"),
+        # vfio takes a card away from the driver, and that is as it should be.
+        one.flag("present") or one.text("state") != "pooled",
+        compute_free_percent=room.compute_percent if room else None,
+        memory_free_mib=room.memory_mib if room else None,
+        sessions=len(one.each("sessions", int)),
+        operation=_operation(operation).id if operation.get("state") == "running" else "",
+        note=one.text("trouble", "") or one.text("cdi", ""),
+    )
+
+
+def _session(content: Any) -> Session:
+    one = Record(content, "hostd's session")
+    return Session(
+        one.text("id"),
+        one.text("program", ""),
+        one.text("vgpu", ""),
+        ",".join(one.each("devices", str)),
+        "",
+        one.text("since"),
+        one.text("state"),
+        pid=one.maybe("pid"),
+    )
+
+
+def _operation(content: Any) -> Operation:
+    one = Record(content, "hostd's operation")
+    return Operation(
+        one.text("id"),
+        one.text("kind"),
+        one.text("target"),
+        one.text("state"),
+        one.number("percent"),
+        one.text("progress", ""),
+        one.text("goal", ""),
+        one.text("error", ""),
+        one.text("started", ""),
+        one.text("ended", ""),
+    )

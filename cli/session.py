@@ -1,0 +1,79 @@
+"""`gpupool session`: the client programs that use vGPUs now."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gpupool.cli import layout
+from gpupool.cli.asking import EXITS, Asking, names, verb
+
+DESCRIPTION = """\
+A session is one client program on its vGPUs. `gpupool status` shows more of those of this machine.
+"""
+APP = layout.group("session", DESCRIPTION, EXITS)
+
+_known = names(lambda asking: [one.id for one in asking.backend.sessions()])
+
+
+@verb(
+    APP,
+    "list",
+    "show all of them",
+    "Shows the sessions.",
+    """\
+examples:
+  gpupool session list
+  gpupool session list --json | jq '.sessions | length'
+""",
+)
+def list_all(asking: Asking) -> int:
+    """Shows them."""
+    found = asking.backend.sessions()
+    if asking.as_json:
+        asking.answer(sessions=found)
+        return 0
+    rows = [
+        [
+            one.id,
+            one.program or "?",
+            "-" if one.pid is None else one.pid,
+            one.vgpu or "-",
+            one.gpu or "-",
+            one.node or "-",
+            one.since,
+            one.state,
+        ]
+        for one in found
+    ]
+    header = ("SESSION", "PROGRAM", "PID", "VGPU", "GPU", "NODE", "SINCE", "STATE")
+    asking.show(header, rows, "no sessions")
+    return 0
+
+
+@verb(
+    APP,
+    "end",
+    "end some of them",
+    "Ends sessions: their programs get CUDA_ERROR_DEVICE_UNAVAILABLE from then on.",
+    "example:    gpupool session end 3 4",
+)
+def end(
+    asking: Asking,
+    session: Annotated[
+        list[str],
+        typer.Argument(metavar="SESSION", autocompletion=_known, help="as `session list` has them"),
+    ],
+    kill: Annotated[
+        bool, typer.Option("--kill", help="kill the worker instead of asking it")
+    ] = False,
+) -> int:
+    """Ends them, one after the other."""
+    for each in session:
+        asking.backend.end_session(each, kill)
+        if not asking.as_json:
+            asking.done(f"ended session {each}")
+    if asking.as_json:
+        asking.answer(ended=list(session))
+    return 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.tree import ROOT, files
 
 TIDY_FOLDERS = ["wire", "guest", "hostd"]
-PYTHON_FOLDERS = ["wire", "hostd", "guest", "cli", "bench", "tests"]
+PYTHON_FOLDERS = ["wire", "hostd", "guest", "controller", "cli", "bench", "tests"]
 
 
 def named(*suffixes: str) -> list[str]:

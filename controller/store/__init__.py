@@ -1,0 +1,1 @@
+"""The database behind the core's ports: SQLAlchemy on SQLite or PostgreSQL."""

@@ -1,0 +1,1 @@
+"""Alembic's environment: `python -m gpupool.controller migrate`, or by itself at each start."""

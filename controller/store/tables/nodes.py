@@ -1,0 +1,157 @@
+"""Nodes: the port `Nodes`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from gpupool.controller.core.node import Node, NodeState
+from gpupool.controller.core.ports import Page
+from gpupool.controller.store.models import BeatRow, LabelRow, NodeRow
+
+_SELECT = select(NodeRow.__table__, BeatRow.heard_ms).outerjoin(
+    BeatRow, BeatRow.node_id == NodeRow.id
+)
+_BUMP = (
+    update(NodeRow)
+    .where(NodeRow.id == bindparam("node"))
+    .values(generation=NodeRow.generation + 1)
+    .returning(NodeRow.generation)
+)
+
+
+class SqlNodes:
+    """See the port."""
+
+    def __init__(self, connection: Connection, now_ms: int) -> None:
+        self._connection = connection
+        self._now_ms = now_ms
+
+    def get(self, node_id: str) -> Node | None:
+        """See the port."""
+        row = self._connection.execute(_SELECT.where(NodeRow.id == node_id)).first()
+        return _node(row) if row else None
+
+    def by_name(self, name: str) -> Node | None:
+        """See the port."""
+        row = self._connection.execute(_SELECT.where(NodeRow.name == name)).first()
+        return _node(row) if row else None
+
+    def page(self, page: Page, state: NodeState | None = None) -> list[Node]:
+        """See the port."""
+        found = _SELECT.where(NodeRow.id > page.after).order_by(NodeRow.id).limit(page.limit)
+        if state is not None:
+            found = found.where(NodeRow.state == state.value)
+        return [_node(row) for row in self._connection.execute(found)]
+
+    def put(self, node: Node) -> None:
+        """See the port."""
+        values = {
+            "name": node.name,
+            "state": node.state.value,
+            "cordoned": node.cordoned,
+            "labels": dict(node.labels),
+            "endpoint": node.endpoint,
+            "agent_version": node.agent_version,
+            "incarnation": node.incarnation,
+            "applied_generation": node.applied_generation,
+            "version": node.version,
+        }
+        done = self._connection.execute(
+            update(NodeRow).where(NodeRow.id == node.id).values(**values)
+        )
+        if done.rowcount == 0:
+            self._connection.execute(
+                insert(NodeRow).values(
+                    id=node.id, generation=node.generation, created_ms=node.created_ms, **values
+                )
+            )
+        self._connection.execute(delete(LabelRow).where(LabelRow.node_id == node.id))
+        if node.labels:
+            self._connection.execute(
+                insert(LabelRow),
+                [
+                    {"node_id": node.id, "key": key, "value": value}
+                    for key, value in node.labels.items()
+                ],
+            )
+
+    def remove(self, node_id: str) -> None:
+        """See the port."""
+        self._connection.execute(delete(NodeRow).where(NodeRow.id == node_id))
+
+    def set_state(self, node_id: str, state: NodeState) -> None:
+        """See the port."""
+        self._connection.execute(
+            update(NodeRow)
+            .where(NodeRow.id == node_id)
+            .values(state=state.value, version=NodeRow.version + 1)
+        )
+
+    def bump(self, node_id: str) -> int:
+        """See the port."""
+        return int(self._connection.execute(_BUMP, {"node": node_id}).scalar_one())
+
+    def applied(self, node_id: str, generation: int) -> None:
+        """See the port."""
+        self._connection.execute(
+            update(NodeRow).where(NodeRow.id == node_id).values(applied_generation=generation)
+        )
+
+    def generations(self, node_ids: Collection[str]) -> dict[str, int]:
+        """See the port."""
+        found = select(NodeRow.id, NodeRow.generation).where(NodeRow.id.in_(list(node_ids)))
+        return {row.id: row.generation for row in self._connection.execute(found)}
+
+    def beats(self) -> dict[str, int]:
+        """See the port."""
+        found = (
+            select(BeatRow.node_id, BeatRow.beat)
+            .join(NodeRow, NodeRow.id == BeatRow.node_id)
+            .where(NodeRow.state == NodeState.READY.value)
+        )
+        return {row.node_id: row.beat for row in self._connection.execute(found)}
+
+    def start_incarnation(self, node_id: str, incarnation: int) -> None:
+        """See the port."""
+        values = {"incarnation": incarnation, "sequence": 0, "heard_ms": self._now_ms}
+        done = self._connection.execute(
+            update(BeatRow)
+            .where(BeatRow.node_id == node_id)
+            .values(beat=BeatRow.beat + 1, **values)
+        )
+        if done.rowcount == 0:
+            self._connection.execute(insert(BeatRow).values(node_id=node_id, beat=1, **values))
+
+    def next_report(self, node_id: str, incarnation: int, sequence: int) -> bool:
+        """See the port."""
+        done = self._connection.execute(
+            update(BeatRow)
+            .where(
+                BeatRow.node_id == node_id,
+                BeatRow.incarnation == incarnation,
+                BeatRow.sequence < sequence,
+            )
+            .values(sequence=sequence, beat=BeatRow.beat + 1, heard_ms=self._now_ms)
+        )
+        return done.rowcount == 1
+
+
+def _node(row: Any) -> Node:
+    return Node(
+        id=row.id,
+        name=row.name,
+        state=NodeState(row.state),
+        cordoned=row.cordoned,
+        labels=row.labels,
+        endpoint=row.endpoint,
+        agent_version=row.agent_version,
+        incarnation=row.incarnation,
+        generation=row.generation,
+        applied_generation=row.applied_generation,
+        version=row.version,
+        created_ms=row.created_ms,
+        heard_ms=row.heard_ms or 0,
+    )

@@ -1,0 +1,148 @@
+"""vGPUs: the port `Vgpus`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from gpupool.controller.core.errors import Kind, RefusedError
+from gpupool.controller.core.ports import Page
+from gpupool.controller.core.vgpu import Mode, Policy, Selector, Share, State, Strategy, Vgpu
+from gpupool.controller.store.models import NodeRow, SessionRow, VgpuRow
+
+_SELECT = select(
+    VgpuRow.__table__,
+    select(func.count())
+    .select_from(SessionRow)
+    .where(SessionRow.vgpu_id == VgpuRow.id)
+    .scalar_subquery()
+    .label("sessions"),
+    NodeRow.endpoint,
+).outerjoin(NodeRow, NodeRow.id == VgpuRow.node_id)
+_INSERT = insert(VgpuRow)
+
+
+class SqlVgpus:
+    """See the port."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, vgpu_id: str) -> Vgpu | None:
+        """See the port."""
+        row = self._connection.execute(_SELECT.where(VgpuRow.id == vgpu_id)).first()
+        return _vgpu(row) if row else None
+
+    def by_name(self, tenant_id: str, name: str) -> Vgpu | None:
+        """See the port."""
+        found = _SELECT.where(VgpuRow.tenant_id == tenant_id, VgpuRow.name == name)
+        row = self._connection.execute(found).first()
+        return _vgpu(row) if row else None
+
+    def page(
+        self, page: Page, tenant_id: str | None = None, node_id: str | None = None
+    ) -> list[Vgpu]:
+        """See the port."""
+        found = _SELECT.where(VgpuRow.id > page.after).order_by(VgpuRow.id).limit(page.limit)
+        if tenant_id is not None:
+            found = found.where(VgpuRow.tenant_id == tenant_id)
+        if node_id is not None:
+            found = found.where(VgpuRow.node_id == node_id)
+        return [_vgpu(row) for row in self._connection.execute(found)]
+
+    def of_node(self, node_id: str) -> list[Vgpu]:
+        """See the port."""
+        found = _SELECT.where(VgpuRow.node_id == node_id).order_by(VgpuRow.id)
+        return [_vgpu(row) for row in self._connection.execute(found)]
+
+    def add(self, vgpu: Vgpu) -> None:
+        """See the port."""
+        try:
+            self._connection.execute(
+                _INSERT,
+                {
+                    "id": vgpu.id,
+                    "tenant_id": vgpu.tenant_id,
+                    "name": vgpu.name,
+                    "mode": vgpu.mode.value,
+                    "selector": dataclasses.asdict(vgpu.selector),
+                    "strategy": vgpu.strategy.value,
+                    "group_id": vgpu.group_id,
+                    "memory_used_mib": 0,
+                    "created_ms": vgpu.created_ms,
+                    **_changing(vgpu),
+                },
+            )
+        except IntegrityError:
+            raise RefusedError(
+                Kind.NAME_TAKEN, f"The tenant has a vGPU {vgpu.name!r} already."
+            ) from None
+
+    def put(self, vgpu: Vgpu) -> None:
+        """See the port."""
+        self._connection.execute(
+            update(VgpuRow).where(VgpuRow.id == vgpu.id).values(**_changing(vgpu))
+        )
+
+    def set_used(self, memory_used_mib: Mapping[str, int]) -> None:
+        """See the port."""
+        for vgpu_id, used in sorted(memory_used_mib.items()):
+            self._connection.execute(
+                update(VgpuRow)
+                .where(VgpuRow.id == vgpu_id, VgpuRow.memory_used_mib != used)
+                .values(memory_used_mib=used)
+            )
+
+    def remove(self, vgpu_id: str) -> None:
+        """See the port."""
+        self._connection.execute(delete(VgpuRow).where(VgpuRow.id == vgpu_id))
+
+
+def _changing(vgpu: Vgpu) -> dict[str, Any]:
+    return {
+        "policy": vgpu.policy.value,
+        "priority": vgpu.priority,
+        "compute_percent": vgpu.share.compute_percent,
+        "memory_mib": vgpu.share.memory_mib,
+        "compute_held_percent": vgpu.held.compute_percent,
+        "memory_held_mib": vgpu.held.memory_mib,
+        "state": vgpu.state.value,
+        "gpu_id": vgpu.gpu_id,
+        "gpu_uuid": vgpu.gpu_uuid,
+        "node_id": vgpu.node_id,
+        "node_name": vgpu.node_name,
+        "generation": vgpu.generation,
+        "version": vgpu.version,
+    }
+
+
+def _vgpu(row: Any) -> Vgpu:
+    selector = dict(row.selector)
+    return Vgpu(
+        id=row.id,
+        name=row.name,
+        tenant_id=row.tenant_id,
+        mode=Mode(row.mode),
+        policy=Policy(row.policy),
+        priority=row.priority,
+        share=Share(row.compute_percent, row.memory_mib),
+        state=State(row.state),
+        selector=Selector(**{**selector, "models": tuple(selector["models"])}),
+        strategy=Strategy(row.strategy),
+        held=Share(row.compute_held_percent, row.memory_held_mib),
+        gpu_id=row.gpu_id,
+        gpu_uuid=row.gpu_uuid,
+        node_id=row.node_id,
+        node_name=row.node_name,
+        endpoint=row.endpoint,
+        group_id=row.group_id,
+        memory_used_mib=row.memory_used_mib,
+        sessions=row.sessions,
+        generation=row.generation,
+        version=row.version,
+        created_ms=row.created_ms,
+    )

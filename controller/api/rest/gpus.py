@@ -20,7 +20,8 @@ from gpupool.controller.api.rest.context import (
     match,
     shown,
 )
-from gpupool.controller.api.rest.models import GpuOut, GpuPatch, OperationOut
+from gpupool.controller.api.rest.given import GpuPatch
+from gpupool.controller.api.rest.models import GpuOut, OperationOut
 from gpupool.controller.api.rest.problems import described
 from gpupool.controller.core import fleet
 from gpupool.controller.core.errors import Kind, not_found

@@ -21,7 +21,8 @@ from gpupool.controller.api.rest.context import (
     match,
     shown,
 )
-from gpupool.controller.api.rest.models import NodeOut, NodePatch
+from gpupool.controller.api.rest.given import NodePatch
+from gpupool.controller.api.rest.models import NodeOut
 from gpupool.controller.api.rest.problems import described
 from gpupool.controller.core import fleet
 from gpupool.controller.core.errors import Kind, not_found

@@ -22,7 +22,8 @@ from gpupool.controller.api.rest.context import (
     match,
     shown,
 )
-from gpupool.controller.api.rest.models import QuotaModel, TenantIn, TenantOut, TenantPatch
+from gpupool.controller.api.rest.given import QuotaModel, TenantIn, TenantPatch
+from gpupool.controller.api.rest.models import TenantOut
 from gpupool.controller.api.rest.problems import described
 from gpupool.controller.core.errors import Kind, RefusedError, not_found
 from gpupool.controller.core.identity import new_id

@@ -16,7 +16,8 @@ from gpupool.controller.api.rest.context import (
     listed,
     shown,
 )
-from gpupool.controller.api.rest.models import NewTokenOut, TokenIn, TokenOut
+from gpupool.controller.api.rest.given import TokenIn
+from gpupool.controller.api.rest.models import NewTokenOut, TokenOut
 from gpupool.controller.api.rest.problems import described
 from gpupool.controller.core.errors import Kind, RefusedError, not_found
 from gpupool.controller.core.identity import new_id

@@ -22,16 +22,8 @@ from gpupool.controller.api.rest.context import (
     match,
     shown,
 )
-from gpupool.controller.api.rest.models import (
-    GroupIn,
-    GroupOut,
-    OperationOut,
-    PlaceOut,
-    PlacesOut,
-    VgpuIn,
-    VgpuOut,
-    VgpuPatch,
-)
+from gpupool.controller.api.rest.given import GroupIn, VgpuIn, VgpuPatch
+from gpupool.controller.api.rest.models import GroupOut, OperationOut, PlaceOut, PlacesOut, VgpuOut
 from gpupool.controller.api.rest.problems import described
 from gpupool.controller.core import allocation
 from gpupool.controller.core.errors import Kind, RefusedError, not_found

@@ -1,0 +1,174 @@
+// gpupool-arbiter: says whose turn it is on one GPU (docs/shares.md).
+//
+// Started by hostd for a GPU on which somebody has a share; outlives hostd, and is found again by its file
+// `arbiter.pid`, which it holds locked: there is never a second one for a GPU. Ends by itself when no session
+// has been listed for a while. It touches no GPU: it reads the quota page and writes into the sessions' lease
+// pages.
+#include <fcntl.h>
+#include <getopt.h>
+#include <linux/capability.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "hostd/arbiter/desk.hpp"
+#include "hostd/arbiter/scheduler.hpp"
+#include "hostd/worker/log.hpp"
+#include "hostd/worker/sandbox.hpp"
+#include "wire/cpp/futex.hpp"
+
+namespace gpupool::worker {
+// The log is a worker's; here no driver writes to standard error.
+void drain_standard_error() {}
+}  // namespace gpupool::worker
+
+namespace gpupool::arbiter {
+namespace {
+
+using worker::log;
+using worker::LogLevel;
+
+constexpr int kExitAnother = 10;  // this GPU has an arbiter (hostd/adapters/arbiter_process.py)
+constexpr int kExitSetup = 14;
+constexpr u64 kPageBytes = 4096;
+
+volatile std::sig_atomic_t g_stop = 0;
+
+struct Options {
+  std::string folder;
+  u64 idle_ns = 10'000'000'000;
+  worker::LogStyle log{.part = "arbiter"};
+  bool calls = false;
+};
+
+bool parse(int argc, char** argv, Options& options) {
+  enum { kFolder = 1, kIdle, kJson, kPriorities, kCalls };
+  static constexpr option kOptions[] = {{"folder", required_argument, nullptr, kFolder},
+                                        {"idle-s", required_argument, nullptr, kIdle},
+                                        {"log-json", required_argument, nullptr, kJson},
+                                        {"log-priorities", required_argument, nullptr, kPriorities},
+                                        {"sandbox-calls", required_argument, nullptr, kCalls},
+                                        {nullptr, 0, nullptr, 0}};
+  for (int found; (found = getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
+    const bool yes = optarg != nullptr && std::strcmp(optarg, "yes") == 0;
+    if (found == '?') return false;
+    if (found == kFolder) options.folder = optarg;
+    if (found == kIdle) options.idle_ns = std::strtoull(optarg, nullptr, 10) * 1'000'000'000;
+    if (found == kJson) options.log.json = yes;
+    if (found == kPriorities) options.log.priorities = yes;
+    if (found == kCalls) options.calls = yes;
+  }
+  return !options.folder.empty() && options.idle_ns != 0;
+}
+
+// A worker has cut its page short. From here on it is a page of our own, which says nothing. Only what a
+// signal handler may do.
+void page_is_gone(int, siginfo_t* info, void*) {
+  void* page = reinterpret_cast<void*>(reinterpret_cast<u64>(info->si_addr) & ~(kPageBytes - 1));
+  if (mmap(page, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != page)
+    _exit(kExitSetup);
+}
+
+void catch_signals() {
+  struct sigaction action {};
+  action.sa_handler = [](int) { g_stop = 1; };
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGINT, &action, nullptr);
+  action.sa_handler = nullptr;
+  action.sa_sigaction = page_is_gone;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGBUS, &action, nullptr);
+}
+
+// The lock that makes this the GPU's only arbiter, and the pid for a later hostd. Held until the process ends.
+int take_place(int folder) {
+  const int file = openat(folder, "arbiter.pid", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (file < 0) return kExitSetup;
+  if (flock(file, LOCK_EX | LOCK_NB) != 0) return errno == EWOULDBLOCK ? kExitAnother : kExitSetup;
+  const std::string text = std::to_string(getpid()) + "\n";
+  const bool written = ftruncate(file, 0) == 0 &&
+                       pwrite(file, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size());
+  return written ? 0 : kExitSetup;
+}
+
+// Root's rights are not needed for what comes.
+bool give_up_rights(const Options& options, std::string& error) {
+  for (int right = 0; right < 64; ++right) prctl(PR_CAPBSET_DROP, right, 0, 0, 0);
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct none[2] = {};
+  if (syscall(SYS_capset, &header, none) != 0) {
+    error = std::string("capset: ") + std::strerror(errno);
+    return false;
+  }
+  worker::SandboxOptions sandbox;
+  if (options.calls) sandbox.calls = worker::CallFilter::end;
+  return worker::enter_sandbox(sandbox, "", error);
+}
+
+void serve(Desk& desk, u64 idle_ns) {
+  Scheduler scheduler;
+  u64 used_ns = wire::monotonic_ns();
+  while (g_stop == 0) {
+    u64 now = wire::monotonic_ns();
+    if (desk.refresh()) {
+      scheduler.set_tenants(desk.tenants(), now);
+      log(LogLevel::info, scheduler.arbitrates() ? "leases in turn" : "leases open",
+          "vgpus=" + std::to_string(desk.tenants().size()));
+    }
+    u64 look = scheduler.step(now, desk.listen());
+    desk.tell(scheduler, now);
+    while (look <= now) {
+      now = wire::monotonic_ns();
+      look = scheduler.step(now, desk.listen());
+      desk.tell(scheduler, now);
+    }
+    if (desk.has_sessions()) used_ns = now;
+    if (now - used_ns >= idle_ns) return;
+    desk.wait(look - now);
+  }
+  desk.leave();
+}
+
+int run(const Options& options) {
+  const int folder = open(options.folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder < 0) {
+    log(LogLevel::error, "cannot open the GPU's folder", options.folder + ": " + std::strerror(errno));
+    return kExitSetup;
+  }
+  if (const int failed = take_place(folder); failed != 0) return failed;
+  catch_signals();
+  Desk desk(folder);
+  std::string error;
+  if (!desk.open(error) || !give_up_rights(options, error)) {
+    log(LogLevel::error, "the arbiter cannot start", error);
+    return kExitSetup;
+  }
+  log(LogLevel::info, "arbiter started", options.folder);
+  serve(desk, options.idle_ns);
+  log(LogLevel::info, "arbiter ended", options.folder);
+  return 0;
+}
+
+}  // namespace
+}  // namespace gpupool::arbiter
+
+int main(int argc, char** argv) {
+  using namespace gpupool;
+  arbiter::Options options;
+  if (!arbiter::parse(argc, argv, options)) {
+    worker::log(worker::LogLevel::error, "bad command line; this program is started by hostd");
+    return worker::kExitUsage;
+  }
+  worker::configure_log(options.log, 0);
+  worker::close_other_descriptors({});
+  prctl(PR_SET_NAME, "gpupool-arbiter");
+  return arbiter::run(options);
+}

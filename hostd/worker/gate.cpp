@@ -1,0 +1,245 @@
+#include "hostd/worker/gate.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "hostd/worker/log.hpp"
+#include "hostd/worker/manual/memory.hpp"
+#include "wire/cpp/futex.hpp"
+
+namespace gpupool::worker {
+namespace {
+
+using pages::LeasePage;
+using pages::LeaseState;
+
+constexpr u64 kGraceNs = 250'000;      // a program that waits for its work comes back within this time
+constexpr u64 kMarkIdleNs = 50'000;    // an open batch is closed when nothing more has come for so long
+constexpr u64 kLookNs = 50'000;        // the shortest and the longest time between two looks at marks
+constexpr u64 kLongestLookNs = 500'000;
+constexpr u64 kRoomNs = 20'000'000;
+constexpr u32 kSpinUs = 200;
+constexpr u32 kNapUs = 50;
+constexpr u32 kSleepMs = 100;
+
+// Of a session without lease pages: nobody ever writes it.
+const LeasePage::Grant kAlwaysFree{};
+
+}  // namespace
+
+bool submits(wire::Function function) {
+  switch (function) {
+    case wire::Function::cuLaunchKernel:
+    case wire::Function::cuGraphLaunch:
+    case wire::Function::cuGraphUpload:
+    case wire::Function::cuLaunchHostFunc:
+    case wire::Function::cuMemcpyHtoDAsync_v2:
+    case wire::Function::cuMemcpyDtoHAsync_v2:
+    case wire::Function::cuMemcpyDtoDAsync_v2:
+    case wire::Function::cuMemcpyPeerAsync:
+    case wire::Function::cuMemcpy3DAsync_v2:
+    case wire::Function::cuMemcpy3DPeerAsync:
+    case wire::Function::cuMemsetD8Async:
+    case wire::Function::cuMemsetD16Async:
+    case wire::Function::cuMemsetD32Async:
+    case wire::Function::cuMemsetD2D8Async:
+    case wire::Function::cuMemsetD2D16Async:
+    case wire::Function::cuMemsetD2D32Async:
+    case wire::Function::cuStreamBatchMemOp_v2:
+    case wire::Function::cuStreamWaitValue32_v2:
+    case wire::Function::cuStreamWaitValue64_v2:
+    case wire::Function::cuStreamWriteValue32_v2:
+    case wire::Function::cuStreamWriteValue64_v2:
+      return true;
+    default:
+      return false;
+  }
+}
+
+Gate::Gate(Worker& worker, InFlight::MakeCurrent make_current) : worker_(worker), grant_(&kAlwaysFree) {
+  for (LeasePage* page : worker.leases)
+    lanes_.push_back(std::make_unique<Lane>(worker, make_current, page));
+}
+
+void Gate::enter(u32 context) {
+  lane_ = nullptr;
+  grant_ = &kAlwaysFree;
+  if (context == 0) return;
+  const auto known = lane_of_.find(context);
+  if (known != lane_of_.end()) {
+    lane_ = known->second;
+  } else {
+    CUdevice device = 0;
+    if (worker_.driver.cuCtxGetDevice(&device) != CUDA_SUCCESS) return;
+    const i32 index = index_of_device(worker_, device);
+    if (index >= 0 && static_cast<size_t>(index) < lanes_.size())
+      lane_ = lanes_[static_cast<size_t>(index)].get();
+    lane_of_[context] = lane_;
+  }
+  if (lane_ != nullptr && lane_->page != nullptr) grant_ = &lane_->page->grant;
+}
+
+void Gate::ring(Lane& lane) {
+  lane.page->want.bell.fetch_add(1, std::memory_order_seq_cst);
+  wire::futex_wake(lane.page->want.bell);
+}
+
+void Gate::set_busy(Lane& lane, bool busy) {
+  if (lane.busy == busy) return;
+  lane.busy = busy;
+  lane.page->want.busy.store(busy ? 1 : 0, std::memory_order_seq_cst);
+  if (!busy) ring(lane);
+}
+
+// From here on what is submitted is accounted for. What has been before is known only to the driver, so each
+// stream that may have work outstanding gets a mark.
+void Gate::watch(Lane& lane, u64 now_ns) {
+  lane.watched = true;
+  lane.orphan = false;
+  worker_.streams.each([&](wire::Handle handle, const StreamEntry& entry) {
+    const auto known = lane_of_.find(entry.context);
+    if (entry.noted && known != lane_of_.end() && known->second == &lane) lane.flight.add(handle, now_ns);
+  });
+  if (!lane.flight.is_empty()) {
+    set_busy(lane, true);
+    lane.flight.close();
+  }
+  due_ns_ = std::min(due_ns_, now_ns + kLookNs);
+}
+
+void Gate::unwatch(Lane& lane) {
+  lane.watched = false;
+  lane.orphan = false;
+  lane.stuck = false;
+  lane.flight.forget();
+  lane.page->want.wants.store(0, std::memory_order_seq_cst);
+  set_busy(lane, false);
+}
+
+bool Gate::is_orphan(Lane& lane, u64 now_ns) {
+  const u64 beat_ns = lane.page->grant.beat_ns.load(std::memory_order_relaxed);
+  const bool silent = now_ns > beat_ns && now_ns - beat_ns > LeasePage::kSilentNs;
+  if (silent && !lane.orphan)
+    log(LogLevel::warning, "the GPU's arbiter is silent: going on without leases until there is one again");
+  lane.orphan = silent;
+  return silent;
+}
+
+bool Gate::holds(Lane& lane) {
+  const LeasePage::Grant& grant = lane.page->grant;
+  const LeaseState state = grant.state.load(std::memory_order_seq_cst);
+  return state == LeaseState::free ||
+         (state == LeaseState::held && grant.number.load(std::memory_order_relaxed) != lane.done);
+}
+
+// Waits until enough of what is in flight is done. False when the lease is over meanwhile.
+bool Gate::has_room(Lane& lane) {
+  InFlight& flight = lane.flight;
+  u64 now = wire::monotonic_ns();
+  flight.look(now);
+  if (flight.wants_mark(now)) flight.close();
+  if (!flight.is_full()) {
+    lane.stuck = false;
+    return true;
+  }
+  // A stream may wait for a value that the client's next messages write: then waiting here would be for ever.
+  const u64 limit_ns = now + std::max(kRoomNs, 4 * flight.cost_ns());
+  wire::Backoff backoff(kSpinUs, kNapUs);
+  while (flight.is_full() && !lane.stuck) {
+    backoff.step();
+    now = wire::monotonic_ns();
+    flight.look(now);
+    if (!holds(lane)) return false;
+    lane.stuck = now > limit_ns;
+  }
+  return true;
+}
+
+// Whether one more will be done by the end of the lease. The first one always may: it is charged.
+bool Gate::fits(Lane& lane, u64 now_ns) {
+  const u64 end_ns = lane.page->grant.end_ns.load(std::memory_order_relaxed);
+  if (lane.flight.is_empty() ? now_ns < end_ns : now_ns + lane.flight.expected_ns() < end_ns) return true;
+  lane.done = lane.page->grant.number.load(std::memory_order_relaxed);
+  lane.page->want.done.store(lane.done, std::memory_order_seq_cst);
+  return false;
+}
+
+void Gate::admit(const wire::Slot& slot) {
+  Lane& lane = *lane_;
+  const StreamEntry* stream = slot.stream ? worker_.streams.find(slot.stream) : nullptr;
+  if (stream != nullptr && stream->capturing) return;  // recorded, not submitted
+  if (!lane.watched) watch(lane, wire::monotonic_ns());
+  while (true) {
+    if (lane.page->grant.state.load(std::memory_order_seq_cst) == LeaseState::free) return unwatch(lane);
+    const u64 now = wire::monotonic_ns();
+    if (lane.orphan && is_orphan(lane, now)) return;
+    if (holds(lane) && has_room(lane)) {
+      // Said first, looked again then: the arbiter does it the other way round.
+      set_busy(lane, true);
+      const u64 later = wire::monotonic_ns();
+      if (holds(lane) && fits(lane, later)) {
+        if (lane.page->want.wants.load(std::memory_order_relaxed) != 0)
+          lane.page->want.wants.store(0, std::memory_order_seq_cst);
+        lane.flight.add(slot.stream, later);
+        due_ns_ = std::min(due_ns_, later + kLookNs);
+        return;
+      }
+    }
+    wait_turn(lane);
+    if (lane.orphan) return;
+  }
+}
+
+void Gate::wait_turn(Lane& lane) {
+  lane.flight.close();
+  lane.page->want.wants.store(1, std::memory_order_seq_cst);
+  ring(lane);
+  wire::Backoff backoff(kSpinUs, kNapUs);
+  while (true) {
+    const u32 turn = lane.page->grant.turn.load(std::memory_order_seq_cst);
+    const u64 now = wire::monotonic_ns();
+    if (holds(lane) || is_orphan(lane, now)) return;
+    lane.flight.look(now);
+    if (lane.flight.is_empty()) {
+      set_busy(lane, false);
+      wire::futex_wait(lane.page->grant.turn, turn, kSleepMs);
+    } else {
+      backoff.step();
+    }
+  }
+}
+
+void Gate::tend(u64 now_ns) {
+  due_ns_ = ~u64{0};
+  for (const auto& lane : lanes_)
+    if (lane->page != nullptr && lane->watched) tend(*lane, now_ns);
+}
+
+void Gate::tend(Lane& lane, u64 now_ns) {
+  if (lane.page->grant.state.load(std::memory_order_relaxed) == LeaseState::free) return unwatch(lane);
+  if (!lane.busy) return;
+  InFlight& flight = lane.flight;
+  if (flight.is_open() && now_ns - flight.last_submitted_ns() >= kMarkIdleNs) flight.close();
+  flight.look(now_ns);
+  if (!flight.is_empty()) {
+    lane.empty_ns = 0;
+  } else {
+    if (lane.empty_ns == 0) lane.empty_ns = now_ns;
+    if (!holds(lane) || now_ns - flight.last_submitted_ns() >= kGraceNs) {
+      lane.empty_ns = 0;
+      return set_busy(lane, false);
+    }
+  }
+  const u64 waited_ns = now_ns - flight.last_submitted_ns();
+  due_ns_ = std::min(due_ns_, now_ns + std::clamp(waited_ns / 4, kLookNs, kLongestLookNs));
+}
+
+void Gate::lost() {
+  for (const auto& lane : lanes_) {
+    if (lane->page == nullptr || !lane->watched) continue;
+    lane->flight.forget();
+    set_busy(*lane, false);
+  }
+}
+
+}  // namespace gpupool::worker

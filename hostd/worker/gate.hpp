@@ -1,0 +1,83 @@
+// The compute lease, as the worker keeps it: what submits work to a GPU that is shared by leases waits here
+// for this vGPU's turn, and what is in flight at its end is small. The other end is the GPU's arbiter
+// (hostd/arbiter), over a page a GPU (hostd/pages/lease_page.hpp); docs/shares.md has the whole picture.
+//
+// On a GPU where nobody has to wait, all of this is one load and a predicted branch a message (is_watched).
+// Only the dispatcher comes here; the launch crew gets only what has passed.
+#pragma once
+
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "hostd/pages/lease_page.hpp"
+#include "hostd/worker/in_flight.hpp"
+#include "hostd/worker/worker.hpp"
+
+namespace gpupool::worker {
+
+// Whether this message makes the GPU work.
+[[nodiscard]] bool submits(wire::Function function);
+
+class Gate {
+ public:
+  Gate(Worker& worker, InFlight::MakeCurrent make_current);
+
+  // The context of that index (0: none) has been made current.
+  void entered(u32 context) {
+    if (!lanes_.empty()) enter(context);
+  }
+  // What contexts' indices mean has changed.
+  void contexts_changed() { lane_of_.clear(); }
+  // Whether submitting to the current context's GPU goes by leases.
+  [[nodiscard]] bool is_watched() const {
+    return grant_->state.load(std::memory_order_relaxed) != pages::LeaseState::free;
+  }
+
+  // Returns when this message may be executed. The driver's current context may be another afterwards.
+  void admit(const wire::Slot& slot);
+  // When tend() wants to be called while the dispatcher waits for messages; ~0 for never.
+  [[nodiscard]] u64 due_ns() const { return due_ns_; }
+  // Notices that what is in flight is done, and says so.
+  void tend(u64 now_ns);
+  // A context has faulted: nothing in it will ever be done.
+  void lost();
+
+ private:
+  // A GPU of this session.
+  struct Lane {
+    Lane(Worker& worker, InFlight::MakeCurrent make_current, pages::LeasePage* its)
+        : flight(worker, std::move(make_current)), page(its) {}
+    InFlight flight;
+    pages::LeasePage* page;
+    bool watched = false;
+    bool busy = false;     // as the page says
+    bool orphan = false;   // there is no arbiter: it submits without leases
+    bool stuck = false;    // waiting for room has taken too long: what is in flight may wait for what comes
+    u64 done = 0;          // the newest lease that it will not use any more
+    u64 empty_ns = 0;      // since when nothing is in flight
+  };
+
+  void enter(u32 context);
+  void watch(Lane& lane, u64 now_ns);
+  void unwatch(Lane& lane);
+  void ring(Lane& lane);
+  void set_busy(Lane& lane, bool busy);
+  // Whether it may submit now; true also when leases are no longer needed.
+  bool holds(Lane& lane);
+  bool has_room(Lane& lane);
+  bool fits(Lane& lane, u64 now_ns);
+  void wait_turn(Lane& lane);
+  // True when the arbiter has been silent for too long: then the lane is an orphan.
+  bool is_orphan(Lane& lane, u64 now_ns);
+  void tend(Lane& lane, u64 now_ns);
+
+  Worker& worker_;
+  std::vector<std::unique_ptr<Lane>> lanes_;  // by index of device; empty where there are no lease pages
+  std::unordered_map<u32, Lane*> lane_of_;    // by index of context
+  Lane* lane_ = nullptr;                      // of the current context
+  const pages::LeasePage::Grant* grant_;      // its page's, or one that is always free
+  u64 due_ns_ = ~u64{0};
+};
+
+}  // namespace gpupool::worker

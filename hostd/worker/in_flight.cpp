@@ -1,0 +1,127 @@
+#include "hostd/worker/in_flight.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "hostd/worker/launch_crew.hpp"
+#include "hostd/worker/manual/context.hpp"
+#include "hostd/worker/manual/memory.hpp"
+
+namespace gpupool::worker {
+namespace {
+
+constexpr u64 kBatchNs = 500'000;
+constexpr u64 kMostNs = 1'000'000;  // in flight, if two batches are not more
+constexpr size_t kMostBatches = 4;
+constexpr u32 kMostSubmissions = 256;
+constexpr u32 kMostStreams = 64;  // of a batch
+constexpr u32 kWords = 512;       // one page; more than all batches can use
+constexpr u64 kPageBytes = kWords * sizeof(u64);
+static_assert(kWords > (kMostBatches + 1) * kMostStreams);
+
+struct HostMark {
+  std::atomic<u64>* word;
+  u64 value;
+};
+
+void CUDA_CB write_word(void* argument) {
+  const std::unique_ptr<HostMark> mark(static_cast<HostMark*>(argument));
+  mark->word->store(mark->value, std::memory_order_release);
+}
+
+}  // namespace
+
+void InFlight::add(wire::Handle stream, u64 now_ns) {
+  if (open_.submissions == 0) open_.first_ns = now_ns;
+  ++open_.submissions;
+  ++submissions_;
+  last_ns_ = now_ns;
+  if (!stream || (!open_.streams.empty() && open_.streams.back() == stream)) return;
+  if (std::ranges::find(open_.streams, stream) == open_.streams.end()) open_.streams.push_back(stream);
+}
+
+bool InFlight::wants_mark(u64 now_ns) const {
+  return open_.submissions != 0 && (open_.submissions >= most_ || now_ns - open_.first_ns >= kBatchNs ||
+                                    open_.streams.size() >= kMostStreams);
+}
+
+bool InFlight::is_full() const {
+  return batches_.size() >= kMostBatches || (batches_.size() >= 2 && submissions_ * cost_ns_ >= kMostNs) ||
+         (batches_.size() >= 2 && cost_ns_ == 0);
+}
+
+bool InFlight::prepare_words() {
+  if (words_ != nullptr) return true;
+  void* page = mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (page == MAP_FAILED) return false;
+  words_ = static_cast<std::atomic<u64>*>(page);
+  gpu_writes_ = worker_.stream_memory_operations && registration_context() != nullptr &&
+                worker_.register_host(page, kPageBytes) == CUDA_SUCCESS;
+  return true;
+}
+
+bool InFlight::mark(wire::Handle stream, Batch& batch) {
+  const StreamEntry* entry = worker_.streams.find(stream);
+  // Nothing of ours may become part of the client's graph; nor may the legacy stream be used meanwhile.
+  if (entry == nullptr || entry->capturing) return true;
+  const bool legacy = entry->stream == nullptr || entry->stream == CU_STREAM_LEGACY;
+  if ((legacy && any_capturing(worker_)) || !make_current_(entry->context)) return true;
+  next_word_ = (next_word_ + 1) % kWords;
+  std::atomic<u64>& word = words_[next_word_];
+  const u64 value = ++value_;
+  CUresult result = CUDA_SUCCESS;
+  if (gpu_writes_) {
+    result = worker_.driver.cuStreamWriteValue64_v2(entry->stream, reinterpret_cast<CUdeviceptr>(&word), value,
+                                                    0);
+  } else {
+    auto host_mark = std::make_unique<HostMark>(HostMark{&word, value});
+    result = worker_.driver.cuLaunchHostFunc(entry->stream, &write_word, host_mark.get());
+    if (result == CUDA_SUCCESS) static_cast<void>(host_mark.release());  // write_word owns it now
+  }
+  if (result != CUDA_SUCCESS) return false;
+  batch.marks.push_back(Mark{next_word_, value, entry->context});
+  return true;
+}
+
+void InFlight::close() {
+  if (open_.submissions == 0) return;
+  if (worker_.crew != nullptr && worker_.crew->active()) worker_.crew->settle_all();
+  Batch batch = std::move(open_);
+  open_ = Batch{};
+  bool works = prepare_words();
+  for (const wire::Handle stream : batch.streams) works = works && mark(stream, batch);
+  if (!works) return forget();
+  batches_.push_back(std::move(batch));
+}
+
+bool InFlight::is_done(const Batch& batch) const {
+  return std::ranges::all_of(batch.marks, [&](const Mark& mark) {
+    if (words_[mark.word].load(std::memory_order_acquire) == mark.value) return true;
+    // With its context the stream's work is gone, and the word is never written.
+    return worker_.contexts.find(wire::Handle::make(wire::HandleKind::context, 0, mark.context)) == nullptr;
+  });
+}
+
+void InFlight::look(u64 now_ns) {
+  while (!batches_.empty() && is_done(batches_.front())) {
+    const Batch& batch = batches_.front();
+    // It began when the one before was done, or later. Seen late, it looks longer than it was: we then stop
+    // too early once, and not too late.
+    const u64 took_ns = now_ns - std::min(now_ns, std::max(batch.first_ns, last_done_ns_));
+    const u64 cost_ns = std::max<u64>(took_ns / batch.submissions, 1);
+    cost_ns_ = cost_ns_ == 0 || cost_ns > 2 * cost_ns_ ? cost_ns : (3 * cost_ns_ + cost_ns) / 4;
+    most_ = static_cast<u32>(std::clamp<u64>(kBatchNs / cost_ns_, 1, kMostSubmissions));
+    last_done_ns_ = now_ns;
+    submissions_ -= batch.submissions;
+    batches_.pop_front();
+  }
+}
+
+void InFlight::forget() {
+  batches_.clear();
+  open_ = Batch{};
+  submissions_ = 0;
+}
+
+}  // namespace gpupool::worker

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from gpupool import __version__
 from gpupool.hostd.adapters import certificate, native_files, sandbox_facts
+from gpupool.hostd.adapters.arbiter_process import ArbiterProcesses
 from gpupool.hostd.adapters.cdi import CdiFolder
 from gpupool.hostd.adapters.cgroups import SessionGroups
 from gpupool.hostd.adapters.client_process import ClientProcesses
@@ -173,6 +174,7 @@ class Hostd:
         doors = self._open_doors()
         admin_listener = self._listen(Endpoint(path=str(config.admin_socket)), 0o600)
         inventory = await asyncio.to_thread(self._machine.gpus.discover)
+        pages = VgpuFiles(config.state_dir)
         ports = Ports(
             self._machine.workers,
             store,
@@ -180,7 +182,7 @@ class Hostd:
             SystemClock(),
             TenantExchange(),
             ClientProcesses(),
-            VgpuFiles(config.state_dir),
+            pages,
             VgpuDefinitions(config.vgpu_dir),
         )
         host = Host(ports, config.limits, inventory, config.ahead)
@@ -188,6 +190,7 @@ class Hostd:
         host.offer(pools.see(inventory))
         _log_inventory(host.inventory)
         host.adopt()
+        arbiters = self._arbiters(pages)
         greeter = Greeter(
             host, identify, config.hello_timeout_s, __version__, config.limits.connections
         )
@@ -226,11 +229,30 @@ class Hostd:
         notify("READY=1")
         ready()
         await self._until_stopped(tasks)
+        arbiters.stop()
         await greeter.finish()
         await admin.finish()
         for one in metrics:
             await one.finish()
         log.info("stopped", extra=fields({"sessions_going_on": len(host.sessions)}))
+
+    def _arbiters(self, pages: VgpuFiles) -> ArbiterProcesses:
+        config = self._config
+        log_words = ["--log-json", "yes" if config.log_format == "json" else "no"]
+        log_words += [
+            "--log-priorities",
+            "yes" if wants_priorities(config.log_priorities) else "no",
+        ]
+        arbiters = ArbiterProcesses(
+            native_files.locate().arbiter,
+            config.state_dir,
+            pages.has_shares,
+            seccomp=self._machine.sandbox.seccomp == "on",
+            log_words=log_words,
+        )
+        pages.on_change = arbiters.look
+        arbiters.look_at_all()
+        return arbiters
 
     async def _until_stopped(self, tasks: list[asyncio.Task[None]]) -> None:
         """Returns when told to stop; raises what a task died of (they only end by accident)."""

@@ -1,4 +1,5 @@
-"""Where the C++ parts are: the guest runtime, the worker, the end of TLS, the software GPU.
+"""Where the C++ parts are: the guest runtime, the worker, the arbiter, the end of TLS, the
+software GPU.
 
 Two layouts, the same files: the installed package (`gpupool/native/...`, see install() in
 CMakeLists.txt) and CMake's build folder. GPUPOOL_NATIVE_DIR names a folder of either layout and
@@ -17,6 +18,7 @@ _LAYOUT = {
     "guest_library": ("guest/libcuda.so.1", "lib/guest/libcuda.so.1"),
     "worker": ("libexec/gpupool-worker", "libexec/gpupool-worker"),
     "tls": ("libexec/gpupool-tls", "libexec/gpupool-tls"),
+    "arbiter": ("libexec/gpupool-arbiter", "libexec/gpupool-arbiter"),
     "software_gpu": ("host/libgpupool-softgpu.so", "lib/host/libgpupool-softgpu.so"),
 }
 
@@ -29,6 +31,7 @@ class NativeFiles:
     guest_library: Path | None
     worker: Path | None
     tls: Path | None
+    arbiter: Path | None
     software_gpu: Path | None
 
     @property

@@ -109,6 +109,15 @@ class QuotaPage:
         at.id = session.session_id
         return True
 
+    def has_shares(self) -> bool:
+        """Whether a session has a vGPU with a share of the GPU's time."""
+        page = self._page
+        sharing = {row for row in range(len(page.vgpu)) if page.vgpu[row].compute_percent}
+        return bool(sharing) and any(
+            page.session[row].id and page.session[row].vgpu in sharing
+            for row in range(len(page.session))
+        )
+
     def tell(self) -> int:
         """Adds one to `changed`; its address, which is a futex."""
         self._page.changed = (self._page.changed + 1) & 0xFFFFFFFF

@@ -14,7 +14,7 @@ import contextlib
 import mmap
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gpupool.hostd.adapters import account_page, futex
@@ -37,18 +37,28 @@ class VgpuFiles:
         for folder in (self._gpus, self._vgpus):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._quota: dict[str, QuotaPage] = {}
+        self.on_change: Callable[[str], None] = lambda _: None  # a GPU's quota page is another
 
     def write_vgpu(self, gpu: str, row: int, vgpu: Vgpu | None) -> None:
         """Fills or clears a row. Raises PortError."""
         page = self._page(gpu)
         if page.write_vgpu(row, vgpu):
             futex.wake(page.tell())
+            self.on_change(gpu)
 
     def write_session(self, gpu: str, row: int, session: SessionRow | None) -> None:
         """Fills or clears a row. Raises PortError."""
         page = self._page(gpu)
         if page.write_session(row, session):
             futex.wake(page.tell())
+            self.on_change(gpu)
+
+    def has_shares(self, gpu: str) -> bool:
+        """Whether a session on that GPU has a share of its time."""
+        try:
+            return self._page(gpu).has_shares()
+        except PortError:
+            return False  # no such GPU any more
 
     def write_account(self, vgpu_id: int, row: int, session_id: int) -> None:
         """A fresh row, also one for nobody. Raises PortError."""

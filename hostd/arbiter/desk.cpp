@@ -21,7 +21,7 @@ using pages::LeasePage;
 using pages::LeaseState;
 using pages::QuotaPage;
 
-constexpr u64 kLookNs = 250'000'000;   // at the page and at the workers, when nothing is said
+constexpr u64 kLookNs = 250'000'000;     // at the page and at the workers, when nothing is said
 constexpr u64 kShortWaitNs = 1'000'000;  // where not all bells can be heard
 // include/uapi/linux/futex.h of Linux 5.16, which is newer than some build machines' headers.
 constexpr long kWaitCall = 449;
@@ -154,8 +154,8 @@ std::vector<Signals> Desk::listen() {
     signals.wants = signals.wants || wants;
     signals.busy = signals.busy || want.busy.load(std::memory_order_seq_cst) != 0;
     // Of one that wants: it has not said so of this lease, it is about to submit.
-    if (wants && want.done.load(std::memory_order_seq_cst) !=
-                     seat.page->grant.number.load(std::memory_order_relaxed))
+    if (wants &&
+        want.done.load(std::memory_order_seq_cst) != seat.page->grant.number.load(std::memory_order_relaxed))
       signals.done = false;
   }
   for (Signals& one : heard) one.done = one.done && one.wants;

@@ -1,8 +1,8 @@
 // The pages of one GPU as the arbiter sees them: who is listed in the quota page, what their workers say, and
 // what they are told.
 //
-// Invariant: of a page that a worker writes, each word is read once a look and is nothing but a yes, a no or a
-// number to compare. A file that is cut short becomes a page of our own (main.cpp).
+// Invariant: of a page that a worker writes, each word is read once a look and is nothing but a yes, a no or
+// a number to compare. A file that is cut short becomes a page of our own (main.cpp).
 #pragma once
 
 #include <string>

@@ -88,7 +88,8 @@ void catch_signals() {
   sigaction(SIGBUS, &action, nullptr);
 }
 
-// The lock that makes this the GPU's only arbiter, and the pid for a later hostd. Held until the process ends.
+// The lock that makes this the GPU's only arbiter, and the pid for a later hostd. Held until the process
+// ends.
 int take_place(int folder) {
   const int file = openat(folder, "arbiter.pid", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (file < 0) return kExitSetup;

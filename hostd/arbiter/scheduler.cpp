@@ -7,9 +7,9 @@ namespace gpupool::arbiter {
 namespace {
 
 constexpr double kShortestSliceNs = 1'000'000;
-constexpr u64 kShortestHoldNs = 2'000'000;   // nobody gives way earlier: changing costs 0.2 ms
-constexpr u64 kAloneNs = 100'000'000;        // a lease that nobody else wants is made so long again and again
-constexpr u64 kAwayNs = 1'000'000;           // whoever wanted nothing for so long may interrupt
+constexpr u64 kShortestHoldNs = 2'000'000;  // nobody gives way earlier: changing costs 0.2 ms
+constexpr u64 kAloneNs = 100'000'000;       // a lease that nobody else wants is made so long again and again
+constexpr u64 kAwayNs = 1'000'000;          // whoever wanted nothing for so long may interrupt
 constexpr u64 kNothingLeftNs = 1'000'000'000;  // without a share, and nothing is left: a turn so often
 constexpr u64 kNothingLeftParts = 100;         // and no more than this part of the time
 constexpr double kNothingLeftSliceNs = 2'000'000;

@@ -1,10 +1,10 @@
 // Whose turn it is on one GPU. Pure: time and what workers say come in, leases come out; no clock, no memory
 // that others write. docs/shares.md says what it promises.
 //
-// Each vGPU has a credit, in nanoseconds of GPU time: it grows by the vGPU's part of the time (plan.hpp) while
-// it wants the GPU, and falls by the time that it holds it, to the end of its drain. So what one turn is too
-// long or too short, the next ones put right. Exactly one vGPU holds the GPU; the lag of the others, credit by
-// fraction, says whose turn is next.
+// Each vGPU has a credit, in nanoseconds of GPU time: it grows by the vGPU's part of the time (plan.hpp)
+// while it wants the GPU, and falls by the time that it holds it, to the end of its drain. So what one turn
+// is too long or too short, the next ones put right. Exactly one vGPU holds the GPU; the lag of the others,
+// credit by fraction, says whose turn is next.
 #pragma once
 
 #include <vector>
@@ -53,12 +53,12 @@ class Scheduler {
   enum class Phase { nobody, held, shut };
   struct Account {
     double credit_ns = 0;
-    double fraction = 0;      // of the time, now
-    bool overran = false;     // was not drained in time, and has not been since
-    bool woke = false;        // wants the GPU after a while without, and has not had it yet
+    double fraction = 0;   // of the time, now
+    bool overran = false;  // was not drained in time, and has not been since
+    bool woke = false;     // wants the GPU after a while without, and has not had it yet
     u64 idle_since_ns = 0;
-    u64 ended_ns = 0;         // its last lease
-    u64 length_ns = 0;        // of that, with the drain
+    u64 ended_ns = 0;   // its last lease
+    u64 length_ns = 0;  // of that, with the drain
   };
   static constexpr size_t kNobody = ~size_t{0};
 
@@ -91,7 +91,7 @@ class Scheduler {
   std::vector<size_t> wanting_;
   bool arbitrates_ = false;
   Phase phase_ = Phase::nobody;
-  bool lingers_ = false;      // the holder is idle, and keeps its lease while nobody wants it
+  bool lingers_ = false;  // the holder is idle, and keeps its lease while nobody wants it
   size_t holder_ = kNobody;
   u64 number_ = 0;
   u64 granted_ns_ = 0;

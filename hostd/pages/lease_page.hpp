@@ -5,8 +5,8 @@
 // clock decides when a lease ends and what it is charged.
 //
 // The two agree without a lock. A worker stores `busy`, then looks at `state`; the arbiter stores `state`,
-// then looks at `busy` (both sequentially consistent). So either the worker sees that the lease is shut before
-// it submits anything, or the arbiter sees that it is busy and waits for the drain.
+// then looks at `busy` (both sequentially consistent). So either the worker sees that the lease is shut
+// before it submits anything, or the arbiter sees that it is busy and waits for the drain.
 //
 // A page of zeros is a lease that is open for ever: what a session has until an arbiter finds it.
 #pragma once
@@ -27,7 +27,7 @@ struct LeasePage {
   static constexpr u64 kBytes = 4096;
   static constexpr u32 kMagic = 0x5341'454c;  // "LEAS"
   static constexpr u32 kVersion = 1;
-  static constexpr u64 kBeatNs = 100'000'000;       // `beat_ns` is never older while the arbiter lives
+  static constexpr u64 kBeatNs = 100'000'000;      // `beat_ns` is never older while the arbiter lives
   static constexpr u64 kSilentNs = 1'000'000'000;  // a beat that is older: there is no arbiter
 
   // What the arbiter writes.
@@ -42,7 +42,7 @@ struct LeasePage {
   };
   // What the worker writes.
   struct alignas(128) Want {
-    std::atomic<u32> bell;  // one more with every change of what follows: what the arbiter sleeps on
+    std::atomic<u32> bell;   // one more with every change of what follows: what the arbiter sleeps on
     std::atomic<u32> wants;  // 1: it has something to submit and may not
     std::atomic<u32> busy;   // 1: something may be in flight, or about to be submitted
     u32 reserved;

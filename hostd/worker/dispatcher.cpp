@@ -113,6 +113,7 @@ void Dispatcher::wait_for(u64 head) {
   if (wire::Backoff::spare_cores()) {
     for (u64 now = start; now - start < kSpinNs; now = wire::monotonic_ns()) {
       if (now >= activity_.due_ns()) activity_.sample(now);
+      if (now >= gate_.due_ns()) gate_.tend(now);
       busy_since_ns_ = now;  // in case that it is over: the time is known, to some microseconds
       for (int i = 0; i < 64; ++i) {
         if (ready()) return;
@@ -124,7 +125,9 @@ void Dispatcher::wait_for(u64 head) {
   while (!ready()) {
     const u64 now = wire::monotonic_ns();
     if (now >= activity_.due_ns()) activity_.sample(now);
-    const u64 sleep_ns = std::min(kSleepNs, activity_.due_ns() - now);
+    if (now >= gate_.due_ns()) gate_.tend(now);
+    const u64 due_ns = std::min(activity_.due_ns(), gate_.due_ns());
+    const u64 sleep_ns = std::min(kSleepNs, due_ns - std::min(now, due_ns));
     const u32 bell = control.doorbell.load(std::memory_order_acquire);
     control.worker_sleeping.store(1, std::memory_order_seq_cst);
     // The client stores its slot, fences, and then reads worker_sleeping: one of us sees the other.
@@ -193,6 +196,7 @@ bool Dispatcher::make_current(u32 context_index, CUresult& error) {
   if (error != CUDA_SUCCESS) return false;
   current_context_ = context_index;
   current_ = context == nullptr ? nullptr : *context;
+  gate_.entered(context_index);
   return true;
 }
 
@@ -216,6 +220,10 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
     ready = false;
     result = CUDA_ERROR_INVALID_HANDLE;
   }
+  if (ready && gate_.is_watched() && submits(request.function)) [[unlikely]] {
+    gate_.admit(slot);
+    ready = make_current(stream != nullptr ? stream->context : slot.context, result);
+  }
   if (ready) {
     if (stream != nullptr) activity_.used(slot.stream, *stream);
     request.context = current_;
@@ -226,6 +234,7 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
             .context_changed) {  // a handler created or destroyed a context: the driver's current one moved
       worker_.context_changed = false;
       if (worker_.crew != nullptr) worker_.crew->contexts_changed();
+      gate_.contexts_changed();
       current_context_ = ~0u;
     }
   }
@@ -268,6 +277,7 @@ void Dispatcher::report(wire::Function function, u16 flags, CUresult result) {
       // Whoever met the fault may only have asked, and the driver prints within its own waits.
       if (result == CUDA_ERROR_ASSERT) wait_for_assertions(worker_.driver, current_);
       publish_fault_output(worker_.window);
+      gate_.lost();
     }
     u32 none = 0;
     if (control.fatal_error.compare_exchange_strong(none, static_cast<u32>(result),

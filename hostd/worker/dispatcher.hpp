@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "hostd/worker/activity.hpp"
+#include "hostd/worker/gate.hpp"
 #include "hostd/worker/worker.hpp"
 #include "wire/cpp/futex.hpp"
 
@@ -15,7 +16,13 @@ namespace gpupool::worker {
 class Dispatcher {
  public:
   explicit Dispatcher(Worker& worker)
-      : worker_(worker), activity_(worker, [this](u32 context) {
+      : worker_(worker),
+        activity_(worker,
+                  [this](u32 context) {
+                    CUresult error = CUDA_SUCCESS;
+                    return make_current(context, error);
+                  }),
+        gate_(worker, [this](u32 context) {
           CUresult error = CUDA_SUCCESS;
           return make_current(context, error);
         }) {}
@@ -48,6 +55,7 @@ class Dispatcher {
   u32 current_context_ = 0;  // handle index; ~0 when unknown
   CUcontext current_ = nullptr;
   Activity activity_;
+  Gate gate_;
   u64 busy_since_ns_ = wire::monotonic_ns();
   u64 busy_ns_ = 0;
 };

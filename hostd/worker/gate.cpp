@@ -13,9 +13,9 @@ namespace {
 using pages::LeasePage;
 using pages::LeaseState;
 
-constexpr u64 kGraceNs = 250'000;      // a program that waits for its work comes back within this time
-constexpr u64 kMarkIdleNs = 50'000;    // an open batch is closed when nothing more has come for so long
-constexpr u64 kLookNs = 50'000;        // the shortest and the longest time between two looks at marks
+constexpr u64 kGraceNs = 250'000;    // a program that waits for its work comes back within this time
+constexpr u64 kMarkIdleNs = 50'000;  // an open batch is closed when nothing more has come for so long
+constexpr u64 kLookNs = 50'000;      // the shortest and the longest time between two looks at marks
 constexpr u64 kLongestLookNs = 500'000;
 constexpr u64 kRoomNs = 20'000'000;
 constexpr u32 kSpinUs = 200;
@@ -57,8 +57,7 @@ bool submits(wire::Function function) {
 }
 
 Gate::Gate(Worker& worker, InFlight::MakeCurrent make_current) : worker_(worker), grant_(&kAlwaysFree) {
-  for (LeasePage* page : worker.leases)
-    lanes_.push_back(std::make_unique<Lane>(worker, make_current, page));
+  for (LeasePage* page : worker.leases) lanes_.push_back(std::make_unique<Lane>(worker, make_current, page));
 }
 
 void Gate::enter(u32 context) {
@@ -172,7 +171,10 @@ void Gate::admit(const wire::Slot& slot) {
   while (true) {
     if (lane.page->grant.state.load(std::memory_order_seq_cst) == LeaseState::free) return unwatch(lane);
     const u64 now = wire::monotonic_ns();
-    if (lane.orphan && is_orphan(lane, now)) return;
+    if (lane.orphan) {
+      if (is_orphan(lane, now)) return;
+      watch(lane, now);  // there is one again
+    }
     if (holds(lane) && has_room(lane)) {
       // Said first, looked again then: the arbiter does it the other way round.
       set_busy(lane, true);
@@ -181,6 +183,7 @@ void Gate::admit(const wire::Slot& slot) {
         if (lane.page->want.wants.load(std::memory_order_relaxed) != 0)
           lane.page->want.wants.store(0, std::memory_order_seq_cst);
         lane.flight.add(slot.stream, later);
+        lane.empty_ns = 0;
         due_ns_ = std::min(due_ns_, later + kLookNs);
         return;
       }
@@ -225,7 +228,7 @@ void Gate::tend(Lane& lane, u64 now_ns) {
     lane.empty_ns = 0;
   } else {
     if (lane.empty_ns == 0) lane.empty_ns = now_ns;
-    if (!holds(lane) || now_ns - flight.last_submitted_ns() >= kGraceNs) {
+    if (!holds(lane) || now_ns - lane.empty_ns >= kGraceNs) {
       lane.empty_ns = 0;
       return set_busy(lane, false);
     }

@@ -51,11 +51,11 @@ class Gate {
     InFlight flight;
     pages::LeasePage* page;
     bool watched = false;
-    bool busy = false;     // as the page says
-    bool orphan = false;   // there is no arbiter: it submits without leases
-    bool stuck = false;    // waiting for room has taken too long: what is in flight may wait for what comes
-    u64 done = 0;          // the newest lease that it will not use any more
-    u64 empty_ns = 0;      // since when nothing is in flight
+    bool busy = false;    // as the page says
+    bool orphan = false;  // there is no arbiter: it submits without leases
+    bool stuck = false;   // waiting for room has taken too long: what is in flight may wait for what comes
+    u64 done = 0;         // the newest lease that it will not use any more
+    u64 empty_ns = 0;     // since when nothing is in flight
   };
 
   void enter(u32 context);

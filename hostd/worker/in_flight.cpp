@@ -72,8 +72,8 @@ bool InFlight::mark(wire::Handle stream, Batch& batch) {
   const u64 value = ++value_;
   CUresult result = CUDA_SUCCESS;
   if (gpu_writes_) {
-    result = worker_.driver.cuStreamWriteValue64_v2(entry->stream, reinterpret_cast<CUdeviceptr>(&word), value,
-                                                    0);
+    result =
+        worker_.driver.cuStreamWriteValue64_v2(entry->stream, reinterpret_cast<CUdeviceptr>(&word), value, 0);
   } else {
     auto host_mark = std::make_unique<HostMark>(HostMark{&word, value});
     result = worker_.driver.cuLaunchHostFunc(entry->stream, &write_word, host_mark.get());

@@ -201,6 +201,18 @@ u32 launch_threads(const Options& options) {
   return cores < 8 ? 0 : static_cast<u32>(std::min(cores / 2, 8L));
 }
 
+// hostd has made the pages; without one the session does not start, since it would have to do without leases.
+void map_leases(const Options& options, Worker& worker) {
+  for (const int fd : options.lease_fds) {
+    void* page = mmap(nullptr, pages::LeasePage::kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (page == MAP_FAILED)
+      refuse(options, wire::WelcomeStatus::worker,
+             std::string("cannot map a lease page: ") + std::strerror(errno));
+    worker.leases.push_back(static_cast<pages::LeasePage*>(page));
+    close(fd);  // before the client's first byte: nobody can cut the file short through it
+  }
+}
+
 int serve(Options& options, int argc, char** argv) {
   // The worker outlives this function's locals by _exit(); nothing here is ever unwound.
   auto* worker = new Worker();
@@ -222,6 +234,7 @@ int serve(Options& options, int argc, char** argv) {
   const bool shared = options.transport == wire::TransportKind::shm;
   worker->usage = open_usage_page(options.usage_fd, worker->devices.size());
   account_memory(*worker);
+  map_leases(options, *worker);
   worker->client_stopped = stopped_probe(options.client_pidfd);
   // From here on a client may have taken this process over; before it, nothing of the client's was read.
   const u64 before = wire::monotonic_ns();

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "driver_api.hpp"  // generated: struct worker::DriverApi, one typed pointer an export
+#include "hostd/pages/lease_page.hpp"
 #include "hostd/worker/caps.hpp"
 #include "hostd/worker/code_entries.hpp"
 #include "hostd/worker/exchange.hpp"
@@ -71,6 +72,8 @@ class Worker {
   // What hostd reads for NVML in the guest and for its metrics; never null.
   UsagePage* usage = open_usage_page(-1, wire::kMaxDevices);
   Tally tally;
+  // Over which the arbiters give leases (gate.hpp), by index of device; none where nothing is enforced.
+  std::vector<pages::LeasePage*> leases;
 
   Caps caps;
   PinnedMemory pinned;

@@ -45,14 +45,14 @@ class World {
  private:
   struct Member {
     Client client;
-    u64 left_ns = 0;      // of the work in flight
+    u64 left_ns = 0;  // of the work in flight
     u64 used_ns = 0;
-    u64 ready_ns = 0;     // when it wants to submit again
+    u64 ready_ns = 0;  // when it wants to submit again
     u64 done = 0;
-    u64 lease = 0;        // the number it has seen
+    u64 lease = 0;  // the number it has seen
     u64 seen_ns = 0;
     u64 drained_ns = 0;
-    u32 submitted = 0;    // of the burst
+    u32 submitted = 0;  // of the burst
     bool wants = false;
     bool busy = false;
     u64 longest_wait_ns = 0;

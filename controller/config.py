@@ -25,7 +25,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 DEFAULT_PATH = Path("/etc/gpupool/controller.toml")
-_PATHS = ("tls.certificate", "tls.key", "database.password_file", "licence.file")
+_PATHS = ("tls.certificate", "tls.key", "nodes.client_ca", "database.password_file", "licence.file")
 
 
 class ConfigError(ValueError):
@@ -40,6 +40,8 @@ class Config:
     port: int
     tls_certificate: str
     tls_key: str
+    nodes_listen: str  # empty: no nodes
+    nodes_client_ca: str
     database_url: str  # with the password in it: never to be shown
     database_connections: int
     database_timeout_s: int
@@ -96,7 +98,11 @@ def parse(document: Mapping[str, Any]) -> Config:
         for name in (*_PATHS, "bootstrap.token_file")
         if top[name] and not top[name].startswith("/")
     ]
-    host, port = _listen(top, problems)
+    host, port = _listen("listen", top, problems)
+    if top["nodes.listen"]:
+        _listen("nodes.listen", top, problems)
+    if top["nodes.client_ca"] and not top["tls.certificate"]:
+        problems.append("nodes.client_ca: given without tls.certificate; certificates need TLS")
     url = _database(top, problems)
     _check_key(top["licence.public_key"], problems)
     if problems:
@@ -128,8 +134,8 @@ def _flatten(document: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _listen(top: Mapping[str, Any], problems: list[str]) -> tuple[str, int]:
-    text = top["listen"]
+def _listen(name: str, top: Mapping[str, Any], problems: list[str]) -> tuple[str, int]:
+    text = top[name]
     host, _, digits = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     try:
@@ -139,7 +145,7 @@ def _listen(top: Mapping[str, Any], problems: list[str]) -> tuple[str, int]:
             raise ValueError
     except ValueError:
         problems.append(
-            f"listen: given {text!r}, allowed is address:port, like 127.0.0.1:9180 or [::]:9180"
+            f"{name}: given {text!r}, allowed is address:port, like 127.0.0.1:9180 or [::]:9180"
         )
         return "", 0
     secure = bool(top["tls.certificate"])
@@ -147,7 +153,7 @@ def _listen(top: Mapping[str, Any], problems: list[str]) -> tuple[str, int]:
         problems.append("tls.certificate and tls.key: given one, needed are both or neither")
     if not (loopback or secure or top["insecure"]):
         problems.append(
-            f"listen: given {text!r} without TLS, where tokens would travel in clear. Give "
+            f"{name}: given {text!r} without TLS, where tokens would travel in clear. Give "
             "tls.certificate and tls.key, or listen on 127.0.0.1, or write insecure = true"
         )
     return host, port

@@ -19,6 +19,20 @@ KEYS: tuple[Key, ...] = (
     Key("tls.certificate", str, "", "absolute path of a PEM file: certificate and its chain"),
     Key("tls.key", str, "", "absolute path of a PEM file: the certificate's key"),
     Key(
+        "nodes.listen",
+        str,
+        "",
+        "where nodes come in, by gRPC: address:port; with the certificate of tls.*, or none (see "
+        "insecure). Empty: no nodes are served here",
+    ),
+    Key(
+        "nodes.client_ca",
+        str,
+        "",
+        "absolute path of a PEM file: nodes then need a certificate that this authority signed, "
+        "with the node's name as its common name, in place of a token",
+    ),
+    Key(
         "database.url",
         str,
         "sqlite:////var/lib/gpupool/controller.db",

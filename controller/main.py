@@ -17,6 +17,9 @@ from pathlib import Path
 import uvicorn
 
 from gpupool import __version__
+from gpupool.controller.api.grpc.access import Access
+from gpupool.controller.api.grpc.server import CannotListenError, NodeDoor, NodeServer
+from gpupool.controller.api.grpc.servicer import Servicer, Timing
 from gpupool.controller.api.rest.app import Options, make_app
 from gpupool.controller.api.rest.context import Services
 from gpupool.controller.api.rest.door import Door, Limits
@@ -32,6 +35,7 @@ from gpupool.controller.store import migrate
 from gpupool.controller.store.sql import Settings, SqlStore
 from gpupool.controller.sweeper import Keep, Sweeper
 from gpupool.wire import log as lines
+from gpupool.wire.proto.node import NotBuiltError, node_api
 
 log = logging.getLogger("gpupool.controller")
 _DATABASE_WAIT_S = 60.0
@@ -159,12 +163,39 @@ def serve(config: Config, store: SqlStore) -> int:
             limit_concurrency=2000,
         )
     )
-    sweeper.start()
-    log.info("serving on %s:%d", config.host, config.port)
     try:
+        nodes = _nodes(config, store, licence)
+    except NotBuiltError as error:
+        log.error("cannot start: %s", error)
+        return 1
+    sweeper.start()
+    try:
+        if nodes is not None:
+            nodes.start()
+        log.info("serving on %s:%d", config.host, config.port)
         server.run()
+    except CannotListenError as error:
+        log.error("cannot start: %s", error)
     finally:
+        if nodes is not None:
+            nodes.stop()
         sweeper.stop()
         store.close()
         log.info("left")
     return 0 if server.started else 1
+
+
+def _nodes(config: Config, store: SqlStore, licence: LicenceFile) -> NodeServer | None:
+    """The side that nodes talk to; None: not here."""
+    if not config.nodes_listen:
+        log.info("no nodes are served here: nodes.listen is empty")
+        return None
+    door = NodeDoor(
+        config.nodes_listen,
+        Path(config.tls_certificate) if config.tls_certificate else None,
+        Path(config.tls_key) if config.tls_key else None,
+        Path(config.nodes_client_ca) if config.nodes_client_ca else None,
+    )
+    timing = Timing(beat_s=min(5.0, config.lease_node_s / 6))
+    access = Access(store, now_ms)
+    return NodeServer(door, Servicer(store, licence.current, node_api(), access, timing))

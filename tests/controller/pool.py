@@ -159,6 +159,10 @@ class Pool:
         assert found is not None
         return found
 
+    def is_gone(self, vgpu_id: str) -> bool:
+        """Whether nothing of it is left."""
+        return self.store.read(lambda tables: tables.vgpus.get(vgpu_id)) is None
+
     def delete(self, vgpu_id: str) -> None:
         """Deletes it."""
 

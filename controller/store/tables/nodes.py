@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from gpupool.controller.core.node import Node, NodeState
 from gpupool.controller.core.ports import Page
-from gpupool.controller.store.models import BeatRow, LabelRow, NodeRow
+from gpupool.controller.store.models import BeatRow, LabelRow, NodeRow, SessionRow
 
 _SELECT = select(NodeRow.__table__, BeatRow.heard_ms).outerjoin(
     BeatRow, BeatRow.node_id == NodeRow.id
@@ -124,6 +124,10 @@ class SqlNodes:
         )
         if done.rowcount == 0:
             self._connection.execute(insert(BeatRow).values(node_id=node_id, beat=1, **values))
+        # Numbers of reports begin anew, so none of the old ones may hold a claim.
+        self._connection.execute(
+            update(SessionRow).where(SessionRow.node_id == node_id).values(after_sequence=0)
+        )
 
     def next_report(self, node_id: str, incarnation: int, sequence: int) -> bool:
         """See the port."""

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from gpupool import __version__
-from gpupool.cli import layout, rows
+from gpupool.cli import asking, layout, rows
 from gpupool.cli.commands import COMMANDS, GROUPS, PLAIN
 
 _DESCRIPTION = """\
@@ -43,6 +43,9 @@ class _Top(layout.Group):
         return GROUPS
 
 
+_vgpus = asking.names(lambda one: [vgpu.name for vgpu in one.backend.vgpus() if vgpu.name])
+
+
 def application(noun: str | None) -> typer.Typer:
     """The whole command line, with the parameters of just that noun."""
     top = typer.Typer(
@@ -69,7 +72,7 @@ def application(noun: str | None) -> typer.Typer:
             continue
         module = importlib.import_module(f"gpupool.cli.{each}")
         if each in PLAIN:
-            rows.add(top, each, line, module.add_arguments)
+            rows.add(top, each, line, module.add_arguments, {"--vgpu": _vgpus})
         elif hasattr(module, "APP"):
             top.add_typer(module.APP, name=each, short_help=line)
         else:

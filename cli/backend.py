@@ -14,6 +14,8 @@ from gpupool.cli.model import (
     PoolMove,
     Quota,
     Session,
+    Tenant,
+    TenantQuota,
     Token,
     Vgpu,
     Waiting,
@@ -84,6 +86,22 @@ class Central(Backend, Protocol):
     """What only a controller has."""
 
     def nodes(self) -> list[Node]: ...
+
+    def cordon_node(self, name: str, cordoned: bool) -> None:
+        """Whether new vGPUs are kept away from it."""
+        ...
+
+    def remove_node(self, name: str) -> None:
+        """Forgets a lost one, and every vGPU on it."""
+        ...
+
+    def tenants(self) -> list[Tenant]: ...
+
+    def create_tenant(self, name: str, quota: TenantQuota) -> Tenant: ...
+
+    def set_quota(self, name: str, quota: TenantQuota) -> Tenant: ...
+
+    def delete_tenant(self, name: str) -> None: ...
 
     def tokens(self) -> list[Token]: ...
 

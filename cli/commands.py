@@ -15,19 +15,21 @@ COMMANDS = {
     "gpu": "show the GPUs, and move them between the pools",
     "session": "show and end the client programs that use vGPUs",
     "operation": "show and cancel long actions",
-    "node": "show the machines that a controller knows",
+    "node": "show, cordon and remove the machines that a controller knows",
+    "tenant": "make, show and delete tenants, and set their quotas",
     "token": "make, show and revoke the tokens of a controller",
     "events": "show what happened at a controller, as it happens",
     "hostd": "run the daemon that gives GPUs to programs",
+    "controller": "run the daemon that knows all nodes, and places vGPUs",
 }
 GROUPS = {
     "programs and this machine": ("run", "devices", "status", "smi", "stop", "bench", "doctor"),
     "vGPUs and GPUs, of this machine's hostd or of a controller": (
         *("vgpu", "gpu", "session", "operation"),
     ),
-    "a controller": ("node", "token", "events"),
-    "daemons": ("hostd",),
+    "a controller": ("node", "tenant", "token", "events"),
+    "daemons": ("hostd", "controller"),
 }
-# Read by argparse, without Typer. The bench is one of them for its own sake: ./run bench is the
-# same command.
-PLAIN = ("run", "hostd", "bench")
+# Read by argparse, without Typer: run starts hostd, and both must start at once; ./run bench and
+# `python -m gpupool.controller` read the same options.
+PLAIN = ("run", "hostd", "controller", "bench")

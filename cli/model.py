@@ -158,6 +158,34 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantQuota:
+    """How much a tenant may hold; None: no limit."""
+
+    vgpus: int | None = None
+    compute_percent: int | None = None  # of all its vGPUs together
+    memory_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantUse:
+    """How much it holds."""
+
+    vgpus: int
+    compute_percent: int
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One user of a controller's pool."""
+
+    id: str
+    name: str
+    quota: TenantQuota
+    use: TenantUse
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """A right to ask the controller, without its secret."""
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from gpupool.cli import layout
-from gpupool.cli.asking import EXITS, Asking, verb
+from gpupool.cli.asking import EXITS, Asking, names, verb
 
 DESCRIPTION = "The machines with GPUs that have registered with the controller."
 APP = layout.group("node", DESCRIPTION, EXITS)
+
+_known = names(lambda asking: [one.name for one in asking.central.nodes()])
+Name = Annotated[str, typer.Argument(metavar="NODE", autocompletion=_known, help="name or id")]
 
 
 @verb(
@@ -41,4 +48,54 @@ def list_all(asking: Asking) -> int:
     ]
     header = ("NAME", "STATE", "PLACING", "GPUS", "VERSION", "ENDPOINT", "HEARD", "LABELS")
     asking.show(header, rows, "no nodes; `controller` in hostd.toml makes a hostd register")
+    return 0
+
+
+@verb(
+    APP,
+    "cordon",
+    "keep new vGPUs away from one",
+    "Keeps new vGPUs away from a node; what is there stays.",
+    "example:    gpupool node cordon gpu7",
+)
+def cordon(asking: Asking, node: Name) -> int:
+    """Does it."""
+    asking.central.cordon_node(node, cordoned=True)
+    return _done(asking, node, "cordoned")
+
+
+@verb(
+    APP,
+    "uncordon",
+    "let new vGPUs come to one again",
+    "Lets new vGPUs come to a node again.",
+    "example:    gpupool node uncordon gpu7",
+)
+def uncordon(asking: Asking, node: Name) -> int:
+    """Does it."""
+    asking.central.cordon_node(node, cordoned=False)
+    return _done(asking, node, "uncordoned")
+
+
+@verb(
+    APP,
+    "remove",
+    "forget a lost one",
+    """\
+Forgets a lost node, and every vGPU on it. Its programs must not run any more: the machine is gone,
+or switched off.
+""",
+    "example:    gpupool node remove gpu7",
+)
+def remove(asking: Asking, node: Name) -> int:
+    """Does it."""
+    asking.central.remove_node(node)
+    return _done(asking, node, "removed")
+
+
+def _done(asking: Asking, node: str, what: str) -> int:
+    if asking.as_json:
+        asking.answer(**{what: node})
+    else:
+        asking.done(f"{what} node {node}")
     return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from gpupool.cli.backend import RefusedError
@@ -16,6 +18,9 @@ from gpupool.cli.model import (
     PoolMove,
     Quota,
     Session,
+    Tenant,
+    TenantQuota,
+    TenantUse,
     Token,
     Vgpu,
     Waiting,
@@ -26,6 +31,7 @@ from gpupool.cli.rest import Rest
 from gpupool.cli.settings import Controller
 
 _DAY_S = 86400
+T = TypeVar("T", Vgpu, Token)
 _STATES = {"done": "succeeded"}  # the words of hostd, for one word in scripts
 
 
@@ -43,11 +49,11 @@ class RestBackend:
 
     def vgpus(self) -> list[Vgpu]:
         """Those that this token may see."""
-        return [_vgpu(one) for one in self._rest.pages("/vgpus")]
+        return [self._named(_vgpu(one)) for one in self._rest.pages("/vgpus")]
 
     def vgpu(self, name: str) -> Vgpu:
         """By its name or id."""
-        return _vgpu(self._find("vGPU", "/vgpus", name))
+        return self._named(_vgpu(self._find("vGPU", "/vgpus", name)))
 
     def waiting(self) -> list[Waiting]:
         """Clients wait at nodes."""
@@ -120,6 +126,36 @@ class RestBackend:
             counts[one.node] = counts.get(one.node, 0) + 1
         return [_node(one, counts) for one in self._rest.pages("/nodes")]
 
+    def cordon_node(self, name: str, cordoned: bool) -> None:
+        """What is there stays."""
+        found = self._find("node", "/nodes", name)
+        self._rest.send("PATCH", f"/nodes/{found['id']}", {"cordoned": cordoned})
+
+    def remove_node(self, name: str) -> None:
+        """Only a lost one."""
+        found = self._find("node", "/nodes", name)
+        self._rest.send("DELETE", f"/nodes/{found['id']}")
+
+    def tenants(self) -> list[Tenant]:
+        """Those that this token may see."""
+        return [_tenant(one) for one in self._rest.pages("/tenants")]
+
+    def create_tenant(self, name: str, quota: TenantQuota) -> Tenant:
+        """For administrators."""
+        body = {"name": name, "quota": asdict(quota)}
+        return _tenant(self._rest.send("POST", "/tenants", body))
+
+    def set_quota(self, name: str, quota: TenantQuota) -> Tenant:
+        """All of it."""
+        found = self._find("tenant", "/tenants", name)
+        body = {"quota": asdict(quota)}
+        return _tenant(self._rest.send("PATCH", f"/tenants/{found['id']}", body))
+
+    def delete_tenant(self, name: str) -> None:
+        """One without vGPUs."""
+        found = self._find("tenant", "/tenants", name)
+        self._rest.send("DELETE", f"/tenants/{found['id']}")
+
     def sessions(self) -> list[Session]:
         """Those that this token may see."""
         vgpus = {one.id: one for one in self.vgpus()}
@@ -149,7 +185,7 @@ class RestBackend:
 
     def tokens(self) -> list[Token]:
         """Without their secrets."""
-        return [_token(one) for one in self._rest.pages("/tokens")]
+        return [self._named(_token(one)) for one in self._rest.pages("/tokens")]
 
     def create_token(self, name: str, role: str, bound_to: str, days: int | None) -> NewToken:
         """The only answer that has a secret."""
@@ -172,6 +208,14 @@ class RestBackend:
             return map(_event, self._rest.follow(after))
         query = {} if after is None else {"after": after}
         return map(_event, self._rest.pages("/events", **query))
+
+    @cached_property
+    def _tenant_names(self) -> dict[str, str]:
+        return {one.id: one.name for one in self.tenants()}
+
+    def _named(self, one: T) -> T:
+        """With the name of its tenant instead of its id."""
+        return replace(one, tenant=self._tenant_names.get(one.tenant, one.tenant))
 
     def _find(self, noun: str, path: str, name: str, key: str = "name") -> Any:
         """The one with that name, or else with that id: names are what people have at hand."""
@@ -278,6 +322,19 @@ def _operation(content: Any) -> Operation:
         error=message if state == "failed" else "",
         started=one.text("created_at", ""),
         ended="" if state == "running" else one.text("updated_at", ""),
+    )
+
+
+def _tenant(content: Any) -> Tenant:
+    one = Record(content, "the controller's tenant")
+    quota = Record(one.inner("quota"), "a tenant's quota")
+    use = Record(one.inner("use"), "what a tenant uses")
+    keys = ("vgpus", "compute_percent", "memory_mib")
+    return Tenant(
+        one.text("id"),
+        one.text("name"),
+        TenantQuota(*(quota.maybe(key) for key in keys)),
+        TenantUse(*(use.number(key) for key in keys)),
     )
 
 

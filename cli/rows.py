@@ -7,7 +7,7 @@ to. The command itself never comes this way: see cli/main.py.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -18,13 +18,14 @@ from gpupool.cli import layout
 class _Listener:
     """Takes the place of argparse's parser."""
 
-    def __init__(self) -> None:
+    def __init__(self, completions: Mapping[str, Callable[..., list[str]]]) -> None:
+        self._completions = completions
         self.parameters: list[inspect.Parameter] = []
 
     def add_argument(self, *flags: str, **keywords: Any) -> None:
         """One option or argument of the command."""
         named = flags[0].startswith("-")
-        about = "" if keywords.get("help", "").startswith("==") else keywords.get("help", "")
+        about = keywords.get("help", "")
         kind: Any = list[str] if not named else str
         if keywords.get("action") == "store_true":
             kind = bool
@@ -34,7 +35,11 @@ class _Listener:
             return [word for word in words if word.startswith(incomplete)]
 
         info: Any = (
-            typer.Option(*flags, help=about, autocompletion=complete if words else None)
+            typer.Option(
+                *flags,
+                help=about,
+                autocompletion=complete if words else self._completions.get(flags[-1]),
+            )
             if named
             else typer.Argument(help=about)
         )
@@ -48,9 +53,15 @@ class _Listener:
         )
 
 
-def add(top: typer.Typer, noun: str, line: str, add_arguments: Callable[[Any], None]) -> None:
-    """Tells Typer of a command and its options."""
-    listener = _Listener()
+def add(
+    top: typer.Typer,
+    noun: str,
+    line: str,
+    add_arguments: Callable[[Any], None],
+    completions: Mapping[str, Callable[..., list[str]]],
+) -> None:
+    """Tells Typer of a command, its options, and what completes the values of some of them."""
+    listener = _Listener(completions)
     add_arguments(listener)
 
     def command(**_: object) -> None:

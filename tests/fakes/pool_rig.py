@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from gpupool.hostd.adapters.pci_devices import SysfsPci
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.operation import Operation
-from gpupool.hostd.core.pool import NativeKind, PoolRecord, PoolState, sysfs_address
+from gpupool.hostd.core.pool import NativeKind, PciFunction, PoolRecord, PoolState, sysfs_address
 from gpupool.hostd.core.pool_ports import CdiFiles, PciDevices
 from gpupool.hostd.core.pool_steps import Machine, perform
 from gpupool.hostd.core.pools import PoolPorts, PoolRequest, Pools, PoolSettings
 from tests.fakes.clock import FakeClock
 from tests.fakes.gpu_users import FakeGpuUsers
 from tests.fakes.gpus import FakeGpus
+from tests.fakes.kernel import FakeKernel
 from tests.fakes.pci import VFIO, FakeCdi, FakePci
 from tests.fakes.pool_store import FakePoolStore
 
@@ -21,12 +24,36 @@ UUID = "GPU-00000000-1111-2222-3333-444455556666"
 OTHER = "GPU-00000001-1111-2222-3333-444455556666"
 
 
+class KernelCards(SysfsPci):
+    """The real adapter on a fake kernel, with FakePci's view of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.kernel = FakeKernel(root)
+        self.writer: Any = self.kernel
+        super().__init__(root, lambda path, text: self.writer.write(path, text))
+
+    def add_card(self, address: str) -> None:
+        """A GPU and its audio function."""
+        self.kernel.add_card(address)
+
+    @property
+    def cards(self) -> dict[str, PciFunction]:
+        """As the kernel has them."""
+        names = [one.name for one in (self.kernel.root / "sys/bus/pci/devices").iterdir()]
+        cards = [one for one in names if not one.startswith("0000:00:")]
+        driver, override = self.kernel.driver, self.kernel.override
+        return {one: PciFunction(one, driver(one), override(one)) for one in cards}
+
+
 class DriverGpus:
     """GpuSource fake: NVML shows the cards that are bound to its driver."""
 
-    def __init__(self, pci: FakePci) -> None:
+    def __init__(self, pci: FakePci | KernelCards) -> None:
         self._pci = pci
-        self.inventory = FakeGpus.from_file("h100x8.json").inventory
+        shown = FakeGpus.from_file("h100x8.json").inventory
+        # Files take their time.
+        few = shown.gpus[:2] if isinstance(pci, KernelCards) else shown.gpus
+        self.inventory = replace(shown, gpus=few)
         for gpu in self.inventory.gpus:
             pci.add_card(sysfs_address(gpu.pci_bus_id))
 
@@ -43,18 +70,26 @@ class Rig:
 
     store: FakePoolStore = field(default_factory=FakePoolStore)
     pci: FakePci = field(default_factory=FakePci)
+    kernel: KernelCards | None = None  # in its place
     cdi: FakeCdi = field(default_factory=FakeCdi)
     users: FakeGpuUsers = field(default_factory=FakeGpuUsers)
     clock: FakeClock = field(default_factory=FakeClock)
     settings: PoolSettings = field(default_factory=PoolSettings)
 
     def __post_init__(self) -> None:
-        self.gpus = DriverGpus(self.pci)
+        self.gpus = DriverGpus(self.machine)
+
+    @property
+    def machine(self) -> FakePci | KernelCards:
+        """Where the cards are."""
+        return self.kernel or self.pci
 
     def start(self, wrap: Any = lambda port: port) -> Running:
         """A hostd, as after a start."""
         cdi: CdiFiles = wrap(self.cdi)
-        pci: PciDevices = wrap(self.pci)
+        pci: PciDevices = wrap(self.machine)
+        if self.kernel is not None:
+            self.kernel.writer = wrap(self.kernel.kernel)
         ports = PoolPorts(wrap(self.store), cdi, wrap(self.users), self.clock)
         running = Running(self, Pools(ports, self.settings), Machine(pci, cdi, wrap(self.gpus)))
         running.pools.load()
@@ -110,7 +145,9 @@ class Running:
 def check_settled(running: Running, uuid: str = UUID) -> PoolState:
     """Everything agrees on where a GPU is, and nothing is left over. Answers where."""
     rig, record = running.rig, running.gpu(uuid)
-    functions = [one for key, one in rig.pci.cards.items() if key[:-1] == record.pci_address[:-1]]
+    functions = [
+        one for key, one in rig.machine.cards.items() if key[:-1] == record.pci_address[:-1]
+    ]
     drivers = sorted(one.driver for one in functions)
     assert not [one for one in running.pools.operations if one.running]
     assert rig.store.load().gpu(uuid) == record

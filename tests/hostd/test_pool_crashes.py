@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpupool.hostd.core.operation import OperationState
 from gpupool.hostd.core.pool import NativeKind, PoolState
-from tests.fakes.pool_rig import OTHER, UUID, Rig, Running, check_settled
+from tests.fakes.pool_rig import OTHER, UUID, KernelCards, Rig, Running, check_settled
 
 Action = Callable[[Running], object]
 
@@ -103,9 +104,9 @@ WAYS = {
 }
 
 
-def prepared(way: Way) -> Rig:
+def prepared(way: Way, rig: Rig | None = None) -> Rig:
     """A machine before the switch."""
-    rig = Rig()
+    rig = rig or Rig()
     running = rig.start()
     for action in way.before:
         action(running)
@@ -161,6 +162,22 @@ def test_hostd_dies_at_every_call(name: str, after: bool) -> None:
         if survived:
             break  # there was no such call
     assert at > 8, "nothing was counted"
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
+@pytest.mark.parametrize("name", ["vfio", "vfio back"])
+def test_hostd_dies_at_every_write_to_sysfs(tmp_path: Path, name: str, after: bool) -> None:
+    """The real adapter on a tree that acts as the kernel's."""
+    way = WAYS[name]
+    at = 0
+    while True:
+        at += 1
+        rig = prepared(way, Rig(kernel=KernelCards(tmp_path / str(at))))
+        survived = life(rig, way, Reaper(at, after), ask=True)
+        check_end(rig, way, name)
+        if survived:
+            break
+    assert at > 14, "nothing was counted"
 
 
 @pytest.mark.parametrize("name", WAYS)

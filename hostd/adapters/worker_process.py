@@ -110,7 +110,7 @@ class SubprocessWorkers:
         fds = tuple(fd for fd in (*ours, order.client_pidfd, *pages) if fd is not None)
         child = self._use_waiting(order, fds)
         if child is None:
-            child = self._spawn(order.tenant, arguments(order), fds)
+            child = self._spawn(order.tenant, arguments(order), fds, order.devices)
             self._enter_group(order.session_id, child.pid)
         ticks = start_ticks(child.pid)
         self._children[child.pid] = child
@@ -131,7 +131,7 @@ class SubprocessWorkers:
         words += ["--session-id", SESSION_PLACE]
         try:
             with theirs:
-                child = self._spawn(tenant, words, (theirs.fileno(),))
+                child = self._spawn(tenant, words, (theirs.fileno(),), devices)
             mine.setblocking(False)
             self._waiting.add(child, mine, tenant, library, devices)
         except (PortError, OSError) as error:
@@ -162,7 +162,7 @@ class SubprocessWorkers:
         return None
 
     def _spawn(
-        self, tenant: int, words: list[str], fds: tuple[int, ...]
+        self, tenant: int, words: list[str], fds: tuple[int, ...], devices: tuple[str, ...]
     ) -> subprocess.Popen[bytes]:
         if self._program is None:
             raise PortError(
@@ -176,7 +176,11 @@ class SubprocessWorkers:
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # stray output of a library belongs in the log
                 pass_fds=fds,
-                env=cleaned_environment(os.environ, cache),
+                # Or the driver has every card open, also one that leaves the pool.
+                env={
+                    **cleaned_environment(os.environ, cache),
+                    "CUDA_VISIBLE_DEVICES": ",".join(devices),
+                },
                 cwd="/",
                 start_new_session=True,
             )

@@ -19,6 +19,7 @@ class FakeWorkers:
         self._watchers: dict[WorkerProcess, Callable[[WorkerEnd], None]] = {}
         self._next_pid = 1000
         self.waiting: list[int] = []  # tenants
+        self.prepared_on: list[tuple[str, ...]] = []  # GPUs of each that was ever started
 
     def start(self, order: WorkerOrder) -> WorkerProcess:
         """Starts, or fails as the test asked."""
@@ -36,13 +37,14 @@ class FakeWorkers:
         self,
         tenant: int,
         library: str,  # noqa: ARG002
-        devices: tuple[str, ...],  # noqa: ARG002
+        devices: tuple[str, ...],
         *,
         context: bool,  # noqa: ARG002
     ) -> bool:
         """Starts, or fails as the test asked."""
         if not self.fail_start:
             self.waiting.append(tenant)
+            self.prepared_on.append(devices)
         return not self.fail_start
 
     def prepared(self, tenant: int | None = None) -> int:

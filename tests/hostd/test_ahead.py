@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gpupool.hostd.core.ahead import Ahead, AheadSettings
@@ -99,3 +101,17 @@ def test_many_sessions_are_one_appointment() -> None:
     for _ in range(100):
         machine.ahead.session_ended(7, GPUS)
     assert len(machine.clock.waiting) == 1
+
+
+def test_they_end_when_other_gpus_are_given_out() -> None:
+    machine = Machine(AheadSettings(workers=1))
+    machine.ahead.session_ended(7, GPUS)
+    machine.ahead.session_ended(8, GPUS)
+    machine.ahead.gpus_changed(replace(GPUS, notes=("nothing new",)))
+    assert machine.workers.waiting == [7, 8]
+    machine.ahead.session_started(7, GPUS)  # others will be started a while after this
+    machine.ahead.gpus_changed(replace(GPUS, gpus=GPUS.gpus[1:]))
+    assert machine.workers.waiting == []
+    machine.clock.pass_time(3)
+    assert machine.workers.waiting == [7]
+    assert machine.workers.prepared_on[-1] == tuple(gpu.uuid for gpu in GPUS.gpus[1:])

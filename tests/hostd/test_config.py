@@ -11,6 +11,8 @@ import pytest
 
 from gpupool.hostd import config
 from gpupool.hostd.config import KEYS, ConfigError
+from gpupool.hostd.core.pool import NativeKind
+from gpupool.hostd.core.pools import PoolSettings
 from gpupool.wire.hello import TransportKind
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -32,6 +34,20 @@ def test_defaults() -> None:
     assert [str(one.endpoint) for one in parsed.endpoints] == ["unix:/run/gpupool/hostd.sock"]
     assert parsed.endpoints[0].mode == 0o666
     assert parsed.endpoints[0].transports == frozenset({TransportKind.SHM})
+
+
+def test_pools() -> None:
+    parsed = config.parse({})
+    assert (parsed.pool.default, parsed.pool.native, parsed.pool.end_grace_s) == ("pooled", (), 10)
+    assert str(parsed.cdi_dir) == "/var/run/cdi"
+    given = {"default": "native", "native": ["GPU-1"], "native_kind": "vfio", "cdi_dir": "/x"}
+    parsed = config.parse({"pool": given, "limits": {"end_grace_s": 3}})
+    assert parsed.pool == PoolSettings("native", ("GPU-1",), NativeKind.VFIO, 3)
+    for key, value in (("default", "x"), ("native_kind", "vm"), ("native", "GPU-1")):
+        assert f"pool.{key}: given {value!r}" in problem({"pool": {key: value}})
+    assert "pool.cdi_dir: given 'x', allowed is an absolute path" in problem(
+        {"pool": {"cdi_dir": "x"}}
+    )
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)

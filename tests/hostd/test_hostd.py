@@ -185,7 +185,9 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
     variables = Path(f"/proc/{worker}/environ").read_text().split("\0")
     names = {variable.partition("=")[0] for variable in variables if variable}
     cache = {"CUDA_CACHE_DISABLE", "CUDA_CACHE_PATH"}
-    assert names <= {"PATH", "HOME", "LANG", "LC_CTYPE", "GPUPOOL_SOFTGPU_X", *cache}
+    own = {"GPUPOOL_SOFTGPU_X", "CUDA_VISIBLE_DEVICES"}
+    assert names <= {"PATH", "HOME", "LANG", "LC_CTYPE", *own, *cache}
+    assert f"CUDA_VISIBLE_DEVICES={GPU_UUID}" in variables  # the driver opens no other card
     assert "GPUPOOL_SOFTGPU_X=1" in variables
     assert os.getsid(worker) == worker
     assert Path(f"/proc/{worker}/fd/0").resolve() == Path("/dev/null")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpupool.hostd.config_keys import KEYS, SYSTEM_ADMIN_SOCKET, SYSTEM_DIR, SYSTEM_SOCKET, Key
+from gpupool.hostd.config_keys import KEYS, SYSTEM_ADMIN_SOCKET, SYSTEM_DIR, SYSTEM_SOCKET
 from gpupool.hostd.core.admission import Caps, Limits
 from gpupool.hostd.core.ahead import AheadSettings
 from gpupool.hostd.core.pool import NativeKind
@@ -23,6 +23,7 @@ from gpupool.hostd.core.pools import PoolSettings
 from gpupool.hostd.core.sandbox import SandboxSettings
 from gpupool.hostd.endpoint import Endpoint
 from gpupool.wire.hello import TransportKind
+from gpupool.wire.settings import Key
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -186,11 +186,13 @@ class Hostd:
             VgpuDefinitions(config.vgpu_dir),
         )
         host = Host(ports, config.limits, inventory, config.ahead)
-        pools, pool_task = self._pools(host)
+        gpu_users = HostGpuUsers(host)
+        pools, pool_task = self._pools(host, gpu_users)
         host.offer(pools.see(inventory))
         _log_inventory(host.inventory)
         host.adopt()
         arbiters = self._arbiters(pages)
+        gpu_users.holders.append(arbiters.release)
         greeter = Greeter(
             host, identify, config.hello_timeout_s, __version__, config.limits.connections
         )
@@ -365,12 +367,12 @@ class Hostd:
             ],
         }
 
-    def _pools(self, host: Host) -> tuple[Pools, PoolTask]:
+    def _pools(self, host: Host, users: HostGpuUsers) -> tuple[Pools, PoolTask]:
         """What an earlier hostd has left of the pools, and who carries switches out."""
         config = self._config
         cdi: CdiFiles = CdiFolder(config.cdi_dir)
         store = PoolFileStore(config.state_dir)
-        pools = Pools(PoolPorts(store, cdi, HostGpuUsers(host), SystemClock()), config.pool)
+        pools = Pools(PoolPorts(store, cdi, users, SystemClock()), config.pool)
         pools.load()
         task = PoolTask(pools, PoolMachine(self._machine.devices, cdi, self._machine.gpus))
         pools.on(host.offer, task.wake)

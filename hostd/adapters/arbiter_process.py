@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class ArbiterProcesses:
         self._needed = needed
         self._words = ["--sandbox-calls", "yes" if seccomp else "no", *log_words]
         self._watched: dict[str, int] = {}  # GPU: pid
+        self._released: dict[str, int] = {}  # GPU: descriptor of one that was told to end
         self._delays_s: dict[str, float] = {}
         self._stopped = False
 
@@ -67,6 +69,16 @@ class ArbiterProcesses:
     def pid(self, gpu: str) -> int:
         """Of the GPU's arbiter; 0 when there is none that we know."""
         return self._watched.get(gpu, 0)
+
+    def release(self, gpu: str) -> bool:
+        """Ends the one of a GPU that leaves the pool. False: it is still there, ask again."""
+        if gpu not in self._watched and not self._find(gpu):
+            return True
+        if gpu not in self._released and not self._needed(gpu):
+            with contextlib.suppress(ProcessLookupError):  # then its end is about to be told
+                self._released[gpu] = os.pidfd_open(self._watched[gpu])
+                signal.pidfd_send_signal(self._released[gpu], signal.SIGTERM)
+        return False
 
     def stop(self) -> None:
         """No more are started; those that are there go on."""
@@ -128,7 +140,10 @@ class ArbiterProcesses:
     def _ended(self, gpu: str, exit_code: int | None, lived_s: float) -> None:
         if lived_s >= _SHORT_LIFE_S:
             self._delays_s.pop(gpu, None)
-        if exit_code not in (_EXIT_IDLE, _EXIT_ANOTHER):
+        told_fd = self._released.pop(gpu, None)
+        if told_fd is not None:
+            os.close(told_fd)
+        elif exit_code not in (_EXIT_IDLE, _EXIT_ANOTHER):
             how = {"gpu": gpu, "exit_code": exit_code, "needed": self._needed(gpu)}
             log.warning("arbiter ended", extra=fields(how))
         self._later(gpu)

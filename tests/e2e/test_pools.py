@@ -19,6 +19,7 @@ import pytest
 from gpupool.cli import admin
 from tests.conftest import Host, end_host, make_host
 from tests.e2e.observe import gone
+from tests.e2e.test_ahead import waiting
 
 pytestmark = pytest.mark.softgpu
 
@@ -187,6 +188,35 @@ def test_hostd_restarts_while_it_drains_and_while_it_is_native(pair: Host, kill:
     assert wait_for_end(pair, switch(pair, second, "pooled"))["state"] == "succeeded"
 
 
+def command_lines(word: str) -> list[bytes]:
+    """Of processes that have this word in theirs."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes())
+        except OSError:
+            continue  # it has ended
+    return [line for line in found if word.encode() in line]
+
+
+def test_its_arbiter_ends(pair: Host) -> None:
+    if not (pair.native / "libexec" / "gpupool-arbiter").exists():
+        pytest.skip("gpupool-arbiter is not built: run ./run build")
+    uuid = gpus(pair)[0]["uuid"]
+    folder = f"{pair.folder}/state/gpus/{uuid}"
+    client = pair.start_client("shm", sys.executable, "-c", PROGRAM, GPUPOOL_COMPUTE_PERCENT="25")
+    assert client.stdout is not None
+    client.stdout.readline()
+    if not command_lines(folder):  # its share is on another GPU
+        uuid = gpus(pair)[1]["uuid"]
+        folder = f"{pair.folder}/state/gpus/{uuid}"
+    assert command_lines(folder)
+    begun = switch(pair, uuid, "native")
+    finish(client)
+    assert wait_for_end(pair, begun)["state"] == "succeeded"
+    assert not command_lines(folder)
+
+
 def test_no_worker_that_waits_has_it(pair: Host) -> None:
     _, second = (one["uuid"] for one in gpus(pair))
     client, _ = start(pair, "shm")
@@ -196,12 +226,8 @@ def test_no_worker_that_waits_has_it(pair: Host) -> None:
     assert wait_for_end(pair, begun)["state"] == "succeeded"
     deadline_s = time.monotonic() + 3  # longer than a new session's workers are held back
     while time.monotonic() < deadline_s:
-        lines = [
-            path.read_bytes()
-            for path in Path("/proc").glob("[0-9]*/cmdline")
-            if path.parent.exists()
-        ]
-        assert not [line for line in lines if second.encode() in line]
+        mine = [f"/proc/{pid}/cmdline" for pid in waiting(pair)]
+        assert not [path for path in mine if second in Path(path).read_text()]
         time.sleep(0.2)
 
 

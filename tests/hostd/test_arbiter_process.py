@@ -41,11 +41,11 @@ def add_session(pages: VgpuFiles, percent: int) -> None:
     pages.write_session(GPU, 0, SessionRow(1, 0, me))
 
 
-def make(folder: Path, pages: VgpuFiles) -> ArbiterProcesses:
+def make(folder: Path, pages: VgpuFiles, words: list[str] = WORDS) -> ArbiterProcesses:
     program = native_files.locate().arbiter
     if program is None:
         pytest.skip("gpupool-arbiter is not built: run ./run build")
-    arbiters = ArbiterProcesses(program, folder, pages.has_shares, seccomp=True, log_words=WORDS)
+    arbiters = ArbiterProcesses(program, folder, pages.has_shares, seccomp=True, log_words=words)
     pages.on_change = arbiters.look
     return arbiters
 
@@ -129,3 +129,27 @@ def test_two_for_one_gpu_cannot_be(tmp_path: Path) -> None:
         assert await asyncio.wait_for(second.wait(), 20) == 10
 
     run(body, tmp_path)
+
+
+def test_it_ends_when_its_gpu_leaves_the_pool(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+
+    async def body(pages: VgpuFiles, arbiters: ArbiterProcesses) -> None:
+        assert arbiters.release(GPU)  # there is none
+        patient = make(tmp_path, pages, ["--idle-s", "600"])  # its arbiter does not leave by itself
+        add_session(pages, 25)
+        first = patient.pid(GPU)
+        file = tmp_path / "gpus" / GPU / "arbiter.pid"
+        await until(lambda: file.exists() and file.read_text() == f"{first}\n")
+        assert not patient.release(GPU)  # somebody has a share: it stays
+        await asyncio.sleep(0.3)
+        assert patient.pid(GPU) == first
+        pages.write_session(GPU, 0, None)
+        await until(lambda: patient.release(GPU))
+        assert patient.pid(GPU) == 0
+        patient.stop()
+
+    run(body, tmp_path)
+    assert "arbiter ended" not in caplog.text

@@ -47,6 +47,8 @@ is killed (SIGKILL), so is CMD.
 examples:
   gpupool run -- python train.py
   gpupool run --compute 50 --memory 10G -- ./simulation --steps 1000
+  gpupool run --compute 25 --policy hard --wait 600 -- python train.py
+  gpupool run --vgpu trainer -- python train.py
   gpupool run --endpoint tls://gpu7:9177 --token-file ~/.gpupool-token \\
               --tls-fingerprint 3f2a... -- python infer.py
   gpupool run --profile -- python train.py       which calls waited, and a trace of all of them
@@ -73,6 +75,7 @@ _SYSTEM_SOCKET = "/run/gpupool/hostd.sock"
 _TRACE = "gpupool-trace.json"
 _SI_KERNEL = 0x80  # asm-generic/siginfo.h: sent by the kernel, e.g. by the terminal
 _PR_SET_PDEATHSIG = 1
+_MOST_WAIT_S = 7 * 86400
 _MEMORY = re.compile(r"([0-9]+)\s*(|M|MiB|G|GiB)")
 
 
@@ -99,6 +102,15 @@ def memory_mib(text: str) -> int:
             f"given {text!r}, allowed is an amount of GPU memory in MiB, or like 512M or 10G"
         )
     return number
+
+
+def wait_s(text: str) -> int:
+    """Seconds, 0 to a week. For argparse."""
+    if not text.isdecimal() or int(text) > _MOST_WAIT_S:
+        raise argparse.ArgumentTypeError(
+            f"given {text!r}, allowed is a whole number of seconds up to {_MOST_WAIT_S}"
+        )
+    return int(text)
 
 
 def endpoint(text: str) -> Endpoint | str:
@@ -128,6 +140,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory", type=memory_mib, metavar="M", help="GPU memory quota in MiB, or like 512M, 10G"
+    )
+    parser.add_argument(
+        "--policy",
+        choices=("elastic", "hard"),
+        help="of the compute share: elastic (default) also takes what others leave idle, hard never",
+    )
+    parser.add_argument(
+        "--vgpu", metavar="NAME", help="use this vGPU of the host (`gpupool vgpu list` there)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=wait_s,
+        metavar="SECONDS",
+        help="wait so long when no GPU has room (default: do not wait)",
     )
     parser.add_argument(
         "--transport",
@@ -274,6 +300,7 @@ def environment(arguments: argparse.Namespace, given: Mapping[str, str]) -> dict
         variables["GPUPOOL_COMPUTE_PERCENT"] = str(arguments.compute)
     if arguments.memory is not None:
         variables["GPUPOOL_MEMORY_MIB"] = str(arguments.memory)
+    variables |= _vgpu_variables(arguments, given)
     if arguments.token_file is not None:
         variables["GPUPOOL_TOKEN_FILE"] = str(arguments.token_file.absolute())
     variables |= tls_variables(arguments.tls_ca, arguments.tls_fingerprint)
@@ -282,6 +309,23 @@ def environment(arguments: argparse.Namespace, given: Mapping[str, str]) -> dict
     if given.get("GPUPOOL_ENDPOINT"):
         return variables
     return {**variables, **_local_endpoint(transport)}
+
+
+def _vgpu_variables(arguments: argparse.Namespace, given: Mapping[str, str]) -> dict[str, str]:
+    """Which vGPU, and how long to wait for it."""
+    variables = {}
+    if arguments.policy is not None:
+        variables["GPUPOOL_POLICY"] = arguments.policy
+    if arguments.wait:
+        variables["GPUPOOL_WAIT_S"] = str(arguments.wait)
+    asks = any(given.get(name) for name in ("GPUPOOL_COMPUTE_PERCENT", "GPUPOOL_MEMORY_MIB"))
+    asks = asks or arguments.compute is not None or arguments.memory is not None
+    if arguments.vgpu is not None:
+        variables["GPUPOOL_VGPU"] = arguments.vgpu
+    elif asks and given.get("GPUPOOL_VGPU", "~").startswith("~"):
+        # One vGPU for all processes of CMD, not one for each.
+        variables["GPUPOOL_VGPU"] = f"~{os.urandom(16).hex()}"
+    return variables
 
 
 def _library_path(guest_dir: Path, before: str) -> str:

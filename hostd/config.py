@@ -153,6 +153,7 @@ def parse(document: Mapping[str, Any]) -> Config:
             default_memory_mib=top["limits.default_memory_mib"],
             end_grace_s=top["limits.end_grace_s"],
             connections=top["limits.connections"],
+            queue_s=top["limits.queue_s"],
             caps=Caps(
                 pinned_mib=top["limits.pinned_mib"] or top["limits.window_mib"],
                 image_mib=top["limits.image_mib"],

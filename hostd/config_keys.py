@@ -110,6 +110,14 @@ KEYS: tuple[Key, ...] = (
         high=1 << 24,
     ),
     Key(
+        "limits.queue_s",
+        int,
+        3600,
+        "how long a client may wait for room on a GPU, if it asks to (`gpupool run --wait`)",
+        low=0,
+        high=7 * 86400,
+    ),
+    Key(
         "limits.pinned_mib",
         int,
         0,

@@ -43,6 +43,7 @@ from gpupool.hostd.adapters.worker_process import SubprocessWorkers, common_argu
 from gpupool.hostd.api.admin import Admin
 from gpupool.hostd.api.greeter import Greeter, Secure
 from gpupool.hostd.api.pools import PoolMethods, PoolTask
+from gpupool.hostd.api.vgpus import VgpuMethods
 from gpupool.hostd.config import Config, EndpointConfig
 from gpupool.hostd.core.admission import Door
 from gpupool.hostd.core.gpu import Inventory
@@ -54,6 +55,7 @@ from gpupool.hostd.core.pool_steps import Machine as PoolMachine
 from gpupool.hostd.core.pools import PoolPorts, Pools
 from gpupool.hostd.core.ports import GpuSource, PortError, WorkerProcesses
 from gpupool.hostd.core.sandbox import Sandbox, SandboxFacts, plan
+from gpupool.hostd.core.vgpus import Vgpus
 from gpupool.hostd.endpoint import Endpoint
 from gpupool.hostd.log import fields, wants_priorities
 from gpupool.wire.hello import PROTOCOL_MAJOR, PROTOCOL_MINOR
@@ -194,19 +196,20 @@ class Hostd:
         arbiters = self._arbiters(pages)
         gpu_users.holders.append(arbiters.release)
         greeter = Greeter(
-            host, identify, config.hello_timeout_s, __version__, config.limits.connections
+            host,
+            identify,
+            config.hello_timeout_s,
+            __version__,
+            config.limits.connections,
+            config.limits.queue_s,
         )
         look = lambda: self._rediscover(host, pools, pool_task)  # noqa: E731
-        methods = PoolMethods(pools).by_name()
+        vgpus = VgpuMethods(Vgpus(host, ports.pages, ports.vgpus), ports.clock)
+        methods = {**PoolMethods(pools).by_name(), **vgpus.by_name()}
         admin = Admin(host, identify, self._facts(doors), look, self.stop, methods)
         metrics = self._metrics(host)
         admin.on_guest_change = self._changed.set
-
-        def sessions_changed() -> None:
-            self._changed.set()
-            pool_task.wake()
-
-        host.on_change = sessions_changed
+        host.on_change += [self._changed.set, pool_task.wake]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
@@ -372,6 +375,7 @@ class Hostd:
         config = self._config
         cdi: CdiFiles = CdiFolder(config.cdi_dir)
         store = PoolFileStore(config.state_dir)
+        users.reserved_on = host.allocations.reserved_on
         pools = Pools(PoolPorts(store, cdi, users, SystemClock()), config.pool)
         pools.load()
         task = PoolTask(pools, PoolMachine(self._machine.devices, cdi, self._machine.gpus))

@@ -17,7 +17,7 @@ QUERY_MAGIC = 0x534B5341  # "ASKS": see wire/query.py
 WELCOME_MAGIC = 0x4C4F4F57  # "WOOL"
 LANE_MAGIC = 0x454E414C  # "LANE"
 PROTOCOL_MAJOR = 1  # differs: refused, both versions named
-PROTOCOL_MINOR = 1  # a client one minor behind its host is served
+PROTOCOL_MINOR = 2  # a client one minor behind its host is served
 MAX_LANES = 15  # connections of a session besides its first
 NONCE_BYTES = 16
 
@@ -41,6 +41,10 @@ HELLO_FIELDS = (
     ("nonce", "16s"),
     ("lanes", "I"),
     ("reserved", "I"),
+    # Since 1.2.
+    ("policy", "I"),
+    ("wait_s", "I"),
+    ("vgpu", "64s"),
 )
 LANE_FIELDS = (
     ("magic", "I"),
@@ -70,7 +74,7 @@ _LANE = struct.Struct("<" + "".join(code for _, code in LANE_FIELDS))
 _HEADER = struct.Struct("<IHHI")
 
 HELLO_BYTES = _HELLO.size
-_OLD_HELLO_BYTES = 200  # of 1.0
+_OLD_HELLO_BYTES = (200, 224)  # of 1.0, 1.1
 LANE_BYTES = _LANE.size
 WELCOME_BYTES = _WELCOME.size
 HEADER_BYTES = _HEADER.size  # enough of a Hello to tell versions apart
@@ -109,6 +113,7 @@ class WelcomeStatus(enum.IntEnum):
     BASE_TAKEN = 5
     WORKER = 6
     BAD_REQUEST = 7
+    WAITING = 8  # not the last word: another Welcome follows
 
     @property
     def word(self) -> str:
@@ -168,6 +173,9 @@ class Hello:
     token: bytes = b""
     nonce: bytes = b""  # which lanes are this session's
     lanes: int = 0  # further connections that it has opened
+    policy: int = 0  # as in hostd/pages/quota_page.hpp: 0 elastic, 1 hard
+    wait_s: int = 0  # how long it would wait for room; 0: it would not
+    vgpu: str = ""  # the name of one, or "~KEY": the one of all processes that say this KEY
 
     @classmethod
     def decode(cls, raw: bytes) -> Hello:
@@ -187,6 +195,7 @@ class Hello:
         del values["magic"], values["bytes"], values["reserved"]
         values["client_version"] = _text(values["client_version"])
         values["program"] = _text(values["program"])
+        values["vgpu"] = _text(values["vgpu"])
         values["token"] = values["token"].rstrip(b"\0")
         return cls(**values)
 
@@ -210,12 +219,16 @@ class Hello:
             self.nonce,
             self.lanes,
             0,
+            self.policy,
+            self.wait_s,
+            _fit(self.vgpu, 64),
         )[:size]
 
 
 def hello_bytes(protocol_minor: int) -> int:
     """How long a Hello of that version is."""
-    return HELLO_BYTES if protocol_minor > 0 else _OLD_HELLO_BYTES
+    known = len(_OLD_HELLO_BYTES)
+    return HELLO_BYTES if protocol_minor >= known else _OLD_HELLO_BYTES[protocol_minor]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,11 @@ QUERY_FIELDS = (
     ("bytes", "I"),
     ("compute_percent", "I"),
     ("memory_mib", "I"),
-    ("reserved", "I"),
+    ("pid", "I"),  # since 1.2
     ("client_version", "32s"),
     ("token", "64s"),
+    # Since 1.2.
+    ("vgpu", "64s"),
 )
 REPORT_FIELDS = (
     ("magic", "I"),
@@ -95,6 +97,7 @@ def _layout(members: Iterable[tuple[str, str]]) -> struct.Struct:
 
 _QUERY, _REPORT = _layout(QUERY_FIELDS), _layout(REPORT_FIELDS)
 QUERY_BYTES = _QUERY.size
+_OLD_QUERY_BYTES = 120  # before 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +108,41 @@ class Query:
     protocol_minor: int = PROTOCOL_MINOR
     compute_percent: int = 0  # 0: the host's default
     memory_mib: int = 0  # 0: the host's default
+    pid: int = 0  # in the guest's own pid namespace
     client_version: str = ""
     token: bytes = b""
+    vgpu: str = ""  # as in a Hello
 
     @classmethod
     def decode(cls, raw: bytes) -> Query:
-        """Reads QUERY_BYTES bytes. Raises MalformedHelloError for a wrong length or magic."""
-        if len(raw) != QUERY_BYTES:
+        """Reads query_bytes() bytes. Raises MalformedHelloError for a wrong length or magic."""
+        if len(raw) not in (QUERY_BYTES, _OLD_QUERY_BYTES):
             raise MalformedHelloError(f"Query has {len(raw)} bytes, expected {QUERY_BYTES}")
-        magic, major, minor, size, percent, mib, _, version, token = _QUERY.unpack(raw)
-        if magic != QUERY_MAGIC or size != QUERY_BYTES:
+        magic, major, minor, size, percent, mib, pid, version, token, vgpu = _QUERY.unpack(
+            raw.ljust(QUERY_BYTES, b"\0")
+        )
+        if magic != QUERY_MAGIC or size != len(raw) or size != query_bytes(minor):
             raise MalformedHelloError("these bytes are no Query")
-        text = version.split(b"\0", 1)[0].decode("utf-8", "replace")
-        return cls(major, minor, percent, mib, text, token.rstrip(b"\0"))
+        return cls(
+            major, minor, percent, mib, pid, _text(version), token.rstrip(b"\0"), _text(vgpu)
+        )
 
     def encode(self) -> bytes:
         """The bytes on the wire. Used by tests; guests are C++."""
-        head = (QUERY_MAGIC, self.protocol_major, self.protocol_minor, QUERY_BYTES)
-        wanted = (self.compute_percent, self.memory_mib, 0)
-        return _QUERY.pack(*head, *wanted, self.client_version.encode(), self.token)
+        size = query_bytes(self.protocol_minor)
+        head = (QUERY_MAGIC, self.protocol_major, self.protocol_minor, size)
+        wanted = (self.compute_percent, self.memory_mib, self.pid)
+        texts = (self.client_version.encode(), self.token, self.vgpu.encode())
+        return _QUERY.pack(*head, *wanted, *texts)[:size]
+
+
+def query_bytes(protocol_minor: int) -> int:
+    """How long a Query of that version is."""
+    return QUERY_BYTES if protocol_minor > 1 else _OLD_QUERY_BYTES
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,8 @@ bool make_query(wire::Query& query, std::string& why) {
   query.protocol_minor = wire::kProtocolMinor;
   query.bytes = sizeof query;
   std::strncpy(query.client_version, wire::kVersion, sizeof query.client_version - 1);
-  return read_token(query.token, why) &&
+  query.pid = static_cast<u32>(getpid());
+  return read_token(query.token, why) && read_vgpu(query.vgpu, why) &&
          read_number("GPUPOOL_COMPUTE_PERCENT", 100, query.compute_percent, why) &&
          read_number("GPUPOOL_MEMORY_MIB", 1u << 24, query.memory_mib, why);
 }

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 
-from gpupool.hostd.core.host import Peer
+from gpupool.hostd.core.peer import Peer
 
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _SO_PEERPIDFD = 77  # Linux 6.5, asm-generic/socket.h: the pidfd without a race on the pid

@@ -6,7 +6,7 @@ hostd's user may open.
 
 Methods: `status`, `devices` (looks at the machine again), `end` {"session": 3, "kill": false},
 `stop` (hostd leaves, workers go on), `join` {"settings": {...}} (a `gpupool run` is here: hostd
-does not leave while that process lives). More are in api/pools.py.
+does not leave while that process lives). More are in api/pools.py and api/vgpus.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from dataclasses import asdict
 from typing import Any
 
 from gpupool.hostd.api.conversations import Conversations
-from gpupool.hostd.core.host import Host, Peer
+from gpupool.hostd.core.host import Host
+from gpupool.hostd.core.peer import Peer
+from gpupool.hostd.core.ports import PortError
 from gpupool.hostd.core.session import Session
 
 log = logging.getLogger("gpupool.hostd")
@@ -107,7 +109,7 @@ class Admin:
             if not isinstance(request, dict):
                 raise BadRequestError("a request is a JSON object with a method")
             return {"ok": True, "result": await self._call(request, connection)}
-        except ValueError as error:  # BadRequestError and what json raises
+        except (ValueError, PortError) as error:  # ours and what json raises
             return {"ok": False, "error": str(error)}
         except (
             Exception

@@ -18,10 +18,14 @@ from collections.abc import Callable
 
 from gpupool.hostd.api.conversations import Conversations
 from gpupool.hostd.api.lanes import PendingLanes
+from gpupool.hostd.api.room_waiters import RoomWaiters, Waiter
 from gpupool.hostd.api.slots import Slot, Slots
 from gpupool.hostd.core.admission import Door, Refusal, check_header, check_lanes, check_token
-from gpupool.hostd.core.host import Host, Peer, owner_of
+from gpupool.hostd.core.allocation import NoPlace
+from gpupool.hostd.core.host import Host
+from gpupool.hostd.core.peer import Peer, owner_of
 from gpupool.hostd.core.ports import PortError
+from gpupool.hostd.core.waiting_line import Ticket
 from gpupool.hostd.log import RateLimit, fields
 from gpupool.wire.hello import (
     HEADER_BYTES,
@@ -36,7 +40,7 @@ from gpupool.wire.hello import (
     WelcomeStatus,
     hello_bytes,
 )
-from gpupool.wire.query import QUERY_BYTES, Query, Report
+from gpupool.wire.query import Query, Report, query_bytes
 
 log = logging.getLogger("gpupool.hostd")
 
@@ -58,15 +62,20 @@ class Greeter:
         hello_timeout_s: float,
         host_version: str,
         connections: int = 1,
+        queue_s: int = 0,
     ) -> None:
-        """`connections`: how many of one session are used."""
+        """`connections`: how many of one session are used. `queue_s`: how long a client may wait
+        for room.
+        """
         self._host = host
+        self._room = RoomWaiters(host, queue_s, host_version)
         self._most_lanes = connections - 1
         self._lanes = PendingLanes(hello_timeout_s)
         self._slots = Slots()
         self._identify = identify
         self._hello_timeout_s = hello_timeout_s
         self._host_version = host_version
+        # Those who wait for room are bounded by `WaitingLine`.
         self._waiting = Conversations()  # the bound is told to the client: _greet
         self._refusals = RateLimit()
 
@@ -131,7 +140,7 @@ class Greeter:
         self, connection: socket.socket, peer: Peer, door: Door, slot: Slot
     ) -> Refusal | Report | LaneHello | None:
         """None when a worker has the connection, or when the client left without a word."""
-        if len(self._waiting) > _MAX_WAITING:
+        if len(self._waiting) - len(self._host.line.tickets) > _MAX_WAITING:
             return Refusal(
                 WelcomeStatus.LIMIT,
                 f"more than {_MAX_WAITING} connections wait to be greeted; try again",
@@ -175,12 +184,21 @@ class Greeter:
                 self._lanes.discard(hello.nonce, owner)
                 return answer
             lanes = answer
-        try:
+
+        def try_open(ticket: Ticket | None) -> Refusal | NoPlace | None:
             for one in (connection, *lanes):
                 _prepare(one, hello)
             fds = tuple(lane.fileno() for lane in lanes)
-            opened = self._host.open(hello, peer, door, connection.fileno(), fds)
-            return opened if isinstance(opened, Refusal) else None
+            opened = self._host.open(hello, peer, door, connection.fileno(), fds, ticket)
+            return opened if isinstance(opened, (Refusal, NoPlace)) else None
+
+        try:
+            result = try_open(None)
+            if isinstance(result, NoPlace):
+                asked = self._host.wanted(hello, peer, door)
+                waiter = Waiter(asked, hello.program, peer.pid or hello.pid, hello.wait_s)
+                result = await self._room.wait(connection, waiter, try_open)
+            return result
         finally:
             for lane in lanes:
                 lane.close()
@@ -204,7 +222,7 @@ class Greeter:
         if refusal is not None:
             return refusal
         if header.is_query:
-            await _read(connection, received, QUERY_BYTES)
+            await _read(connection, received, query_bytes(header.protocol_minor))
             return Query.decode(bytes(received))
         if header.is_lane:
             await _read(connection, received, LANE_BYTES)

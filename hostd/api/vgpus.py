@@ -33,3 +33,142 @@ left and what to do.
 """
 
 from __future__ import annotations
+
+from typing import Any
+
+from gpupool.hostd.api.admin import BadRequestError, Method
+from gpupool.hostd.core.placement import MIB
+from gpupool.hostd.core.ports import Clock
+from gpupool.hostd.core.vgpu import DEFAULT_PRIORITY, Quota, SharePolicy, Vgpu, VgpuMode
+from gpupool.hostd.core.vgpus import VgpuFacts, Vgpus
+
+_QUOTA = ("compute_percent", "memory_mib", "policy", "priority")
+
+
+class VgpuMethods:
+    """Answers requests about the vGPUs of one host. All raise BadRequestError, VgpuError and
+    PortError.
+    """
+
+    def __init__(self, vgpus: Vgpus, clock: Clock) -> None:
+        self._vgpus = vgpus
+        self._clock = clock
+
+    def by_name(self) -> dict[str, Method]:
+        """For `Admin`."""
+        return {
+            "vgpu_create": self._create,
+            "vgpu_list": self._list,
+            "vgpu_show": self._show,
+            "vgpu_resize": self._resize,
+            "vgpu_delete": self._delete,
+        }
+
+    def _create(self, request: dict[str, Any]) -> dict[str, Any]:
+        _only(request, "name", "mode", "users", "gpu", *_QUOTA)
+        users = _take(request, "users", list, [])
+        if not all(type(user) is int for user in users):
+            raise BadRequestError(f"users: given {users!r}, allowed is a list of user numbers")
+        vgpu = Vgpu(
+            0,
+            _quota(request, Quota(priority=DEFAULT_PRIORITY)),
+            _take(request, "name", str, ""),
+            VgpuMode(_choice(request, "mode", [one.value for one in VgpuMode], "on-demand")),
+            tuple(users),
+            _take(request, "gpu", str, ""),
+        )
+        return {"vgpu": _shown(self._vgpus.create(vgpu))}
+
+    def _list(self, request: dict[str, Any]) -> dict[str, Any]:
+        _only(request)
+        return {
+            "vgpus": [_shown(facts) for facts in self._vgpus.all()],
+            "gpus": [
+                {
+                    "gpu": room.gpu,
+                    "left_percent": max(0, room.compute_percent),
+                    "left_mib": max(0, room.memory_mib),
+                    "sessions": room.sessions,
+                }
+                for room in self._vgpus.rooms()
+            ],
+            "waiting": self._waiting(),
+        }
+
+    def _waiting(self) -> list[dict[str, Any]]:
+        now_s = self._clock.monotonic_s()
+        return [
+            {
+                "vgpu": ticket.wanted.vgpu,
+                "compute_percent": ticket.wanted.quota.compute_percent,
+                "memory_mib": ticket.wanted.quota.memory_mib,
+                "program": ticket.program,
+                "pid": ticket.pid,
+                "waited_s": int(now_s - ticket.since_s),
+                "position": position,
+            }
+            for position, ticket in enumerate(self._vgpus.waiting(), start=1)
+        ]
+
+    def _show(self, request: dict[str, Any]) -> dict[str, Any]:
+        _only(request, "vgpu")
+        return {"vgpu": _shown(self._vgpus.facts(self._vgpus.find(_which(request))))}
+
+    def _resize(self, request: dict[str, Any]) -> dict[str, Any]:
+        _only(request, "vgpu", *_QUOTA)
+        vgpu = self._vgpus.find(_which(request))
+        return {"vgpu": _shown(self._vgpus.resize(vgpu.id, _quota(request, vgpu.quota)))}
+
+    def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
+        _only(request, "vgpu", "force")
+        force = _take(request, "force", bool, False)
+        return {"ended": list(self._vgpus.delete(_which(request), force=force))}
+
+
+def _shown(facts: VgpuFacts) -> dict[str, Any]:
+    return {
+        **facts.vgpu.as_dict(),
+        "gpu": facts.gpu,
+        "sessions": list(facts.sessions),
+        "used_mib": -(-facts.use.memory_bytes // MIB),
+        "overhead_mib": -(-facts.use.overhead_bytes // MIB),
+    }
+
+
+def _quota(request: dict[str, Any], before: Quota) -> Quota:
+    policies = [policy.value for policy in SharePolicy]
+    return Quota(
+        _take(request, "compute_percent", int, before.compute_percent),
+        _take(request, "memory_mib", int, before.memory_mib),
+        SharePolicy(_choice(request, "policy", policies, before.policy.value)),
+        _take(request, "priority", int, before.priority),
+    )
+
+
+def _which(request: dict[str, Any]) -> str | int:
+    which = request.get("vgpu")
+    if isinstance(which, str) or type(which) is int:
+        return which
+    raise BadRequestError(f"vgpu: given {which!r}, needed is a name or a number")
+
+
+def _take(request: dict[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = request.get(key, default)
+    if type(value) is not kind:
+        words = {int: "a whole number", str: "a text", bool: "true or false", list: "a list"}
+        raise BadRequestError(f"{key}: given {value!r}, allowed is {words[kind]}")
+    return value
+
+
+def _choice(request: dict[str, Any], key: str, choices: list[str], default: str) -> str:
+    value = _take(request, key, str, default)
+    if value not in choices:
+        raise BadRequestError(f"{key}: given {value!r}, allowed is {' or '.join(choices)}")
+    return str(value)
+
+
+def _only(request: dict[str, Any], *known: str) -> None:
+    unknown = sorted(set(request) - {"method", *known})
+    if unknown:
+        names = ", ".join(known) or "nothing"
+        raise BadRequestError(f"unknown: {', '.join(unknown)}; {request['method']} takes {names}")

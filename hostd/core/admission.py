@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.placement import usable_mib
-from gpupool.hostd.core.vgpu import Quota, Wanted
+from gpupool.hostd.core.vgpu import Quota, SharePolicy, Wanted, check_name, check_quota
 from gpupool.wire.hello import (
     LANE_BYTES,
     MAX_LANES,
@@ -24,7 +24,7 @@ from gpupool.wire.hello import (
     WelcomeStatus,
     hello_bytes,
 )
-from gpupool.wire.query import QUERY_BYTES
+from gpupool.wire.query import Query, query_bytes
 
 MIB = 1 << 20
 _PAGE_BYTES = 4096
@@ -58,6 +58,7 @@ class Limits:
     default_memory_mib: int
     end_grace_s: int = 10
     connections: int = 8  # of one session over a stream
+    queue_s: int = 3600  # how long a client may wait for room
     caps: Caps = Caps()
 
 
@@ -91,11 +92,29 @@ class Grant:
     caps: Caps
 
 
+def wanted_of(asking: Hello | Query, limits: Limits) -> Wanted:
+    """The vGPU that a client asks for, its defaults filled in."""
+    quota = Quota(
+        asking.compute_percent or limits.default_compute_percent,
+        asking.memory_mib or limits.default_memory_mib,
+        _policy(asking.policy) if isinstance(asking, Hello) else SharePolicy.ELASTIC,
+    )
+    shares = asking.vgpu.startswith("~") and not quota.holds
+    return Wanted(quota, "" if shares else asking.vgpu)
+
+
+def _policy(number: int) -> SharePolicy:
+    """As in hostd/pages/quota_page.hpp."""
+    return SharePolicy.HARD if number else SharePolicy.ELASTIC
+
+
 def check_header(header: HelloHeader, host_version: str) -> Refusal | None:
     """Versions first: the rest of a Hello of another version may mean something else."""
     name, expected = "Hello", hello_bytes(header.protocol_minor)
-    if header.is_query or header.is_lane:
-        name, expected = ("Query", QUERY_BYTES) if header.is_query else ("LaneHello", LANE_BYTES)
+    if header.is_lane:
+        name, expected = "LaneHello", LANE_BYTES
+    if header.is_query:
+        name, expected = "Query", query_bytes(header.protocol_minor)
     major, minor = header.protocol_major, header.protocol_minor
     asked, ours = f"{major}.{minor}", f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
     if major != PROTOCOL_MAJOR or not PROTOCOL_MINOR - 1 <= minor <= PROTOCOL_MINOR:
@@ -115,7 +134,7 @@ def check_header(header: HelloHeader, host_version: str) -> Refusal | None:
 
 
 def admit(
-    hello: Hello, door: Door, limits: Limits, inventory: Inventory, sessions: int, uid: int = -1
+    hello: Hello, door: Door, limits: Limits, inventory: Inventory, sessions: int
 ) -> Grant | Refusal:
     """Decides on a well-formed Hello of a version we serve, except for its vGPU (`allocation`).
 
@@ -128,16 +147,11 @@ def admit(
         or _check_window(hello, limits)
         or check_devices(inventory)
         or _check_limits(hello, limits, inventory, sessions)
+        or _check_vgpu(hello, limits)
         or Grant(
             transport=TransportKind(hello.transport),
             library=inventory.library,
-            wanted=Wanted(
-                Quota(
-                    hello.compute_percent or limits.default_compute_percent,
-                    hello.memory_mib or limits.default_memory_mib,
-                ),
-                uid=uid,
-            ),
+            wanted=wanted_of(hello, limits),
             window_bytes=limits.window_mib * MIB,
             window_base=hello.window_base,
             caps=replace(limits.caps, scrub=door.scrub),
@@ -223,6 +237,8 @@ def _check_limits(
             f"compute share {hello.compute_percent}% was asked for; ask for 1 to 100 percent of a "
             "GPU",
         )
+    if hello.policy > 1:
+        return Refusal(WelcomeStatus.BAD_REQUEST, f"unknown policy {hello.policy}: update gpupool")
     most_mib = max(usable_mib(gpu) for gpu in inventory.gpus)
     if hello.memory_mib > most_mib:
         return Refusal(
@@ -230,4 +246,20 @@ def _check_limits(
             f"memory {hello.memory_mib} MiB was asked for, a GPU here has {most_mib} MiB for "
             "programs; ask for at most that",
         )
+    return None
+
+
+def _check_vgpu(hello: Hello, limits: Limits) -> Refusal | None:
+    problem = check_quota(wanted_of(hello, limits).quota)
+    if hello.vgpu and not problem:
+        problem = check_name(hello.vgpu, or_key=True)
+        if not hello.vgpu.startswith("~") and (
+            hello.compute_percent or hello.memory_mib or hello.policy
+        ):
+            problem = (
+                f"vGPU {hello.vgpu} was asked for, and a share or memory besides: a named vGPU has "
+                "its own; ask for one or the other"
+            )
+    if problem:
+        return Refusal(WelcomeStatus.BAD_REQUEST, problem)
     return None

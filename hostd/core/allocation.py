@@ -23,7 +23,7 @@ from gpupool.hostd.core.ports import (
     WorkerProcess,
 )
 from gpupool.hostd.core.session import Session
-from gpupool.hostd.core.vgpu import Quota, Seat, Vgpu, Wanted, anonymous_id
+from gpupool.hostd.core.vgpu import Quota, Seat, Vgpu, VgpuMode, Wanted, anonymous_id, group_of
 from gpupool.hostd.core.vgpu_table import NoRowError, VgpuTable
 from gpupool.hostd.log import fields
 
@@ -37,6 +37,7 @@ class Plan:
     quota: Quota
     gpus: tuple[str, ...]  # UUIDs
     vgpu: Vgpu | None = None  # None: one of its own on each of them
+    group: str = ""  # who may share that
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,10 @@ class Allocations:
 
     def plan(self, wanted: Wanted, inventory: Inventory) -> Plan | NoPlace:
         """Where that client would go."""
-        if wanted.vgpu:
+        shared = self.table.find_group(wanted.group) if wanted.group else None
+        if shared is not None:
+            return Plan(shared.vgpu.quota, (shared.gpu,), shared.vgpu)
+        if wanted.vgpu and not wanted.group:
             return self._plan_named(wanted, inventory)
         if not wanted.quota.holds:
             return Plan(wanted.quota, tuple(gpu.uuid for gpu in inventory.gpus))
@@ -65,7 +69,16 @@ class Allocations:
         room = placement.choose(wanted.quota, where)
         if room is None:
             return _no_room(wanted.quota, where)
-        return Plan(wanted.quota, (room.gpu,))
+        return Plan(wanted.quota, (room.gpu,), group=wanted.group)
+
+    def needs_room(self, wanted: Wanted) -> bool:
+        """Whether that client needs what others may be waiting for."""
+        if wanted.group:
+            return self.table.find_group(wanted.group) is None
+        if wanted.vgpu:
+            vgpu = self.table.find(wanted.vgpu)
+            return vgpu is not None and vgpu.quota.holds and self.table.place_of(vgpu.id) is None
+        return wanted.quota.holds
 
     def rooms(self, inventory: Inventory) -> tuple[placement.Room, ...]:
         """What may still be promised of each GPU."""
@@ -74,6 +87,11 @@ class Allocations:
             used = self.use(placed.vgpu.id).overhead_bytes
             overhead[placed.gpu] = overhead.get(placed.gpu, 0) + used
         return placement.rooms(inventory.gpus, self.table, overhead)
+
+    def reserved_on(self, gpu: str) -> tuple[str, ...]:
+        """Names of the reserved vGPUs on that GPU."""
+        here = [one.vgpu for one in self.table.placed if one.gpu == gpu]
+        return tuple(vgpu.name for vgpu in here if vgpu.mode is VgpuMode.RESERVED)
 
     def use(self, vgpu_id: int) -> AccountUse:
         """What the sessions of a vGPU use; nothing, and logged, where that cannot be read."""
@@ -98,7 +116,7 @@ class Allocations:
             return NoPlace(
                 f"vGPU {vgpu.name} is on GPU {placed.gpu}, which is not there now; see `gpupool "
                 "doctor` on the host",
-                may_wait=True,
+                may_wait=False,
             )
         where = self.rooms(inventory)
         room = placement.choose(vgpu.quota, where)
@@ -111,7 +129,9 @@ class Allocations:
         seats: list[Seat] = []
         try:
             for index, gpu in enumerate(plan.gpus):
-                vgpu = plan.vgpu or Vgpu(anonymous_id(session_id, index), plan.quota)
+                vgpu = plan.vgpu or Vgpu(
+                    anonymous_id(session_id, index), plan.quota, group=plan.group
+                )
                 seats.append(self.table.seat(vgpu, gpu, session_id))
         except NoRowError:
             self.table.leave(session_id, seats)
@@ -172,7 +192,8 @@ class Allocations:
         for session in sessions:
             worker = WorkerProcess(session.worker_pid, session.worker_start_ticks)
             for seat in session.seats:
-                vgpu = named.get(seat.vgpu) or Vgpu(seat.vgpu, session.quota)
+                group = group_of(session.owner, session.vgpu)
+                vgpu = named.get(seat.vgpu) or Vgpu(seat.vgpu, session.quota, group=group)
                 try:
                     self.table.seat(vgpu, seat.gpu, session.id, seat)
                 except NoRowError as error:
@@ -184,11 +205,20 @@ class Allocations:
                 row = SessionRow(session.id, seat.vgpu_row, worker)
                 rows.setdefault(seat.gpu, {})[seat.session_row] = row
         for vgpu in named.values():
-            try:
-                self.table.add(vgpu)
-            except NoRowError as error:
-                log.error("vGPU not placed", extra=fields({"vgpu": vgpu.name, "error": str(error)}))
+            self._find_again(vgpu)
         self._restore(rows)
+
+    def _find_again(self, vgpu: Vgpu) -> None:
+        """A reserved one keeps its promise, unless its record was changed to what does not fit."""
+        try:
+            promised = self.table.promised(vgpu.gpu).compute_percent
+            placed = self.table.place_of(vgpu.id) is not None
+            if vgpu.gpu and not placed and vgpu.quota.compute_percent + promised > 100:
+                raise NoRowError(f"{promised}% of GPU {vgpu.gpu} are promised to others")
+            self.table.add(vgpu)
+        except NoRowError as error:
+            self.table.know(vgpu)
+            log.error("vGPU not placed", extra=fields({"vgpu": vgpu.name, "error": str(error)}))
 
     def _restore(self, sessions: dict[str, dict[int, SessionRow]]) -> None:
         vgpus: dict[str, dict[int, Vgpu]] = {}

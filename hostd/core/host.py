@@ -7,7 +7,7 @@ worker is started, so a hostd that dies in between finds the worker again. Nothi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,10 +19,13 @@ from gpupool.hostd.core.admission import (
     admit,
     check_devices,
     check_token,
+    wanted_of,
 )
 from gpupool.hostd.core.ahead import Ahead, AheadSettings
 from gpupool.hostd.core.allocation import Allocations, NoPlace, Plan
 from gpupool.hostd.core.gpu import Inventory
+from gpupool.hostd.core.peer import Peer, owner_of
+from gpupool.hostd.core.placement import Room, describe
 from gpupool.hostd.core.ports import (
     Client,
     Clients,
@@ -42,22 +45,14 @@ from gpupool.hostd.core.ports import (
 )
 from gpupool.hostd.core.report import OwnSession, make_report
 from gpupool.hostd.core.session import Session, SessionState
+from gpupool.hostd.core.vgpu import Quota, Wanted
 from gpupool.hostd.core.vgpu_table import NoRowError
+from gpupool.hostd.core.waiting_line import Ticket, WaitingLine
 from gpupool.hostd.log import fields
 from gpupool.wire.hello import Hello, TransportKind, WelcomeStatus
 from gpupool.wire.query import Query, Report
 
 log = logging.getLogger("gpupool.hostd")
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who is at the other end, as the kernel says; `pid` 0 and `uid` -1 where it does not."""
-
-    pid: int = 0
-    uid: int = -1
-    pidfd: int | None = None  # borrowed
-    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +70,6 @@ class Ports:
 
 
 _NONE_AHEAD = AheadSettings(workers=0)
-
-
-def owner_of(peer: Peer, door: Door) -> str:
-    """Whose sessions a guest sees through NVML: its tenant's, and over TCP only those of its own
-    address, as process ids of another machine would mean nothing.
-    """
-    who = f"uid {peer.uid}" if not peer.address else peer.address.rpartition(":")[0]
-    return f"{door.name} {who}"
 
 
 @dataclass(slots=True)
@@ -111,9 +98,10 @@ class Host:
         self._sessions: dict[int, Session] = {}
         self.inventory = inventory
         self.last_change_s = ports.clock.monotonic_s()  # when a session last began or ended
-        self.on_change: Callable[[], None] = lambda: None
+        self.on_change: list[Callable[[], None]] = []
         self.started = 0  # sessions, since this hostd began
         self.past = Past()
+        self.line = WaitingLine()
 
     @property
     def sessions(self) -> tuple[Session, ...]:
@@ -160,7 +148,7 @@ class Host:
                 ),
             )
         self.allocations.adopt(self.sessions)
-        self._changed()
+        self.changed()
         return len(self._sessions)
 
     def open(
@@ -170,17 +158,18 @@ class Host:
         door: Door,
         socket_fd: int,
         lane_fds: tuple[int, ...] = (),
-    ) -> Session | Refusal:
+        ticket: Ticket | None = None,
+    ) -> Session | Refusal | NoPlace:
         """Admits a client and starts its worker on `socket_fd` and its further connections (all
-        borrowed), or says why not.
+        borrowed), or says why not. NoPlace: it may wait, with a `ticket` of `line`.
         """
         known = len(self._sessions)
-        answer = admit(hello, door, self._limits, self.inventory, known, peer.uid)
+        answer = admit(hello, door, self._limits, self.inventory, known)
         if isinstance(answer, Refusal):
             return answer
-        plan = self.allocations.plan(answer.wanted, self.inventory)
+        plan = self.plan(self.wanted(hello, peer, door), ticket)
         if isinstance(plan, NoPlace):
-            return Refusal(WelcomeStatus.LIMIT, plan.text)
+            return plan if plan.may_wait else Refusal(WelcomeStatus.LIMIT, plan.text)
         try:
             return self._start(hello, peer, door, answer, plan, (socket_fd, *lane_fds))
         except NoRowError as error:
@@ -193,15 +182,48 @@ class Host:
 
     def offer(self, inventory: Inventory) -> None:
         """Gives out these GPUs from now on. Sessions that have others keep them."""
+        if inventory == self.inventory:
+            return
         self.inventory = inventory
         self._ahead.gpus_changed(inventory)
+        self.changed()  # there may be room now
 
     def end_waiting(self) -> None:
         """Ends workers that were started ahead of need: they hold GPUs without a session."""
         self._ahead.end_all()
 
+    def wanted(self, asking: Hello | Query, peer: Peer, door: Door) -> Wanted:
+        """The vGPU that a client asks for."""
+        owner = owner_of(peer, door)
+        return replace(wanted_of(asking, self._limits), uid=peer.uid, owner=owner)
+
+    def plan(self, wanted: Wanted, ticket: Ticket | None = None) -> Plan | NoPlace:
+        """Where a client may go now: not past those who wait for room."""
+        before = self.line.before(ticket)
+        if before and self.allocations.needs_room(wanted):
+            asked = wanted.vgpu if wanted.vgpu and not wanted.group else describe(wanted.quota)
+            return NoPlace(
+                f"{asked} was asked for, and {before} other clients wait for room on this host; "
+                "wait behind them (gpupool run --wait SECONDS)",
+                may_wait=True,
+            )
+        return self.allocations.plan(wanted, self.inventory)
+
+    def rooms(self) -> tuple[Room, ...]:
+        """What may still be promised of each GPU."""
+        return self.allocations.rooms(self.inventory)
+
+    def save_quota(self, sessions: Iterable[int], quota: Quota) -> None:
+        """The vGPU of these sessions is resized. Raises PortError."""
+        changed = [self._sessions[one].with_quota(quota) for one in sessions]
+        for session in changed:
+            self._ports.store.save(session)
+        self._sessions |= {session.id: session for session in changed}
+
     def report(self, query: Query, peer: Peer, door: Door, host_version: str) -> Report | Refusal:
-        """Tells a guest about its vGPUs, or says why not."""
+        """Tells a guest about its vGPUs, or says why not: those that its process has, or would
+        get if it asked now.
+        """
         refusal = check_token(query.token, door) or check_devices(self.inventory)
         if refusal is not None:
             return refusal
@@ -211,7 +233,18 @@ class Host:
             for session in self.sessions
             if session.owner == owner
         ]
-        return make_report(query, self._limits, self.inventory, mine, host_version)
+        session = next((one.session for one in mine if query.pid == one.session.client_pid), None)
+        if session is not None and query.pid:
+            quota, gpus = session.quota, session.devices
+            ids = {seat.vgpu for seat in session.seats}
+        else:
+            wanted = self.wanted(query, peer, door)
+            plan = self.plan(wanted)
+            quota, gpus = (plan.quota, plan.gpus) if isinstance(plan, Plan) else (wanted.quota, ())
+            ids = {plan.vgpu.id} if isinstance(plan, Plan) and plan.vgpu else set()
+        if quota.holds:
+            mine = [one for one in mine if ids & {seat.vgpu for seat in one.session.seats}]
+        return make_report(quota, self.inventory.only(gpus), mine, host_version)
 
     def end(self, session_id: int, *, kill: bool = False) -> bool:
         """Tells the worker of a session to stop. False when there is no such session."""
@@ -254,7 +287,7 @@ class Host:
             client_address=client.address,
             owner=owner_of(peer, door),
             client_pid=hello.pid,
-            vgpu=plan.vgpu.name if plan.vgpu else "",
+            vgpu=hello.vgpu if plan.vgpu or plan.group else "",
             policy=plan.quota.policy.value,
             priority=plan.quota.priority,
             seats=seats,
@@ -297,7 +330,7 @@ class Host:
                 }
             ),
         )
-        self._changed()
+        self.changed()
         return session
 
     def _spawn(
@@ -406,7 +439,7 @@ class Host:
         )
         session.moved(SessionState.ENDED)
         self._ahead.session_ended(session.tenant_number, self.inventory)
-        self._changed()
+        self.changed()
 
     def _forget(self, session: Session) -> None:
         """Nothing of it is left on the machine; its record goes last, so that a hostd that dies on
@@ -416,6 +449,8 @@ class Host:
         self.allocations.leave(session)
         self._ports.store.remove(session.id)
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
+        """Sessions or vGPUs have: there may be room for those who wait."""
         self.last_change_s = self._ports.clock.monotonic_s()
-        self.on_change()
+        for tell in tuple(self.on_change):
+            tell()

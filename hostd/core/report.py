@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpupool.hostd.core.admission import MIB, Limits
+from gpupool.hostd.core.admission import MIB
 from gpupool.hostd.core.gpu import Gpu, Inventory
 from gpupool.hostd.core.ports import DeviceUsage
 from gpupool.hostd.core.session import Session
+from gpupool.hostd.core.vgpu import Quota
 from gpupool.wire.query import (
     MAX_GPUS,
     MAX_PROCESSES,
     UNKNOWN,
     GpuReport,
     ProcessReport,
-    Query,
     Report,
 )
 
@@ -45,16 +45,14 @@ class OwnSession:
 
 
 def make_report(
-    query: Query,
-    limits: Limits,
+    quota: Quota,
     inventory: Inventory,
     sessions: Sequence[OwnSession],
     host_version: str,
 ) -> Report:
-    """The vGPUs as `query` would get them, in NVML's order, and what `sessions` use of them."""
+    """vGPUs of that quota on these GPUs, in NVML's order, and what `sessions` use of them."""
     gpus = sorted(inventory.gpus, key=lambda gpu: (gpu.pci_bus_id, gpu.index))[:MAX_GPUS]
-    quota_bytes = (query.memory_mib or limits.default_memory_mib) * MIB
-    percent = query.compute_percent or limits.default_compute_percent
+    quota_bytes, percent = quota.memory_mib * MIB, quota.compute_percent
     driver = inventory.driver_version
     return Report(
         gpus=tuple(_gpu(gpu, gpus, quota_bytes, percent, sessions) for gpu in gpus),

@@ -15,6 +15,7 @@ from typing import Any
 NAME_BYTES = 64  # in a Hello, with its terminator
 DEFAULT_PRIORITY = 5
 MOST_PRIORITY = 9
+_KEY = re.compile(r"~[A-Za-z0-9]{1,62}")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 # Numbers of anonymous vGPUs are made of their session's number; named ones count from 1.
 _FIRST_ANONYMOUS = 1 << 32
@@ -60,6 +61,7 @@ class Vgpu:
     mode: VgpuMode = VgpuMode.ON_DEMAND
     users: tuple[int, ...] = ()  # uids that may use it; empty: whoever may come to an endpoint
     gpu: str = ""  # UUID of the GPU of a reserved one
+    group: str = ""  # of an anonymous one: whose, where several processes of one program share it
 
     def resized(self, quota: Quota) -> Vgpu:
         """The same one with another quota."""
@@ -104,8 +106,14 @@ class Wanted:
     """What a client asks for."""
 
     quota: Quota
-    vgpu: str = ""  # a named one, whose quota is its own
+    vgpu: str = ""  # a named one, whose quota is its own; or "~KEY", for all who say this KEY
     uid: int = -1  # of the client; -1: not known
+    owner: str = ""  # who may share a KEY
+
+    @property
+    def group(self) -> str:
+        """Vgpu.group of the one that it shares; empty: none."""
+        return group_of(self.owner, self.vgpu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,11 @@ class Seat:
             raise ValueError(f"not a seat: {error!r}") from error
 
 
+def group_of(owner: str, vgpu: str) -> str:
+    """Which anonymous vGPU clients share who say that KEY; empty for anything but a KEY."""
+    return f"{owner} {vgpu}" if vgpu.startswith("~") else ""
+
+
 def anonymous_id(session_id: int, index: int) -> int:
     """The number of the vGPU that a session has for itself on its device of that index."""
     return _FIRST_ANONYMOUS + session_id * _MOST_DEVICES + index
@@ -140,9 +153,9 @@ def is_anonymous(vgpu_id: int) -> bool:
     return vgpu_id >= _FIRST_ANONYMOUS
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, *, or_key: bool = False) -> str:
     """What is wrong with a name; empty when nothing is."""
-    if _NAME.fullmatch(name):
+    if _NAME.fullmatch(name) or (or_key and _KEY.fullmatch(name)):
         return ""
     return (
         f"vGPU name {name[:80]!r}: allowed are a letter and then up to 62 letters, digits, dots, "
@@ -159,4 +172,6 @@ def check_quota(quota: Quota) -> str:
     ):
         if not 0 <= number <= most:
             return f"{what} {number} was asked for; ask for 0 to {most}"
+    if quota.policy is SharePolicy.HARD and not quota.compute_percent:
+        return "policy hard was asked for without a compute share; ask for 1 to 100 percent, too"
     return ""

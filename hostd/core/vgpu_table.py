@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
-from gpupool.hostd.core.vgpu import Seat, Vgpu, VgpuMode
+from gpupool.hostd.core.vgpu import Seat, Vgpu, VgpuMode, is_anonymous
 
 # Of hostd/pages/quota_page.hpp and account_page.hpp; tests compare.
 VGPU_ROWS = 256  # of one GPU
@@ -77,22 +77,43 @@ class VgpuTable:
             len(self._sessions.get(gpu, {})),
         )
 
+    def find_group(self, group: str) -> Placed | None:
+        """Where the anonymous one is that those share."""
+        return next((one for one in self._placed.values() if one.vgpu.group == group), None)
+
+    def get(self, vgpu_id: int) -> Vgpu | None:
+        """The one with that number."""
+        placed = self._placed.get(vgpu_id)
+        if placed is not None:
+            return placed.vgpu
+        return next((vgpu for vgpu in self._named.values() if vgpu.id == vgpu_id), None)
+
+    def next_id(self) -> int:
+        """For a named one that is new."""
+        known = [*self._placed, *(vgpu.id for vgpu in self._named.values())]
+        return max((one for one in known if not is_anonymous(one)), default=0) + 1
+
+    def know(self, vgpu: Vgpu) -> None:
+        """A named one is known from now on."""
+        self._named[vgpu.name] = vgpu
+
     def add(self, vgpu: Vgpu) -> None:
-        """A named one is known from now on; a reserved one is on its GPU. Raises NoRowError."""
+        """The same, and a reserved one is on its GPU. Raises NoRowError."""
         if vgpu.mode is VgpuMode.RESERVED:
             self.place(vgpu, vgpu.gpu)
-        self._named[vgpu.name] = vgpu
+        self.know(vgpu)
 
     def change(self, vgpu: Vgpu) -> None:
         """Another quota for one that is there."""
-        if vgpu.name in self._named:
+        if self._is_named(vgpu):
             self._named[vgpu.name] = vgpu
         if vgpu.id in self._placed:
             self._placed[vgpu.id].vgpu = vgpu
 
     def remove(self, vgpu: Vgpu) -> None:
         """Its name is free. Sessions that still use it keep it, and take it with them."""
-        self._named.pop(vgpu.name, None)
+        if self._is_named(vgpu):
+            del self._named[vgpu.name]
         placed = self._placed.get(vgpu.id)
         if placed is not None and not placed.sessions:
             del self._placed[vgpu.id]
@@ -142,10 +163,13 @@ class VgpuTable:
             placed = self._placed.get(seat.vgpu)
             if placed is None or placed.sessions.pop(session_id, None) is None:
                 continue
-            known = self._named.get(placed.vgpu.name)
-            kept = known is not None and known.mode is VgpuMode.RESERVED
+            kept = placed.vgpu.mode is VgpuMode.RESERVED and self._is_named(placed.vgpu)
             if not placed.sessions and not kept:
                 del self._placed[seat.vgpu]
+
+    def _is_named(self, vgpu: Vgpu) -> bool:
+        known = self._named.get(vgpu.name)
+        return known is not None and known.id == vgpu.id
 
 
 def _row(taken: Container[int], count: int, what: str, wanted: int | None) -> int:

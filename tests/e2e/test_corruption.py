@@ -169,8 +169,8 @@ def test_other_protocol_version_is_refused_with_both_named(host: Host) -> None:
     message = wire_hello.Hello(protocol_major=99, window_base=BASE).encode()
     welcome = refusal(host, message)
     assert welcome.status == wire_hello.WelcomeStatus.VERSION
-    assert "99.1" in welcome.text
-    assert "this host 1.1" in welcome.text
+    assert "99.2" in welcome.text
+    assert "this host 1.2" in welcome.text
 
 
 @pytest.mark.parametrize("size", [1, 4, 12, 13, 199])

@@ -45,13 +45,13 @@ def test_what_was_asked_wins_over_the_defaults() -> None:
     assert answer.wanted.quota == Quota(25, 512)
 
 
-@pytest.mark.parametrize(("major", "minor"), [(0, 9), (2, 0), (1, 2), (1, 7), (65535, 65535)])
+@pytest.mark.parametrize(("major", "minor"), [(0, 9), (2, 0), (1, 0), (1, 3), (65535, 65535)])
 def test_other_versions_are_refused_and_both_named(major: int, minor: int) -> None:
     refusal = check_header(HelloHeader(major, minor, HELLO_BYTES), "0.1.0")
     assert refusal is not None
     assert refusal.status is WelcomeStatus.VERSION
     assert f"{major}.{minor}" in refusal.text
-    assert "this host 1.1" in refusal.text
+    assert "this host 1.2" in refusal.text
     assert "0.1.0" in refusal.text
 
 
@@ -65,12 +65,12 @@ def test_the_older_side_is_told_to_update() -> None:
 
 
 def test_our_version_is_served() -> None:
-    assert check_header(HelloHeader(1, 1, HELLO_BYTES), "0.1.0") is None
+    assert check_header(HelloHeader(1, 2, HELLO_BYTES), "0.1.0") is None
 
 
 def test_a_client_one_minor_behind_is_served() -> None:
-    assert check_header(HelloHeader(1, 0, 200), "0.1.0") is None
-    assert check_header(HelloHeader(1, 0, HELLO_BYTES), "0.1.0") is not None
+    assert check_header(HelloHeader(1, 1, 224), "0.1.0") is None
+    assert check_header(HelloHeader(1, 1, HELLO_BYTES), "0.1.0") is not None
 
 
 @pytest.mark.parametrize(("transport", "lanes"), [("TCP", 16), ("TCP", 2**32 - 1), ("SHM", 1)])
@@ -84,7 +84,7 @@ def test_lanes_are_few_and_on_streams(transport: str, lanes: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 12, HELLO_BYTES - 1, HELLO_BYTES + 8, 0xFFFF_FFFF])
 def test_a_hello_of_another_size_is_refused(size: int) -> None:
-    refusal = check_header(HelloHeader(1, 1, size), "0.1.0")
+    refusal = check_header(HelloHeader(1, 2, size), "0.1.0")
     assert refusal is not None
     assert refusal.status is WelcomeStatus.BAD_REQUEST
     assert str(size) in refusal.text

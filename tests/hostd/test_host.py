@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from gpupool.hostd.core.admission import Door, Limits, Refusal
-from gpupool.hostd.core.host import Host, Peer, Ports
+from gpupool.hostd.core.gpu import Inventory
+from gpupool.hostd.core.host import Host, Ports
+from gpupool.hostd.core.peer import Peer
 from gpupool.hostd.core.session import Session, SessionState
 from gpupool.wire.hello import Hello, TransportKind, WelcomeStatus
 from tests.fakes.clients import FakeClients
@@ -38,6 +40,8 @@ class Machine:
     clients: FakeClients = field(default_factory=FakeClients)
     pages: FakePages = field(default_factory=FakePages)
     vgpus: FakeVgpus = field(default_factory=FakeVgpus)
+    limits: Limits = LIMITS
+    inventory: Inventory = FakeGpus.from_file("h100x8.json").inventory
 
     def host(self) -> Host:
         """A hostd, as after a start."""
@@ -51,7 +55,7 @@ class Machine:
             self.pages,
             self.vgpus,
         )
-        return Host(ports, LIMITS, FakeGpus.from_file("h100x8.json").inventory)
+        return Host(ports, self.limits, self.inventory)
 
 
 @pytest.fixture
@@ -212,7 +216,7 @@ def test_ending_a_session(machine: Machine) -> None:
 def test_changes_are_told(machine: Machine) -> None:
     host = machine.host()
     changes: list[int] = []
-    host.on_change = lambda: changes.append(len(host.sessions))
+    host.on_change.append(lambda: changes.append(len(host.sessions)))
     session = opened(host)
     machine.workers.end(session.id)
     assert changes == [1, 0]

@@ -105,7 +105,7 @@ def test_a_query_is_answered_without_a_worker(daemon: Daemon) -> None:
     ("raw", "status", "text"),
     [
         (Query().encode()[:40], WelcomeStatus.BAD_REQUEST, "ended after 40"),
-        (Query(protocol_major=9).encode(), WelcomeStatus.VERSION, "speaks protocol 9.1"),
+        (Query(protocol_major=9).encode(), WelcomeStatus.VERSION, "speaks protocol 9.2"),
         (
             Query().encode()[:8] + b"\xff\xff\xff\xff",
             WelcomeStatus.BAD_REQUEST,
@@ -179,7 +179,7 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
         "--launch-threads": "0",
         "--scrub": "yes",
         "--log-level": "info",
-        "--protocol": "1.1",
+        "--protocol": "1.2",
         "--host-version": "0.1.0",
     }
     variables = Path(f"/proc/{worker}/environ").read_text().split("\0")
@@ -209,13 +209,13 @@ def test_hostd_keeps_no_descriptor_of_a_session(daemon: Daemon) -> None:
     eventually(lambda: len(list(folder.iterdir())) <= before, "nothing of the sessions is left")
 
 
-@pytest.mark.parametrize(("major", "minor"), [(2, 0), (0, 9), (1, 2)])
+@pytest.mark.parametrize(("major", "minor"), [(2, 0), (0, 9), (1, 0), (1, 3)])
 def test_a_wrong_version(daemon: Daemon, major: int, minor: int) -> None:
     daemon.start()
     hello = replace(HELLO, protocol_major=major, protocol_minor=minor)
     text = refused(say(daemon.unix, hello.encode()), WelcomeStatus.VERSION)
     assert f"protocol {major}.{minor}" in text
-    assert "this host 1.1 (gpupool 0.1.0)" in text
+    assert "this host 1.2 (gpupool 0.1.0)" in text
 
 
 @pytest.mark.parametrize("sent", [b"", b"wrong", b"0" * 64])

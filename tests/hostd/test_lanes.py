@@ -221,7 +221,7 @@ def test_a_client_of_the_version_before_is_served(daemon: Daemon) -> None:
     daemon.start()
     token = daemon.token_file.read_bytes().strip()
     connection = connect(daemon.tcp)
-    connection.sendall(replace(TCP_HELLO, protocol_minor=0, token=token).encode())
+    connection.sendall(replace(TCP_HELLO, protocol_minor=1, token=token).encode())
     answer = receive(connection)
     assert answer.welcome.status is WelcomeStatus.OK
     answer.close()

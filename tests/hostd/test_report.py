@@ -8,9 +8,11 @@ import pytest
 
 from gpupool.hostd.core.admission import Door, Limits, Refusal
 from gpupool.hostd.core.gpu import Card, Gpu, Inventory
-from gpupool.hostd.core.host import Host, Peer
+from gpupool.hostd.core.host import Host
+from gpupool.hostd.core.peer import Peer
 from gpupool.hostd.core.ports import DeviceUsage
 from gpupool.hostd.core.report import OwnSession, make_report
+from gpupool.hostd.core.vgpu import Quota
 from gpupool.wire.hello import TransportKind, WelcomeStatus
 from gpupool.wire.query import UNKNOWN, Query, Report
 from tests.hostd.test_host import DOOR, HELLO, PEER, Machine
@@ -29,7 +31,7 @@ OWN = OwnSession(
 
 
 def test_nvmls_order_is_the_bus() -> None:
-    report = make_report(Query(), LIMITS, INVENTORY, [OWN], "0.1.0")
+    report = make_report(Quota(), INVENTORY, [OWN], "0.1.0")
     assert [gpu.uuid for gpu in report.gpus] == ["GPU-a", "GPU-b"]
     assert [(one.gpu, one.pid, one.used_bytes) for one in report.processes] == [
         (0, 7, 0),
@@ -40,34 +42,32 @@ def test_nvmls_order_is_the_bus() -> None:
 def test_peers_are_places_in_the_report() -> None:
     card = replace(FIRST.card, peers=(("GPU-a",), (), ("GPU-a", "GPU-gone"), (), ()))
     inventory = replace(INVENTORY, gpus=(replace(FIRST, card=card), SECOND))
-    second, first = make_report(Query(), LIMITS, inventory, [], "0.1.0").gpus
+    second, first = make_report(Quota(), inventory, [], "0.1.0").gpus
     assert (first.peers_read, first.peers_write, first.peers_nvlink) == (1, 0, 1)
     assert second.peers_read == 0
 
 
 def test_without_a_quota_the_card_is_the_memory() -> None:
-    gpu = make_report(Query(), LIMITS, INVENTORY, [OWN, OWN], "0.1.0").gpus[1]
+    gpu = make_report(Quota(), INVENTORY, [OWN, OWN], "0.1.0").gpus[1]
     assert (gpu.total_bytes, gpu.reserved_bytes, gpu.used_bytes) == (80 * GIB, GIB, 6 * GIB)
     assert gpu.utilization_percent == 80
     assert (gpu.compute_major, gpu.compute_minor) == (9, 0)
     assert gpu.cores == UNKNOWN
 
 
-@pytest.mark.parametrize(("asked_mib", "default_mib"), [(2048, 0), (0, 2048), (2048, 4096)])
-def test_a_quota_is_the_memory(asked_mib: int, default_mib: int) -> None:
-    limits = replace(LIMITS, default_memory_mib=default_mib)
-    for gpu in make_report(Query(memory_mib=asked_mib), limits, INVENTORY, [], "0.1.0").gpus:
+def test_a_quota_is_the_memory() -> None:
+    for gpu in make_report(Quota(memory_mib=2048), INVENTORY, [], "0.1.0").gpus:
         assert (gpu.total_bytes, gpu.reserved_bytes, gpu.used_bytes) == (2 * GIB, 0, 0)
 
 
 def test_a_quota_above_the_card_is_the_card() -> None:
-    report = make_report(Query(memory_mib=32 * 1024), LIMITS, INVENTORY, [], "0.1.0")
+    report = make_report(Quota(memory_mib=32 * 1024), INVENTORY, [], "0.1.0")
     assert [gpu.total_bytes >> 30 for gpu in report.gpus] == [16, 32]
 
 
 def test_the_software_gpu_has_a_version_that_programs_can_read() -> None:
     inventory = replace(INVENTORY, driver_version="software")
-    assert make_report(Query(), LIMITS, inventory, [], "0.1.0").driver_version == "580.00"
+    assert make_report(Quota(), inventory, [], "0.1.0").driver_version == "580.00"
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,15 +115,20 @@ def test_hello_survives_the_wire() -> None:
         token=b"secret",
         nonce=bytes(range(1, 17)),
         lanes=3,
+        policy=1,
+        wait_s=60,
+        vgpu="trainer",
     )
     assert hello.Hello.decode(sent.encode()) == sent
 
 
-def test_a_hello_of_the_version_before_has_no_lanes() -> None:
-    old = hello.Hello(protocol_minor=0, program="old", token=b"secret").encode()
-    assert len(old) == 200
-    decoded = hello.Hello.decode(old)
+def test_an_older_hello_lacks_what_came_later() -> None:
+    sent = hello.Hello(protocol_minor=0, program="old", token=b"secret", lanes=3, vgpu="x")
+    assert len(sent.encode()) == 200
+    decoded = hello.Hello.decode(sent.encode())
     assert (decoded.program, decoded.token, decoded.lanes) == ("old", b"secret", 0)
+    decoded = hello.Hello.decode(replace(sent, protocol_minor=1).encode())
+    assert (decoded.program, decoded.lanes, decoded.vgpu, decoded.wait_s) == ("old", 3, "", 0)
 
 
 def test_a_lane_survives_the_wire() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +83,14 @@ def test_records_are_in_the_order_of_their_layout(
 
 
 def test_a_query_survives_the_wire() -> None:
-    sent = query.Query(compute_percent=25, memory_mib=1024, client_version="0.1.0", token=b"secret")
+    sent = query.Query(
+        compute_percent=25,
+        memory_mib=1024,
+        pid=41,
+        client_version="0.1.0",
+        token=b"secret",
+        vgpu="trainer",
+    )
     raw = sent.encode()
     assert HelloHeader.decode(raw).is_query
     assert query.Query.decode(raw) == sent
@@ -91,6 +98,15 @@ def test_a_query_survives_the_wire() -> None:
         query.Query.decode(raw[:-1])
     with pytest.raises(MalformedHelloError):
         query.Query.decode(b"\0" * len(raw))
+
+
+def test_a_query_of_the_version_before_names_no_vgpu() -> None:
+    sent = query.Query(protocol_minor=1, memory_mib=1024, token=b"secret", vgpu="x")
+    raw = sent.encode()
+    assert len(raw) == 120
+    assert query.Query.decode(raw) == replace(sent, vgpu="")
+    with pytest.raises(MalformedHelloError):  # the length of one version, the number of another
+        query.Query.decode(raw[:6] + b"\2\0" + raw[8:])
 
 
 def test_a_long_name_is_cut_at_a_character() -> None:

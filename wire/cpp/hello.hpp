@@ -15,7 +15,7 @@ inline constexpr u32 kHelloMagic = 0x4c4f'4f50;    // "POOL"
 inline constexpr u32 kWelcomeMagic = 0x4c4f'4f57;  // "WOOL"
 inline constexpr u32 kLaneMagic = 0x454e'414c;     // "LANE"
 inline constexpr u16 kProtocolMajor = 1;           // differs: refused, both versions named
-inline constexpr u16 kProtocolMinor = 1;           // a client one minor behind its host is served
+inline constexpr u16 kProtocolMinor = 2;           // a client one minor behind its host is served
 inline constexpr u32 kMaxLanes = 15;               // connections of a session besides its first
 inline constexpr u32 kNonceBytes = 16;
 
@@ -30,6 +30,7 @@ enum class WelcomeStatus : u32 {
   base_taken = 5,   // the proposed window base is occupied in the worker: propose another
   worker = 6,       // the worker could not start; the text says why
   bad_request = 7,  // the Hello itself is malformed
+  waiting = 8,      // not the last word: the text says where the client stands, another Welcome follows
 };
 
 struct Hello {
@@ -50,8 +51,12 @@ struct Hello {
   u8 nonce[kNonceBytes] = {};  // which lanes are this session's
   u32 lanes = 0;               // how many there are; 0: nonce means nothing
   u32 reserved = 0;
+  // Since 1.2.
+  u32 policy = 0;     // SharePolicy of hostd/pages/quota_page.hpp
+  u32 wait_s = 0;     // how long it would wait for room; 0: it would not
+  char vgpu[64] = {};  // name of a vGPU that the host has; "~KEY": the one of all processes that say this KEY
 };
-static_assert(std::is_trivially_copyable_v<Hello> && sizeof(Hello) == 224);
+static_assert(std::is_trivially_copyable_v<Hello> && sizeof(Hello) == 296);
 
 // The first bytes on a further connection of a session, a lane (lanes.hpp). Lanes come before the Hello on
 // the session's main connection, from the same peer, and are held for it for as long as a Hello may take.

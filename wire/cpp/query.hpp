@@ -23,11 +23,13 @@ struct Query {
   u32 bytes = 0;            // sizeof(Query)
   u32 compute_percent = 0;  // as a Hello of this process would ask; 0: the host's default
   u32 memory_mib = 0;       // likewise
-  u32 reserved = 0;
+  u32 pid = 0;              // of this process in its own pid namespace, as in a Hello; since 1.2
   char client_version[32] = {};
   u8 token[64] = {};
+  // Since 1.2.
+  char vgpu[64] = {};  // as in a Hello
 };
-static_assert(std::is_trivially_copyable_v<Query> && sizeof(Query) == 120);
+static_assert(std::is_trivially_copyable_v<Query> && sizeof(Query) == 184);
 
 struct Report {
   u32 magic = kReportMagic;

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -21,6 +22,8 @@ constexpr int kDialTimeoutSeconds = 10;
 constexpr int kWelcomeTimeoutSeconds = 120;
 // Connections of a session over TCP: four carried 64 MiB three times as fast as one (docs/data-plane.md).
 constexpr u32 kTcpConnections = 4;
+constexpr u32 kHardPolicy = 1;  // SharePolicy::hard of hostd/pages/quota_page.hpp, which guests do not include
+constexpr u32 kMostWaitSeconds = 7 * 86400;
 
 // vsock has one queue a virtual machine whatever the connections, so there it is one unless asked for.
 bool choose_lanes(wire::TransportKind kind, wire::Hello& hello, std::string& why) {
@@ -29,6 +32,17 @@ bool choose_lanes(wire::TransportKind kind, wire::Hello& hello, std::string& why
   if (!read_number("GPUPOOL_TCP_CONNECTIONS", wire::kMaxLanes + 1, connections, why)) return false;
   hello.lanes = connections - 1;
   return true;
+}
+
+bool read_policy(u32& policy, std::string& why) {
+  const char* text = std::getenv("GPUPOOL_POLICY");
+  if (text == nullptr || *text == 0 || std::strcmp(text, "elastic") == 0) return true;
+  if (std::strcmp(text, "hard") == 0) {
+    policy = kHardPolicy;
+    return true;
+  }
+  why = std::string("GPUPOOL_POLICY is '") + text + "'; it must be elastic or hard";
+  return false;
 }
 
 bool make_hello(wire::TransportKind kind, wire::Hello& hello, std::string& why) {
@@ -40,7 +54,9 @@ bool make_hello(wire::TransportKind kind, wire::Hello& hello, std::string& why) 
   read_program_name(hello.program);
   return read_token(hello.token, why) && choose_lanes(kind, hello, why) &&
          read_number("GPUPOOL_COMPUTE_PERCENT", 100, hello.compute_percent, why) &&
-         read_number("GPUPOOL_MEMORY_MIB", 1u << 24, hello.memory_mib, why);
+         read_number("GPUPOOL_MEMORY_MIB", 1u << 24, hello.memory_mib, why) &&
+         read_policy(hello.policy, why) && read_vgpu(hello.vgpu, why) &&
+         read_number("GPUPOOL_WAIT_S", kMostWaitSeconds, hello.wait_s, why);
 }
 
 // Fills `data`; `window_fd` receives the descriptor that comes with it, if one does.
@@ -73,10 +89,16 @@ bool receive(int fd, void* data, size_t size, Descriptor& window_fd, std::string
   return true;
 }
 
-// Reads the Welcome, and how many of the `lanes` that were asked for are used.
-bool receive_welcome(int fd, wire::Welcome& welcome, size_t& lanes, Descriptor& window_fd, std::string& why) {
-  set_timeout(fd, SO_RCVTIMEO, kWelcomeTimeoutSeconds);
-  if (!receive(fd, &welcome, sizeof welcome, window_fd, why)) return false;
+// Reads the Welcome, and how many of the `lanes` that were asked for are used. While there is no room yet for
+// a client that would wait for it, the host says so and where it stands, and again when that has changed.
+bool receive_welcome(int fd, u32 wait_s, wire::Welcome& welcome, size_t& lanes, Descriptor& window_fd,
+                     std::string& why) {
+  set_timeout(fd, SO_RCVTIMEO, kWelcomeTimeoutSeconds + static_cast<int>(wait_s));
+  while (true) {
+    if (!receive(fd, &welcome, sizeof welcome, window_fd, why)) return false;
+    if (welcome.magic != wire::kWelcomeMagic || welcome.status != wire::WelcomeStatus::waiting) break;
+    log_line("%.*s", static_cast<int>(strnlen(welcome.text, sizeof welcome.text)), welcome.text);
+  }
   wire::WelcomeLanes granted;
   const bool follows = welcome.magic == wire::kWelcomeMagic && welcome.status == wire::WelcomeStatus::ok &&
                        welcome.bytes == sizeof welcome + sizeof granted;
@@ -122,7 +144,7 @@ Attempt attempt(const Endpoint& endpoint, wire::Hello hello, u8* base, Connectio
   size_t used_lanes = dialled.size() - 1;
   if (!send_all(fd, &hello, sizeof hello))
     why = "the host closed the connection: " + std::string(std::strerror(errno));
-  if (!receive_welcome(fd, connection.welcome, used_lanes, window_fd, why)) return Attempt::failed;
+  if (!receive_welcome(fd, hello.wait_s, connection.welcome, used_lanes, window_fd, why)) return Attempt::failed;
   const wire::Welcome& welcome = connection.welcome;
   if (welcome.status == wire::WelcomeStatus::base_taken) return Attempt::next_base;
   if (welcome.status != wire::WelcomeStatus::ok) {

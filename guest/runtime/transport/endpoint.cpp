@@ -229,6 +229,16 @@ bool read_number(const char* name, u32 highest, u32& value, std::string& why) {
   return false;
 }
 
+bool read_vgpu(char (&name)[64], std::string& why) {
+  const std::string text = environment("GPUPOOL_VGPU");
+  if (text.size() < sizeof name) {
+    std::memcpy(name, text.c_str(), text.size() + 1);
+    return true;
+  }
+  why = "GPUPOOL_VGPU has " + std::to_string(text.size()) + " bytes; the name of a vGPU has at most 63";
+  return false;
+}
+
 void read_program_name(char (&program)[64]) {
   Descriptor comm(open("/proc/self/comm", O_RDONLY | O_CLOEXEC));
   if (comm.get() < 0) return;

@@ -65,6 +65,8 @@ bool send_all(int fd, const void* data, size_t size);
 bool read_token(u8 (&token)[64], std::string& why);
 // A whole number from 1 to `highest` from the environment; `value` stays as it is when it is not set.
 bool read_number(const char* name, u32 highest, u32& value, std::string& why);
+// GPUPOOL_VGPU; empty when it is not set.
+bool read_vgpu(char (&name)[64], std::string& why);
 // comm of this process.
 void read_program_name(char (&program)[64]);
 

@@ -1,0 +1,25 @@
+"""Who is at the other end of a connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpupool.hostd.core.admission import Door
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end, as the kernel says; `pid` 0 and `uid` -1 where it does not."""
+
+    pid: int = 0
+    uid: int = -1
+    pidfd: int | None = None  # borrowed
+    address: str = ""
+
+
+def owner_of(peer: Peer, door: Door) -> str:
+    """Whose sessions a guest sees through NVML: its tenant's, and over TCP only those of its own
+    address, as process ids of another machine would mean nothing.
+    """
+    who = f"uid {peer.uid}" if not peer.address else peer.address.rpartition(":")[0]
+    return f"{door.name} {who}"

@@ -144,7 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         choices=("elastic", "hard"),
-        help="of the compute share: elastic (default) also takes what others leave idle, hard never",
+        help="elastic (default): the share, and more while others leave it idle; hard: never more",
     )
     parser.add_argument(
         "--vgpu", metavar="NAME", help="use this vGPU of the host (`gpupool vgpu list` there)"

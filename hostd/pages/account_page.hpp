@@ -5,8 +5,8 @@
 // To reserve: add to the own row, then sum all rows; a sum above QuotaPage::Vgpu::memory_bytes takes the
 // addition back. So nothing is ever above the quota, and the death of a worker at any point leaves nothing
 // wrong: its row is cleared as a whole. Two sessions that reserve at one moment may see each other's
-// additions and both be refused where one would fit: whoever is refused and sees another row grown
-// meanwhile tries again, a bounded number of times.
+// additions and both be refused where one would fit: a row says while its addition may still be taken back,
+// and whoever is refused and sees such a row, or one that changed meanwhile, tries again for a bounded time.
 #pragma once
 
 #include <atomic>
@@ -25,6 +25,7 @@ struct AccountPage {
     std::atomic<u64> session;         // 0: free row
     std::atomic<u64> bytes;           // what its programs asked for
     std::atomic<u64> overhead_bytes;  // what the driver took besides (contexts): not counted in the quota
+    std::atomic<u32> reserving;       // 1: `bytes` may still be taken back
   };
 
   alignas(64) std::atomic<u32> magic;

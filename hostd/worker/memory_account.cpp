@@ -4,16 +4,12 @@
 #include <map>
 #include <unordered_map>
 
+#include "hostd/worker/array_bytes.hpp"
+#include "hostd/worker/memory_ledger.hpp"
+#include "hostd/worker/ordered_memory.hpp"
+
 namespace gpupool::worker {
 namespace {
-
-constexpr u64 kGranule = 512;
-
-struct Allocation {
-  u64 bytes = 0;
-  u32 device = 0;               // the session's index
-  CUcontext context = nullptr;  // goes with it; null: only by being freed
-};
 
 struct Block {
   u64 bytes = 0;
@@ -21,56 +17,10 @@ struct Block {
   u64 holds = 0;  // handles and mappings
 };
 
-// One a process, as the functions in the driver's table have no argument to carry it.
-struct Account {
-  DriverApi real{};
-  UsagePage* page = nullptr;
-  std::vector<CUdevice> devices;
-  std::unordered_map<u64, Allocation> allocations;  // by address, or by the array's handle
+// Physical memory, which is there as long as anything holds it.
+struct Blocks {
   std::unordered_map<CUmemGenericAllocationHandle, Block> blocks;
   std::map<CUdeviceptr, std::pair<u64, CUmemGenericAllocationHandle>> mappings;  // address -> size, block
-
-  void add(u32 device, u64 bytes) {
-    page->device[device].memory_bytes.fetch_add(bytes, std::memory_order_relaxed);
-  }
-  void subtract(u32 device, u64 bytes) {
-    page->device[device].memory_bytes.fetch_sub(bytes, std::memory_order_relaxed);
-  }
-
-  // The session's index of a device, or of the current context's; 0 for one that is none of the session's.
-  u32 index_of(CUdevice device) const {
-    const auto found = std::find(devices.begin(), devices.end(), device);
-    const auto index = static_cast<u32>(found == devices.end() ? 0 : found - devices.begin());
-    return std::min(index, wire::kMaxDevices - 1);
-  }
-  u32 current_index() const {
-    CUdevice device = 0;
-    return real.cuCtxGetDevice(&device) == CUDA_SUCCESS ? index_of(device) : 0;
-  }
-
-  void allocated(u64 key, u64 bytes, bool of_context) {
-    Allocation one{(bytes + kGranule - 1) / kGranule * kGranule, current_index(), nullptr};
-    if (of_context) real.cuCtxGetCurrent(&one.context);
-    freed(key);  // an address that the driver freed by itself (with a graph, a pool) and gives out again
-    add(one.device, one.bytes);
-    allocations[key] = one;
-  }
-  void freed(u64 key) {
-    const auto found = allocations.find(key);
-    if (found == allocations.end()) return;
-    subtract(found->second.device, found->second.bytes);
-    allocations.erase(found);
-  }
-  void context_gone(CUcontext context) {
-    for (auto one = allocations.begin(); one != allocations.end();) {
-      if (one->second.context != context) {
-        ++one;
-        continue;
-      }
-      subtract(one->second.device, one->second.bytes);
-      one = allocations.erase(one);
-    }
-  }
 
   void hold(CUmemGenericAllocationHandle block) {
     if (const auto found = blocks.find(block); found != blocks.end()) ++found->second.holds;
@@ -78,37 +28,36 @@ struct Account {
   void let_go(CUmemGenericAllocationHandle block) {
     const auto found = blocks.find(block);
     if (found == blocks.end() || --found->second.holds > 0) return;
-    subtract(found->second.device, found->second.bytes);
+    memory_ledger().release(found->second.device, found->second.bytes);
     blocks.erase(found);
   }
 };
 
-Account& account() {
-  static Account one;
+Blocks& physical() {
+  static auto& one = *new Blocks();
   return one;
 }
 
-// The bytes that one element of an array has. Block-compressed formats are counted as if they were not.
-u64 element_bytes(CUarray_format format, unsigned int channels) {
-  switch (format) {
-    case CU_AD_FORMAT_UNSIGNED_INT8:
-    case CU_AD_FORMAT_SIGNED_INT8:
-      return channels;
-    case CU_AD_FORMAT_UNSIGNED_INT32:
-    case CU_AD_FORMAT_SIGNED_INT32:
-    case CU_AD_FORMAT_FLOAT:
-      return u64{4} * channels;
-    default:
-      return u64{2} * channels;
-  }
+const DriverApi& real() {
+  return memory_ledger().driver();
 }
 
-u64 array_bytes(const CUDA_ARRAY3D_DESCRIPTOR& of, u32 level) {
-  const u64 width = std::max<u64>(1, of.Width >> level);
-  const u64 height = std::max<u64>(1, of.Height >> level);
-  const bool layered = (of.Flags & (CUDA_ARRAY3D_LAYERED | CUDA_ARRAY3D_CUBEMAP)) != 0;
-  const u64 depth = std::max<u64>(1, layered ? of.Depth : of.Depth >> level);
-  return width * height * depth * element_bytes(of.Format, of.NumChannels);
+// Charges, asks the driver, and keeps what it gave under key(), or gives the bytes back.
+template <typename Ask, typename Key>
+CUresult counted(u64 bytes, Ask ask, Key key) {
+  MemoryLedger& ledger = memory_ledger();
+  const u32 device = ledger.current_index();
+  const u64 size = in_granules(bytes);
+  if (!ledger.charge(device, size)) return CUDA_ERROR_OUT_OF_MEMORY;
+  const CUresult result = ask();
+  if (result != CUDA_SUCCESS) {
+    ledger.release(device, size);
+    return result;
+  }
+  CUcontext context = nullptr;
+  real().cuCtxGetCurrent(&context);
+  ledger.keep(key(), device, size, context);
+  return result;
 }
 
 u64 key_of(const void* handle) {
@@ -116,128 +65,189 @@ u64 key_of(const void* handle) {
 }
 
 CUresult mem_alloc(CUdeviceptr* address, size_t bytes) {
-  const CUresult result = account().real.cuMemAlloc_v2(address, bytes);
-  if (result == CUDA_SUCCESS) account().allocated(*address, bytes, true);
-  return result;
-}
-
-CUresult mem_alloc_pitch(CUdeviceptr* address, size_t* pitch, size_t width, size_t height,
-                         unsigned int size) {
-  const CUresult result = account().real.cuMemAllocPitch_v2(address, pitch, width, height, size);
-  if (result == CUDA_SUCCESS) account().allocated(*address, *pitch * height, true);
-  return result;
-}
-
-CUresult mem_alloc_managed(CUdeviceptr* address, size_t bytes, unsigned int flags) {
-  const CUresult result = account().real.cuMemAllocManaged(address, bytes, flags);
-  if (result == CUDA_SUCCESS) account().allocated(*address, bytes, true);
-  return result;
+  return counted(bytes, [&] { return real().cuMemAlloc_v2(address, bytes); }, [&] { return *address; });
 }
 
 CUresult mem_free(CUdeviceptr address) {
-  const CUresult result = account().real.cuMemFree_v2(address);
-  if (result == CUDA_SUCCESS) account().freed(address);
+  const CUresult result = real().cuMemFree_v2(address);
+  if (result != CUDA_SUCCESS) return result;
+  if (!memory_ledger().forget(address) && !ordered_memory().freed(address)) ordered_memory().settle_graphs();
+  return result;
+}
+
+CUresult mem_get_info(size_t* available, size_t* total) {
+  MemoryLedger& ledger = memory_ledger();
+  const CUresult result = real().cuMemGetInfo_v2(available, total);
+  if (result != CUDA_SUCCESS) return result;
+  const u32 device = ledger.current_index();
+  const u64 limit = ledger.vgpu(device).limit_bytes();
+  if (limit == 0 || limit >= *total) return result;
+  ordered_memory().refresh(device);
+  const u64 used = ledger.vgpu(device).all_bytes();
+  *total = limit;
+  *available = std::min<u64>(*available, limit - std::min(used, limit));
+  return result;
+}
+
+CUresult device_total_mem(size_t* bytes, CUdevice device) {
+  const CUresult result = real().cuDeviceTotalMem_v2(bytes, device);
+  if (result != CUDA_SUCCESS) return result;
+  const u64 limit = memory_ledger().vgpu(memory_ledger().index_of(device)).limit_bytes();
+  if (limit != 0) *bytes = std::min<u64>(*bytes, limit);
   return result;
 }
 
 CUresult mem_alloc_async(CUdeviceptr* address, size_t bytes, CUstream stream) {
-  const CUresult result = account().real.cuMemAllocAsync(address, bytes, stream);
-  if (result == CUDA_SUCCESS) account().allocated(*address, bytes, false);
-  return result;
+  return ordered_memory().allocate(address, bytes, nullptr, stream);
 }
 
 CUresult mem_alloc_from_pool(CUdeviceptr* address, size_t bytes, CUmemoryPool pool, CUstream stream) {
-  const CUresult result = account().real.cuMemAllocFromPoolAsync(address, bytes, pool, stream);
-  if (result == CUDA_SUCCESS) account().allocated(*address, bytes, false);
-  return result;
+  return ordered_memory().allocate(address, bytes, pool, stream);
 }
 
 CUresult mem_free_async(CUdeviceptr address, CUstream stream) {
-  const CUresult result = account().real.cuMemFreeAsync(address, stream);
-  if (result == CUDA_SUCCESS) account().freed(address);
+  const CUresult result = real().cuMemFreeAsync(address, stream);
+  if (result != CUDA_SUCCESS || ordered_memory().freed(address)) return result;
+  const u64 bytes = memory_ledger().bytes_of(address);
+  if (memory_ledger().forget(address))
+    ordered_memory().lingers(bytes);
+  else
+    ordered_memory().settle_graphs();
+  return result;
+}
+
+CUresult pool_create(CUmemoryPool* pool, const CUmemPoolProps* properties) {
+  const CUresult result = real().cuMemPoolCreate(pool, properties);
+  if (result == CUDA_SUCCESS) ordered_memory().pool_made(*pool, properties->location.id);
+  return result;
+}
+
+CUresult pool_destroy(CUmemoryPool pool) {
+  ordered_memory().pool_ends(pool);
+  const CUresult result = real().cuMemPoolDestroy(pool);
+  if (result == CUDA_SUCCESS) ordered_memory().pool_ended(pool);
+  return result;
+}
+
+CUresult pool_trim(CUmemoryPool pool, size_t keep) {
+  const CUresult result = real().cuMemPoolTrimTo(pool, keep);
+  ordered_memory().refresh(memory_ledger().current_index());
+  return result;
+}
+
+CUresult graph_add_allocation(CUgraphNode* node, CUgraph graph, const CUgraphNode* dependencies, size_t count,
+                              CUDA_MEM_ALLOC_NODE_PARAMS* params) {
+  ordered_memory().graphs_allocate();
+  return real().cuGraphAddMemAllocNode(node, graph, dependencies, count, params);
+}
+
+CUresult graph_instantiate(CUgraphExec* exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS* params) {
+  return ordered_memory().instantiate(exec, graph, params);
+}
+
+CUresult graph_launch(CUgraphExec exec, CUstream stream) {
+  return ordered_memory().run_graph(exec, stream, real().cuGraphLaunch);
+}
+
+CUresult graph_upload(CUgraphExec exec, CUstream stream) {
+  return ordered_memory().run_graph(exec, stream, real().cuGraphUpload);
+}
+
+CUresult graph_destroy(CUgraphExec exec) {
+  const CUresult result = real().cuGraphExecDestroy(exec);
+  if (result == CUDA_SUCCESS) ordered_memory().graph_ended(exec);
+  return result;
+}
+
+CUresult graph_trim(CUdevice device) {
+  const CUresult result = real().cuDeviceGraphMemTrim(device);
+  ordered_memory().settle_graphs();
   return result;
 }
 
 CUresult mem_create(CUmemGenericAllocationHandle* block, size_t bytes, const CUmemAllocationProp* properties,
                     unsigned long long flags) {
-  const CUresult result = account().real.cuMemCreate(block, bytes, properties, flags);
-  if (result != CUDA_SUCCESS || properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE) return result;
-  const u32 device = account().index_of(properties->location.id);
-  account().blocks[*block] = Block{bytes, device, 1};
-  account().add(device, bytes);
+  if (properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+    return real().cuMemCreate(block, bytes, properties, flags);
+  MemoryLedger& ledger = memory_ledger();
+  const u32 device = ledger.index_of(properties->location.id);
+  if (!ledger.charge(device, bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
+  const CUresult result = real().cuMemCreate(block, bytes, properties, flags);
+  if (result == CUDA_SUCCESS)
+    physical().blocks[*block] = Block{bytes, device, 1};
+  else
+    ledger.release(device, bytes);
   return result;
 }
 
 CUresult mem_retain(CUmemGenericAllocationHandle* block, void* address) {
-  const CUresult result = account().real.cuMemRetainAllocationHandle(block, address);
-  if (result == CUDA_SUCCESS) account().hold(*block);
+  const CUresult result = real().cuMemRetainAllocationHandle(block, address);
+  if (result == CUDA_SUCCESS) physical().hold(*block);
   return result;
 }
 
 CUresult mem_release(CUmemGenericAllocationHandle block) {
-  const CUresult result = account().real.cuMemRelease(block);
-  if (result == CUDA_SUCCESS) account().let_go(block);
+  const CUresult result = real().cuMemRelease(block);
+  if (result == CUDA_SUCCESS) physical().let_go(block);
   return result;
 }
 
 CUresult mem_map(CUdeviceptr address, size_t size, size_t offset, CUmemGenericAllocationHandle block,
                  unsigned long long flags) {
-  const CUresult result = account().real.cuMemMap(address, size, offset, block, flags);
+  const CUresult result = real().cuMemMap(address, size, offset, block, flags);
   if (result != CUDA_SUCCESS) return result;
-  account().hold(block);
-  account().mappings[address] = {size, block};
+  physical().hold(block);
+  physical().mappings[address] = {size, block};
   return result;
 }
 
 CUresult mem_unmap(CUdeviceptr address, size_t size) {
-  const CUresult result = account().real.cuMemUnmap(address, size);
+  const CUresult result = real().cuMemUnmap(address, size);
   if (result != CUDA_SUCCESS) return result;
-  auto& mappings = account().mappings;
+  auto& mappings = physical().mappings;
   for (auto one = mappings.lower_bound(address); one != mappings.end() && one->first - address < size;) {
-    account().let_go(one->second.second);
+    physical().let_go(one->second.second);
     one = mappings.erase(one);
   }
   return result;
 }
 
 CUresult array_create(CUarray* array, const CUDA_ARRAY_DESCRIPTOR* of) {
-  const CUresult result = account().real.cuArrayCreate_v2(array, of);
-  if (result != CUDA_SUCCESS) return result;
-  const u64 bytes = std::max<u64>(1, of->Height) * of->Width * element_bytes(of->Format, of->NumChannels);
-  account().allocated(key_of(*array), bytes, true);
-  return result;
+  CUDA_ARRAY3D_DESCRIPTOR shape{};
+  shape.Width = of->Width;
+  shape.Height = of->Height;
+  shape.Format = of->Format;
+  shape.NumChannels = of->NumChannels;
+  return counted(
+      array_bytes(shape), [&] { return real().cuArrayCreate_v2(array, of); }, [&] { return key_of(*array); });
 }
 
 CUresult array_3d_create(CUarray* array, const CUDA_ARRAY3D_DESCRIPTOR* of) {
-  const CUresult result = account().real.cuArray3DCreate_v2(array, of);
-  if (result == CUDA_SUCCESS) account().allocated(key_of(*array), array_bytes(*of, 0), true);
-  return result;
+  return counted(
+      array_bytes(*of), [&] { return real().cuArray3DCreate_v2(array, of); }, [&] { return key_of(*array); });
 }
 
 CUresult array_destroy(CUarray array) {
-  const CUresult result = account().real.cuArrayDestroy(array);
-  if (result == CUDA_SUCCESS) account().freed(key_of(array));
+  const CUresult result = real().cuArrayDestroy(array);
+  if (result == CUDA_SUCCESS) memory_ledger().forget(key_of(array));
   return result;
 }
 
 CUresult mipmapped_create(CUmipmappedArray* array, const CUDA_ARRAY3D_DESCRIPTOR* of, unsigned int levels) {
-  const CUresult result = account().real.cuMipmappedArrayCreate(array, of, levels);
-  if (result != CUDA_SUCCESS) return result;
-  u64 bytes = 0;
-  for (u32 level = 0; level < std::min(levels, 32u); ++level) bytes += array_bytes(*of, level);
-  account().allocated(key_of(*array), bytes, true);
-  return result;
+  return counted(
+      mipmapped_bytes(*of, levels), [&] { return real().cuMipmappedArrayCreate(array, of, levels); },
+      [&] { return key_of(*array); });
 }
 
 CUresult mipmapped_destroy(CUmipmappedArray array) {
-  const CUresult result = account().real.cuMipmappedArrayDestroy(array);
-  if (result == CUDA_SUCCESS) account().freed(key_of(array));
+  const CUresult result = real().cuMipmappedArrayDestroy(array);
+  if (result == CUDA_SUCCESS) memory_ledger().forget(key_of(array));
   return result;
 }
 
 CUresult context_destroy(CUcontext context) {
-  const CUresult result = account().real.cuCtxDestroy_v2(context);
-  if (result == CUDA_SUCCESS) account().context_gone(context);
+  const CUresult result = real().cuCtxDestroy_v2(context);
+  if (result == CUDA_SUCCESS) memory_ledger().context_gone(context);
   return result;
 }
 
@@ -250,18 +260,25 @@ void replace(F& entry, F ours) {
 }  // namespace
 
 void account_memory(Worker& worker) {
-  Account& one = account();
+  memory_ledger().open(worker);
+  memory_ledger().make_room = [](u32 device) { return ordered_memory().make_room(device); };
   DriverApi& driver = worker.driver;
-  one.real = driver;
-  one.page = worker.usage;
-  one.devices = worker.devices;
   replace(driver.cuMemAlloc_v2, &mem_alloc);
-  replace(driver.cuMemAllocPitch_v2, &mem_alloc_pitch);
-  replace(driver.cuMemAllocManaged, &mem_alloc_managed);
   replace(driver.cuMemFree_v2, &mem_free);
+  replace(driver.cuMemGetInfo_v2, &mem_get_info);
+  replace(driver.cuDeviceTotalMem_v2, &device_total_mem);
   replace(driver.cuMemAllocAsync, &mem_alloc_async);
   replace(driver.cuMemAllocFromPoolAsync, &mem_alloc_from_pool);
   replace(driver.cuMemFreeAsync, &mem_free_async);
+  replace(driver.cuMemPoolCreate, &pool_create);
+  replace(driver.cuMemPoolDestroy, &pool_destroy);
+  replace(driver.cuMemPoolTrimTo, &pool_trim);
+  replace(driver.cuGraphAddMemAllocNode, &graph_add_allocation);
+  replace(driver.cuGraphInstantiateWithParams, &graph_instantiate);
+  replace(driver.cuGraphLaunch, &graph_launch);
+  replace(driver.cuGraphUpload, &graph_upload);
+  replace(driver.cuGraphExecDestroy, &graph_destroy);
+  replace(driver.cuDeviceGraphMemTrim, &graph_trim);
   replace(driver.cuMemCreate, &mem_create);
   replace(driver.cuMemRetainAllocationHandle, &mem_retain);
   replace(driver.cuMemRelease, &mem_release);
@@ -273,6 +290,10 @@ void account_memory(Worker& worker) {
   replace(driver.cuMipmappedArrayCreate, &mipmapped_create);
   replace(driver.cuMipmappedArrayDestroy, &mipmapped_destroy);
   replace(driver.cuCtxDestroy_v2, &context_destroy);
+}
+
+const DriverApi& uncounted_driver(const Worker& worker) {
+  return memory_ledger().is_open() ? memory_ledger().driver() : worker.driver;
 }
 
 }  // namespace gpupool::worker

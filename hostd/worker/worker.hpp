@@ -9,6 +9,7 @@
 
 #include <cuda.h>
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <string>
@@ -23,6 +24,7 @@
 #include "hostd/worker/handle_table.hpp"
 #include "hostd/worker/parcels.hpp"
 #include "hostd/worker/usage_page.hpp"
+#include "hostd/worker/vgpu_memory.hpp"
 #include "wire/cpp/layout.hpp"
 #include "wire/cpp/reader.hpp"
 #include "wire_functions.hpp"  // generated: enum class wire::Function
@@ -74,6 +76,8 @@ class Worker {
   Tally tally;
   // Over which the arbiters give leases (gate.hpp), by index of device; none where nothing is enforced.
   std::vector<pages::LeasePage*> leases;
+  // Of each of the devices.
+  std::array<VgpuMemory, wire::kMaxDevices> memory;
 
   Caps caps;
   PinnedMemory pinned;

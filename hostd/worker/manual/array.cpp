@@ -4,6 +4,7 @@
 
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/manual/memory.hpp"
+#include "hostd/worker/memory_account.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
@@ -48,15 +49,16 @@ u64 element_bytes(const CUDA_ARRAY3D_DESCRIPTOR& array) {
   }
 }
 
-// Device memory with zeroes in it, for as long as this lives.
+// Device memory with zeroes in it, for as long as this lives. It is the worker's, not the program's: an array
+// that just fits a quota must not fail for it.
 class Zeroes {
  public:
   Zeroes(Worker& worker, u64 bytes) : worker_(worker) {
-    error_ = worker.driver.cuMemAlloc_v2(&address_, bytes);
+    error_ = uncounted_driver(worker).cuMemAlloc_v2(&address_, bytes);
     if (error_ == CUDA_SUCCESS) error_ = clear_memory(worker, address_, bytes);
   }
   ~Zeroes() {
-    if (address_ != 0) worker_.driver.cuMemFree_v2(address_);
+    if (address_ != 0) uncounted_driver(worker_).cuMemFree_v2(address_);
   }
   Zeroes(const Zeroes&) = delete;
   Zeroes& operator=(const Zeroes&) = delete;

@@ -94,6 +94,18 @@ void map_window(const Options& options, Worker& worker) {
   worker.shared_memory = shared;
 }
 
+// What each vGPU may use and does use. Without it nothing is limited: hostd always gives it.
+void map_vgpus(const Options& options, Worker& worker) {
+  for (size_t i = 0; i < options.quota_fds.size() && i < worker.memory.size(); ++i) {
+    std::string error;
+    if (!map_vgpu_memory(options.quota_fds[i], options.vgpu_rows[i], options.account_fds[i],
+                         options.account_rows[i], worker.memory[i], error))
+      refuse(options, wire::WelcomeStatus::worker, "the worker cannot read its quota: " + error);
+  }
+  for (const std::vector<int>* fds : {&options.quota_fds, &options.account_fds})
+    for (const int fd : *fds) close(fd);  // mapped
+}
+
 std::string uuid_text(const CUuuid& uuid) {
   static constexpr char kHex[] = "0123456789abcdef";
   std::string text = "GPU-";
@@ -233,6 +245,7 @@ int serve(Options& options, int argc, char** argv) {
   std::strncpy(message.host_version, wire::kVersion, sizeof message.host_version - 1);
   const bool shared = options.transport == wire::TransportKind::shm;
   worker->usage = open_usage_page(options.usage_fd, worker->devices.size());
+  map_vgpus(options, *worker);
   account_memory(*worker);
   map_leases(options, *worker);
   worker->client_stopped = stopped_probe(options.client_pidfd);

@@ -319,6 +319,10 @@ bool check_options(const Options& options, std::string& error) {
   for (const size_t count : {options.quota_fds.size(), options.account_fds.size(), options.lease_fds.size(),
                              options.vgpu_rows.size(), options.account_rows.size()})
     if (count != 0 && count != options.devices.size()) error = "vGPUs do not fit --devices";
+  if (options.quota_fds.size() != options.account_fds.size() ||
+      options.quota_fds.size() != options.vgpu_rows.size() ||
+      options.quota_fds.size() != options.account_rows.size())
+    error = "--quota-fds, --account-fds, --vgpu-rows and --account-rows go together";
   if (options.socket_fd < 0 || options.library.empty()) error = "--socket-fd and --library are needed";
   if (options.transport == wire::TransportKind::shm && options.window_fd < 0)
     error = "--window-fd is needed for shm";

@@ -174,8 +174,19 @@ void OrderedMemory::pool_ended(CUmemoryPool handle) {
   settle(device);
 }
 
+// The driver notices only when it is asked for a stream that its frees are done; the client's own waits do
+// not ask it. Not while a stream is being captured: a question to another one could end the capture.
+void OrderedMemory::notice_frees() {
+  Worker& worker = ledger_.worker();
+  if (any_capturing(worker)) return;
+  worker.streams.each([&](wire::Handle, const StreamEntry& entry) {
+    static_cast<void>(ledger_.driver().cuStreamQuery(entry.stream));  // a fault is told by what follows
+  });
+}
+
 void OrderedMemory::refresh(u32 device) {
   if (!limited(device)) return;
+  if (devices_[device].charged != devices_[device].used + devices_[device].graph_used) notice_frees();
   for (auto& [handle, pool] : pools_)
     if (pool.device == device) look_at(handle, pool);
   look_at_graphs(device);

@@ -90,6 +90,7 @@ class OrderedMemory {
   bool settle(u32 device, bool refusing = false);
   [[nodiscard]] u64 bytes_of(CUgraph graph) const;
   CUresult run_counted(CUgraphExec exec, CUstream stream, Run run);
+  void notice_frees();
   void wait_for_all(u32 device);
 
   MemoryLedger& ledger_;

@@ -203,7 +203,7 @@ GPUPOOL_CUDA CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream_handle
     require(memory_table().begin_free(address));
     auto operation = std::make_shared<FreeOperation>();
     operation->address = address;
-    stream->submit(std::move(operation));
+    stream->submit_quick(std::move(operation));
   });
 }
 

@@ -69,6 +69,8 @@ struct Stream : std::enable_shared_from_this<Stream> {
   // The same, and waits; runs it in the calling thread when nothing is in the way. Returns the context's
   // state.
   CUresult submit_and_wait(OperationPtr operation);
+  // For what takes no time: done when this returns, unless something is before it.
+  void submit_quick(OperationPtr operation);
   // The fence of the newest work; null when there never was any.
   Fence newest();
   CUresult synchronize();
@@ -84,6 +86,7 @@ struct Stream : std::enable_shared_from_this<Stream> {
  private:
   Work prepare(OperationPtr operation, std::vector<Fence> after);  // submit_mutex held
   void enqueue(Work work);
+  Fence run_or_submit(OperationPtr operation, bool at_once);
   void execute(const Work& work);
   void executor_loop();
   std::vector<Fence> outstanding();

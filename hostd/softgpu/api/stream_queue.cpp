@@ -1,4 +1,5 @@
 // How a stream runs its work: queue, executor thread, order between streams.
+#include <algorithm>
 #include <thread>
 
 #include "hostd/softgpu/api/stream.hpp"
@@ -77,30 +78,40 @@ Fence Stream::submit(OperationPtr operation, std::vector<Fence> after) {
   return done;
 }
 
-CUresult Stream::submit_and_wait(OperationPtr operation) {
+// Runs it in the caller's thread when the stream has nothing else to do and, with `at_once`, when it has
+// nothing to wait for either; else it is queued.
+Fence Stream::run_or_submit(OperationPtr operation, bool at_once) {
   Work work;
   Fence done;
-  bool here = false;
   {
     const std::lock_guard submit_lock(context->submit_mutex);
     work = prepare(std::move(operation), {});
     done = work.done;
+    bool here = !at_once || std::ranges::all_of(work.after, [](const Fence& fence) { return fence->done(); });
     {
       const std::lock_guard lock(queue_mutex_);
-      here = queue_.empty() && !busy_;
+      here = here && queue_.empty() && !busy_;
       if (here) busy_ = true;
     }
-    if (!here) enqueue(std::move(work));
+    if (!here) {
+      enqueue(std::move(work));
+      return done;
+    }
   }
-  if (here) {
-    execute(work);
-    const std::lock_guard lock(queue_mutex_);
-    busy_ = false;
-    queue_changed_.notify_all();
-  } else {
-    done->wait();
-  }
+  execute(work);
+  const std::lock_guard lock(queue_mutex_);
+  busy_ = false;
+  queue_changed_.notify_all();
+  return done;
+}
+
+CUresult Stream::submit_and_wait(OperationPtr operation) {
+  run_or_submit(std::move(operation), false)->wait();
   return context->state();
+}
+
+void Stream::submit_quick(OperationPtr operation) {
+  run_or_submit(std::move(operation), true);
 }
 
 Fence Stream::newest() {

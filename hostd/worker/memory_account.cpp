@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "hostd/worker/array_bytes.hpp"
+#include "hostd/worker/image_memory.hpp"
 #include "hostd/worker/memory_ledger.hpp"
 #include "hostd/worker/ordered_memory.hpp"
 
@@ -42,9 +43,14 @@ const DriverApi& real() {
   return memory_ledger().driver();
 }
 
+CUcontext current_context() {
+  CUcontext context = nullptr;
+  return real().cuCtxGetCurrent(&context) == CUDA_SUCCESS ? context : nullptr;
+}
+
 // Charges, asks the driver, and keeps what it gave under key(), or gives the bytes back.
 template <typename Ask, typename Key>
-CUresult counted(u64 bytes, Ask ask, Key key) {
+CUresult counted(u64 bytes, Ask ask, Key key, bool of_context = true) {
   MemoryLedger& ledger = memory_ledger();
   const u32 device = ledger.current_index();
   const u64 size = in_granules(bytes);
@@ -54,9 +60,7 @@ CUresult counted(u64 bytes, Ask ask, Key key) {
     ledger.release(device, size);
     return result;
   }
-  CUcontext context = nullptr;
-  real().cuCtxGetCurrent(&context);
-  ledger.keep(key(), device, size, context);
+  ledger.keep(key(), device, size, of_context ? current_context() : nullptr);
   return result;
 }
 
@@ -245,6 +249,49 @@ CUresult mipmapped_destroy(CUmipmappedArray array) {
   return result;
 }
 
+// Looking into an image takes as long as reading it, so it is done where there is a limit.
+u64 code_bytes(const void* image) {
+  const MemoryLedger& ledger = memory_ledger();
+  const u32 device = ledger.current_index();
+  if (ledger.vgpu(device).limit_bytes() == 0) return 0;
+  const CUdevice of = ledger.worker().devices[device];
+  int major = 0;
+  int minor = 0;
+  real().cuDeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, of);
+  real().cuDeviceGetAttribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, of);
+  return code_device_bytes(image, static_cast<u32>(10 * major + minor));
+}
+
+CUresult module_load(CUmodule* module, const void* image, unsigned count, CUjit_option* options,
+                     void** values) {
+  return counted(
+      code_bytes(image), [&] { return real().cuModuleLoadDataEx(module, image, count, options, values); },
+      [&] { return key_of(*module); });
+}
+
+CUresult module_unload(CUmodule module) {
+  const CUresult result = real().cuModuleUnload(module);
+  if (result == CUDA_SUCCESS) memory_ledger().forget(key_of(module));
+  return result;
+}
+
+// It is there in every context that uses it, and counts once.
+CUresult library_load(CUlibrary* library, const void* code, CUjit_option* jit, void** jit_values,
+                      unsigned jit_count, CUlibraryOption* options, void** values, unsigned count) {
+  return counted(
+      code_bytes(code),
+      [&] {
+        return real().cuLibraryLoadData(library, code, jit, jit_values, jit_count, options, values, count);
+      },
+      [&] { return key_of(*library); }, false);
+}
+
+CUresult library_unload(CUlibrary library) {
+  const CUresult result = real().cuLibraryUnload(library);
+  if (result == CUDA_SUCCESS) memory_ledger().forget(key_of(library));
+  return result;
+}
+
 CUresult context_destroy(CUcontext context) {
   const CUresult result = real().cuCtxDestroy_v2(context);
   if (result == CUDA_SUCCESS) memory_ledger().context_gone(context);
@@ -289,6 +336,10 @@ void account_memory(Worker& worker) {
   replace(driver.cuArrayDestroy, &array_destroy);
   replace(driver.cuMipmappedArrayCreate, &mipmapped_create);
   replace(driver.cuMipmappedArrayDestroy, &mipmapped_destroy);
+  replace(driver.cuModuleLoadDataEx, &module_load);
+  replace(driver.cuModuleUnload, &module_unload);
+  replace(driver.cuLibraryLoadData, &library_load);
+  replace(driver.cuLibraryUnload, &library_unload);
   replace(driver.cuCtxDestroy_v2, &context_destroy);
 }
 

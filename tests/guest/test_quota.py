@@ -1,4 +1,4 @@
-"""A vGPU's memory quota: every way to allocate counts, exact to 512 bytes, and ends at the quota."""
+"""A vGPU's memory quota: every way to allocate counts, exact to 512 bytes, and ends at it."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def pooled(size):
     address = c_uint64()
     return driver.cuMemAllocFromPoolAsync(byref(address), c_size_t(size), pool, None), address
 def block(size):
-    handle = c_uint64()
-    return driver.cuMemCreate(byref(handle), c_size_t(size), byref(block_props), c_uint64(0)), handle
+    handle, none = c_uint64(), c_uint64(0)
+    return driver.cuMemCreate(byref(handle), c_size_t(size), byref(block_props), none), handle
 def array(size):
     handle = c_void_p()
     shape = Array(64, size // 512, 0x20, 2)  # 64 elements of two floats in a row
@@ -180,11 +180,11 @@ def test_a_physical_block_counts_while_it_is_mapped(host: Host, transport: str) 
         host,
         transport,
         """
-size, address = 32 * MIB, c_uint64()
+size, address, none = 32 * MIB, c_uint64(), c_uint64(0)
 result, handle = block(size)
 same(result, 0)
-ok(driver.cuMemAddressReserve(byref(address), c_size_t(size), c_size_t(0), c_uint64(0), c_uint64(0)))
-ok(driver.cuMemMap(address, c_size_t(size), c_size_t(0), handle, c_uint64(0)))
+ok(driver.cuMemAddressReserve(byref(address), c_size_t(size), c_size_t(0), none, none))
+ok(driver.cuMemMap(address, c_size_t(size), c_size_t(0), handle, none))
 release(handle)
 same(room(), 32 * MIB)
 same(block(size + unit.value)[0], OUT_OF_MEMORY)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
 from gpupool import __version__
 from gpupool.cli import asking, layout, rows
-from gpupool.cli.commands import COMMANDS, GROUPS, PLAIN
+from gpupool.cli.commands import COMMANDS, GROUPS, PLAIN, ReaderLeftError
 
 _DESCRIPTION = """\
 gpupool lets unmodified CUDA programs share GPUs. A program's CUDA calls travel to a worker process
@@ -82,8 +83,19 @@ def application(noun: str | None) -> typer.Typer:
                 help=module.DESCRIPTION,
                 epilog=module.EPILOG,
                 short_help=line,
-            )(module.main)
+            )(_telling_who_left(module.main))
     return top
+
+
+def _telling_who_left(function: Callable[..., int]) -> Callable[..., int]:
+    @wraps(function)
+    def called(**given: Any) -> int:
+        try:
+            return function(**given)
+        except BrokenPipeError as error:
+            raise ReaderLeftError from error
+
+    return called
 
 
 def _stub() -> None:

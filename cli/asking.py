@@ -15,6 +15,7 @@ import typer
 
 from gpupool.cli import layout, settings, table
 from gpupool.cli.backend import Backend, BackendError, Central, UsageError
+from gpupool.cli.commands import ReaderLeftError
 
 EXITS = """\
 exit codes: 0 done; 1 nobody answered, or it failed; 2 the command line or cli.toml is wrong;
@@ -156,6 +157,8 @@ def command(name: str) -> Callable[[Verb], Verb]:
             except BackendError as error:
                 print(f"gpupool {name}: {error}", file=sys.stderr)
                 return error.exit_code
+            except BrokenPipeError as error:
+                raise ReaderLeftError from error
 
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {one.name: one.annotation for one in parameters}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+
+class ReaderLeftError(Exception):
+    """Nobody reads stdout any more. Typer would take a BrokenPipeError for an exit code of 1."""
+
+
 # noun -> one line of help
 COMMANDS = {
     "run": "run a program on a vGPU of this machine or of another host",

@@ -37,7 +37,7 @@ def main(
 ) -> int:
     """Prints them."""
     if not asking.as_json:
-        print(f"from {asking.where}", file=sys.stderr)
+        print(f"from {asking.central.where}", file=sys.stderr)
     for one in asking.central.events(since, follow):
         if asking.as_json:
             print(json.dumps(dataclasses.asdict(one)), flush=True)

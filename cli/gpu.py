@@ -98,7 +98,10 @@ def pool(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="also where reserved vGPUs are on it: they are lost")
+        bool,
+        typer.Option(
+            "--force", help="also with reserved vGPUs: they stay, and nobody can use them"
+        ),
     ] = False,
     no_wait: parameters.NoWait = False,
 ) -> int:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gpupool import __version__
-from gpupool.cli.commands import COMMANDS, PLAIN
+from gpupool.cli.commands import COMMANDS, PLAIN, ReaderLeftError
 
 __all__ = ["COMMANDS", "PLAIN", "guarded", "main", "parser"]
 INTERRUPTED, READER_LEFT = 130, 141
@@ -64,7 +64,7 @@ def guarded(command: Callable[[], int]) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderLeftError):
         # Our reader left (`gpupool status | head`): nothing to say, nobody to say it to. What is
         # still in the buffer must go somewhere, or Python ends with 120 and a complaint.
         _discard_output()

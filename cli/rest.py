@@ -56,6 +56,7 @@ class Rest:
                 headers=headers,
                 timeout=timeout_s,
                 verify=_trusted(controller),
+                trust_env=parts.scheme == "https",  # no proxy between us and this machine
             )
         except OSError as error:
             raise UsageError(f"{controller.ca_file}: {error.strerror or error}") from error

@@ -53,12 +53,15 @@ def test_a_pipe_gets_its_table_without_rich(daemon: Daemon) -> None:
     assert "rich" not in found
 
 
-def test_a_reader_that_leaves_ends_it_quietly(native: Path, short_path: Path) -> None:
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_leaves_ends_it_quietly(
+    native: Path, short_path: Path, buffered: str
+) -> None:
     readable, writable = os.pipe()
     os.close(readable)
     done = subprocess.run(
         gpupool("doctor"),
-        env=environment(native, short_path),
+        env=environment(native, short_path, PYTHONUNBUFFERED=buffered),
         stdout=writable,
         stderr=subprocess.PIPE,
         timeout=60,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gpupool as package
-from gpupool.cli.main import COMMANDS
+from gpupool.cli.main import COMMANDS, main
 from gpupool.hostd import config
 from tests.fakes.daemon import ROOT, gpupool
 
@@ -55,6 +55,18 @@ def test_options_of_the_program_are_not_ours() -> None:
     tell = [sys.executable, "-c", "import sys; print(sys.argv[1:])", "--help", "--json"]
     done = call("run", "--endpoint", "unix:/nonexistent/hostd.sock", *tell)
     assert done.stdout == "['--help', '--json']\n"
+
+
+def test_the_controller_says_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("gpupool.controller")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["controller"]) == 1
+    assert capsys.readouterr().err == (
+        "gpupool controller: uvicorn is not installed; pip install 'gpupool[controller]'\n"
+    )
 
 
 def test_checking_a_configuration(tmp_path: Path) -> None:

@@ -244,7 +244,18 @@ class Host:
             ids = {plan.vgpu.id} if isinstance(plan, Plan) and plan.vgpu else set()
         if quota.holds:
             mine = [one for one in mine if ids & {seat.vgpu for seat in one.session.seats}]
-        return make_report(quota, self.inventory.only(gpus), mine, host_version)
+        used = self._used_of(ids) if quota.memory_mib else {}
+        return make_report(quota, self.inventory.only(gpus), mine, host_version, used)
+
+    def _used_of(self, vgpus: Iterable[int]) -> dict[str, int]:
+        """What all sessions of these vGPUs use, by GPU."""
+        used: dict[str, int] = {}
+        for vgpu_id in vgpus:
+            placed = self.allocations.table.place_of(vgpu_id)
+            if placed is not None:
+                bytes_here = self.allocations.use(vgpu_id).memory_bytes
+                used[placed.gpu] = used.get(placed.gpu, 0) + bytes_here
+        return used
 
     def end(self, session_id: int, *, kill: bool = False) -> bool:
         """Tells the worker of a session to stop. False when there is no such session."""

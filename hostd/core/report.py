@@ -7,7 +7,7 @@ clock, which tell of a neighbour's load.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gpupool.hostd.core.admission import MIB
@@ -49,13 +49,16 @@ def make_report(
     inventory: Inventory,
     sessions: Sequence[OwnSession],
     host_version: str,
+    used: Mapping[str, int] | None = None,
 ) -> Report:
-    """vGPUs of that quota on these GPUs, in NVML's order, and what `sessions` use of them."""
+    """vGPUs of that quota on these GPUs, in NVML's order, and what `sessions` use of them; `used`:
+    bytes by GPU, where a vGPU has other sessions than these.
+    """
     gpus = sorted(inventory.gpus, key=lambda gpu: (gpu.pci_bus_id, gpu.index))[:MAX_GPUS]
     quota_bytes, percent = quota.memory_mib * MIB, quota.compute_percent
     driver = inventory.driver_version
     return Report(
-        gpus=tuple(_gpu(gpu, gpus, quota_bytes, percent, sessions) for gpu in gpus),
+        gpus=tuple(_gpu(gpu, gpus, quota_bytes, percent, sessions, used or {}) for gpu in gpus),
         processes=_processes(gpus, sessions),
         driver_version=_SOFTWARE_DRIVER if driver == "software" else driver,
         host_version=host_version,
@@ -69,6 +72,7 @@ def _gpu(
     quota_bytes: int,
     percent: int,
     sessions: Sequence[OwnSession],
+    used: Mapping[str, int],
 ) -> GpuReport:
     card = gpu.card
     usages = [usage for one in sessions if (usage := one.on(gpu)) is not None]
@@ -89,7 +93,7 @@ def _gpu(
         total_bytes=quota_bytes if limited else card_bytes,
         # A quota counts what a guest allocates: the driver's own share does not come out of it.
         reserved_bytes=0 if limited else card.reserved_bytes or 0,
-        used_bytes=sum(usage.memory_bytes for usage in usages),
+        used_bytes=used.get(gpu.uuid, sum(usage.memory_bytes for usage in usages)),
         pci_device_id=known(card.pci_device_id),
         pci_subsystem_id=known(card.pci_subsystem_id),
         compute_major=int(major) if major else UNKNOWN,

@@ -261,3 +261,30 @@ assert total.value > 1 << 30
 same(plain(200 * MIB)[0], 0)
 """,
     )
+
+
+def test_variables_of_modules_count(host: Host, transport: str) -> None:
+    run(
+        host,
+        transport,
+        """
+def module(mib):
+    handle = c_void_p()
+    text = f".version 8.0\\n.target sm_80\\n.address_size 64\\n.visible .global .b8 big[{mib << 20}];"
+    return driver.cuModuleLoadData(byref(handle), text.encode()), handle
+def library(mib):
+    handle = c_void_p()
+    text = f".version 8.0\\n.target sm_80\\n.address_size 64\\n.visible .global .b8 big[{mib << 20}];"
+    options = (None, None, 0, None, None, 0)
+    return driver.cuLibraryLoadData(byref(handle), text.encode(), *options), handle
+for make, unload in ((module, driver.cuModuleUnload), (library, driver.cuLibraryUnload)):
+    same(make(65)[0], OUT_OF_MEMORY)
+    result, handle = make(48)
+    same(result, 0)
+    same(room(), 16 * MIB)
+    same(plain(17 * MIB)[0], OUT_OF_MEMORY)
+    same(make(17)[0], OUT_OF_MEMORY)
+    ok(unload(handle))
+    same(room(), 64 * MIB)
+""",
+    )

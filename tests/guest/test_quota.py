@@ -268,15 +268,16 @@ def test_variables_of_modules_count(host: Host, transport: str) -> None:
         host,
         transport,
         """
+HEAD = b".version 8.0\\n.target sm_80\\n.address_size 64\\n"
+def image(mib):
+    return HEAD + b".visible .global .b8 big[%d];" % (mib << 20)
 def module(mib):
     handle = c_void_p()
-    text = f".version 8.0\\n.target sm_80\\n.address_size 64\\n.visible .global .b8 big[{mib << 20}];"
-    return driver.cuModuleLoadData(byref(handle), text.encode()), handle
+    return driver.cuModuleLoadData(byref(handle), image(mib)), handle
 def library(mib):
     handle = c_void_p()
-    text = f".version 8.0\\n.target sm_80\\n.address_size 64\\n.visible .global .b8 big[{mib << 20}];"
     options = (None, None, 0, None, None, 0)
-    return driver.cuLibraryLoadData(byref(handle), text.encode(), *options), handle
+    return driver.cuLibraryLoadData(byref(handle), image(mib), *options), handle
 for make, unload in ((module, driver.cuModuleUnload), (library, driver.cuLibraryUnload)):
     same(make(65)[0], OUT_OF_MEMORY)
     result, handle = make(48)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from gpupool.cli.backend import Backend, BackendError
+from gpupool.cli.backend import Backend, BackendError, RefusedError
 from gpupool.cli.model import Operation
 from gpupool.cli.table import printable
 
 _POLL_S = 0.5
+_AWAY_S = 60.0  # how long nobody may answer
 
 
 def finish(backend: Backend, operation: Operation, wait: bool) -> Operation:
@@ -83,9 +85,21 @@ def _with_bar(backend: Backend, operation: Operation) -> Operation:
 
 def _poll(backend: Backend, operation: Operation, tell: Callable[[Operation], None]) -> Operation:
     """Until it ends: a drain without a deadline may take days, and Ctrl-C is the way out."""
+    away_since_s: float | None = None
     while operation.running:
         tell(operation)
         time.sleep(_POLL_S)
-        operation = backend.operation(operation.id)
+        try:
+            operation = backend.operation(operation.id)
+            away_since_s = None
+        except RefusedError:
+            raise
+        except BackendError as error:
+            # Operations outlive whoever performs them: a daemon that is restarted goes on.
+            now_s = time.monotonic()
+            away_since_s = away_since_s or now_s
+            if now_s - away_since_s > _AWAY_S:
+                raise
+            tell(replace(operation, error=f"no answer, trying again: {error}"))
     tell(operation)
     return operation

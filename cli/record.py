@@ -61,7 +61,10 @@ class Record:
         value = self._content.get(key)
         if not isinstance(value, list):
             raise BackendError(_strange(self._what, f"has no list of {key}"))
-        return [read(one) for one in value]
+        try:
+            return [read(one) for one in value]
+        except (TypeError, ValueError) as error:
+            raise BackendError(_strange(self._what, f"has {key} with {error}")) from error
 
     def _value(self, key: str, default: object) -> Any:
         value = self._content.get(key)

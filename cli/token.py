@@ -72,13 +72,19 @@ def create(
         file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise BackendError(f"--out {out}: {error.strerror}; name a new file") from error
-    with os.fdopen(file, "w", encoding="ascii") as opened:
-        try:
-            made = asking.central.create_token(name, role.value, tenant or node, days)
-        except BaseException:
-            out.unlink(missing_ok=True)
-            raise
-        opened.write(made.secret + "\n")
+    try:
+        made = asking.central.create_token(name, role.value, tenant or node, days)
+    except BaseException:
+        os.close(file)
+        out.unlink(missing_ok=True)
+        raise
+    try:
+        with os.fdopen(file, "w", encoding="ascii") as opened:
+            opened.write(made.secret + "\n")
+    except OSError as error:
+        raise BackendError(
+            f"--out {out}: {error.strerror}; token {made.token.id} is lost, revoke it"
+        ) from error
     if asking.as_json:
         asking.answer(token=made.token, file=str(out))
     else:

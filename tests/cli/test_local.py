@@ -17,6 +17,8 @@ import pytest
 from tests.fakes.daemon import HELLO, Daemon, environment, eventually, gpupool, say
 from tests.fakes.native import GPU_UUID
 
+POOL = '[pool]\ncdi_dir = "{}/cdi"'
+
 
 @dataclass
 class Here:
@@ -65,7 +67,7 @@ class Here:
 def here(daemon: Daemon) -> Here:
     """With a GPU that can be made native."""
     daemon.more = {"GPUPOOL_SOFTGPU_FAKE": "stay"}
-    daemon.start(f'[pool]\ncdi_dir = "{daemon.folder}/cdi"')
+    daemon.start(POOL.format(daemon.folder))
     return Here(daemon)
 
 
@@ -223,6 +225,29 @@ def test_a_drain_can_be_left_alone_watched_and_cancelled(here: Here) -> None:
     answer.close()
 
 
+def test_who_watches_an_operation_sits_out_a_restart_of_hostd(here: Here) -> None:
+    answer = say(here.daemon.unix, HELLO.encode())
+    assert here.call("gpu", "pool", GPU_UUID, "native", "--no-wait").returncode == 0
+    with subprocess.Popen(
+        here.command("operation", "show", "1", "--wait", "--json"),
+        env=here.variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stderr is not None
+        assert "draining" in watching.stderr.readline()
+        here.daemon.stop(kill=True)
+        assert "no answer, trying again" in watching.stderr.readline()
+        here.daemon.start(POOL.format(here.daemon.folder))
+        answer.close()
+        for session in here.daemon.sessions():
+            here.call("session", "end", str(session["id"]), "--kill")
+        out, err = watching.communicate(timeout=60)
+    assert watching.returncode == 0, err
+    assert json.loads(out)["operation"]["state"] == "succeeded"
+
+
 def test_without_a_hostd(native: Path, short_path: Path) -> None:
     variables = environment(native, short_path, XDG_CONFIG_HOME=str(short_path))
     for words, code, text in (
@@ -245,6 +270,7 @@ def test_completion_of_names(here: Here) -> None:
         (f"gpupool vgpu show --admin-socket {socket} tr", ["trainer"]),
         (f"gpupool gpu pool --admin-socket {socket} ", [GPU_UUID]),
         ("gpupool vgpu show --admin-socket /nowhere tr", []),
+        ("gpupool run --vgpu tr", ["trainer"]),  # of this user's own hostd, which it is
     ):
         done = subprocess.run(
             gpupool(),

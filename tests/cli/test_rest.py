@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from gpupool.cli.backend import BackendError, RefusedError, UsageError
 from gpupool.cli.rest import Rest
 from gpupool.cli.settings import Controller
+from gpupool.hostd.adapters import certificate
 from tests.fakes.rest_server import Reply, Script, serving
 
 PROBLEM = {
@@ -121,6 +124,27 @@ def test_it_gives_up(script: Script, rest: Rest) -> None:
 def test_nobody_there(token: Path) -> None:
     with pytest.raises(BackendError, match=r"127.0.0.1:1: .*is the controller running there"):
         Rest(Controller("http://127.0.0.1:1", token, None), 5).get("/vgpus")
+
+
+def test_the_certificate_is_checked(token: Path, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command, which makes certificates, is missing")
+    certificate.prepare(tmp_path / "c.pem", tmp_path / "k.pem", "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "c.pem", tmp_path / "k.pem")
+    with serving(context) as script:
+        script.replies = [Reply(200, {"a": 1})]
+        with pytest.raises(BackendError, match=r"not trusted.*with --ca-file"):
+            Rest(Controller(script.url, token, None), 5).get("/vgpus")
+        assert script.asked == []
+        trusting = Rest(Controller(script.url, token, tmp_path / "c.pem"), 5)
+        assert trusting.get("/vgpus") == {"a": 1}
+
+
+def test_a_ca_file_that_is_none(token: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.pem", token):
+        with pytest.raises(UsageError, match=str(path)):
+            Rest(Controller("https://127.0.0.1:1", token, path), 5)
 
 
 def test_pages(script: Script, rest: Rest) -> None:

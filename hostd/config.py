@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gpupool.hostd.config_controller import ControllerConfig, controller_config
 from gpupool.hostd.config_keys import KEYS, SYSTEM_ADMIN_SOCKET, SYSTEM_DIR, SYSTEM_SOCKET
 from gpupool.hostd.core.admission import Caps, Limits
 from gpupool.hostd.core.ahead import AheadSettings
@@ -52,6 +53,7 @@ class EndpointConfig:
     transports: frozenset[TransportKind] = frozenset({TransportKind.SHM})
     token_file: Path | None = None
     scrub: bool = True
+    tenant: str = ""
     certificate: Path | None = None  # of a tls endpoint, always
     key: Path | None = None
 
@@ -78,6 +80,7 @@ class Config:
     pool: PoolSettings
     cdi_dir: Path
     metrics: Endpoint | None  # where Prometheus may ask
+    controller: ControllerConfig | None = None
 
 
 def read(text: str) -> dict[str, Any]:
@@ -132,6 +135,7 @@ def parse(document: Mapping[str, Any]) -> Config:
             problems.append(f"{name}: given {top[name]!r}, allowed is an absolute path")
     _check_socket(f"unix:{top['admin_socket']}", "admin_socket", problems)
     metrics = _metrics(top["metrics.listen"], problems)
+    controller = controller_config(top, endpoints, problems)
     if problems:
         raise ConfigError("\n".join(problems))
     return Config(
@@ -183,6 +187,7 @@ def parse(document: Mapping[str, Any]) -> Config:
         cdi_dir=Path(top["pool.cdi_dir"]),
         endpoints=endpoints,
         metrics=metrics,
+        controller=controller,
     )
 
 
@@ -202,6 +207,7 @@ def private(
         idle_timeout_s=idle_timeout_s,
         sandbox=replace(base.sandbox, mode=sandbox),
         metrics=None,
+        controller=None,
         endpoints=(
             EndpointConfig(Endpoint(path=str(private_dir / "hostd.sock")), mode=0o600),
             EndpointConfig(
@@ -284,7 +290,7 @@ def _endpoint(where: str, item: dict[str, Any], problems: list[str]) -> Endpoint
     taken = {
         name: _take(_BY_NAME[f"endpoint.{name}"], values, f"{where}.{name}", problems)
         for name in (
-            *("listen", "mode", "transports", "token_file", "scrub", "insecure"),
+            *("listen", "mode", "transports", "token_file", "scrub", "tenant", "insecure"),
             *("certificate", "key"),
         )
     }
@@ -325,6 +331,7 @@ def _endpoint(where: str, item: dict[str, Any], problems: list[str]) -> Endpoint
         transports=frozenset(TransportKind[word.upper()] for word in wanted if word in possible),
         token_file=Path(taken["token_file"]) if taken["token_file"] else None,
         scrub=taken["scrub"],
+        tenant=taken["tenant"],
     )
 
 

@@ -76,6 +76,49 @@ KEYS: tuple[Key, ...] = (
         "",
         "address and port of a Prometheus endpoint, like 127.0.0.1:9178; empty: none",
     ),
+    Key(
+        "controller.url",
+        str,
+        "",
+        "tls://host:port of the controller's nodes.listen; several, with commas between, are tried "
+        "in turn; empty: this host has none",
+    ),
+    Key(
+        "controller.token_file",
+        str,
+        "",
+        "file with this node's token, which only hostd's user may read",
+    ),
+    Key(
+        "controller.ca_file",
+        str,
+        "",
+        "who must have signed the controller's certificate, in PEM; empty: those that gRPC trusts",
+    ),
+    Key(
+        "controller.certificate",
+        str,
+        "",
+        "this node's own certificate, in PEM, where the controller asks for one (nodes.client_ca)",
+    ),
+    Key("controller.key", str, "", "its key, which only hostd's user may read"),
+    Key(
+        "controller.node_name", str, "", "what the controller calls this node; empty: its hostname"
+    ),
+    Key("controller.labels", list, [], 'what vGPUs may ask for: ["zone=a", "rack=7"]'),
+    Key(
+        "controller.endpoint",
+        str,
+        "",
+        "where clients on other machines dial this node, as the controller tells them; empty: its "
+        "first tls endpoint",
+    ),
+    Key(
+        "controller.insecure",
+        bool,
+        False,
+        "must be true for tcp:// to another machine: token and orders travel in clear",
+    ),
     Key("limits.max_sessions", int, 256, "client processes at one time", low=1, high=65536),
     Key(
         "limits.window_mib",
@@ -305,6 +348,13 @@ KEYS: tuple[Key, ...] = (
         True,
         "clear device memory before a client here sees it; false: its tenant may see what others "
         "left",
+    ),
+    Key(
+        "endpoint.tenant",
+        str,
+        "",
+        "whose vGPUs of the controller clients may use here, by the tenant's name or id; empty: "
+        "every tenant's",
     ),
     Key("endpoint.insecure", bool, False, "must be true for tcp: its bytes are not encrypted"),
     Key(

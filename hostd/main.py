@@ -53,7 +53,7 @@ from gpupool.hostd.core.idle import IdleRule
 from gpupool.hostd.core.pool_ports import CdiFiles, PciDevices
 from gpupool.hostd.core.pool_steps import Machine as PoolMachine
 from gpupool.hostd.core.pools import PoolPorts, Pools
-from gpupool.hostd.core.ports import GpuSource, PortError, WorkerProcesses
+from gpupool.hostd.core.ports import Clock, GpuSource, PortError, WorkerProcesses
 from gpupool.hostd.core.sandbox import Sandbox, SandboxFacts, plan
 from gpupool.hostd.core.vgpus import Vgpus
 from gpupool.hostd.endpoint import Endpoint
@@ -62,6 +62,7 @@ from gpupool.wire.hello import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 if TYPE_CHECKING:
     from gpupool.hostd.api.metrics import MetricsDoor
+    from gpupool.hostd.linked import Linked
 
 log = logging.getLogger("gpupool.hostd")
 
@@ -195,6 +196,8 @@ class Hostd:
         host.adopt()
         arbiters = self._arbiters(pages)
         gpu_users.holders.append(arbiters.release)
+        named = Vgpus(host, ports.pages, ports.vgpus)
+        linked = self._link(host, named, pools, ports.clock)
         greeter = Greeter(
             host,
             identify,
@@ -202,11 +205,15 @@ class Hostd:
             __version__,
             config.limits.connections,
             config.limits.queue_s,
+            linked.claims if linked else None,
         )
         look = lambda: self._rediscover(host, pools, pool_task)  # noqa: E731
-        vgpus = VgpuMethods(Vgpus(host, ports.pages, ports.vgpus), ports.clock)
+        vgpus = VgpuMethods(named, ports.clock)
         methods = {**PoolMethods(pools).by_name(), **vgpus.by_name()}
-        admin = Admin(host, identify, self._facts(doors), look, self.stop, methods)
+        facts = self._facts(doors)
+        if linked is not None:
+            facts["controller"] = linked.status
+        admin = Admin(host, identify, facts, look, self.stop, methods)
         metrics = self._metrics(host)
         admin.on_guest_change = self._changed.set
         host.on_change += [self._changed.set, pool_task.wake]
@@ -220,6 +227,8 @@ class Hostd:
         tasks.append(loop.create_task(pool_task.run()))
         tasks.append(loop.create_task(self._watch_gpus(pools, look)))
         tasks += [loop.create_task(one.serve()) for one in metrics]
+        if linked is not None:
+            tasks.append(loop.create_task(linked.run()))
         if config.idle_timeout_s:
             busy = lambda: bool(  # noqa: E731
                 host.sessions or admin.guests or greeter.waiting or pools.busy
@@ -240,6 +249,19 @@ class Hostd:
         for one in metrics:
             await one.finish()
         log.info("stopped", extra=fields({"sessions_going_on": len(host.sessions)}))
+
+    def _link(self, host: Host, vgpus: Vgpus, pools: Pools, clock: Clock) -> Linked | None:
+        """The side of the controller, if the configuration names one. gRPC is loaded only then."""
+        given = self._config.controller
+        if given is None:
+            return None
+        try:
+            from gpupool.hostd.linked import link
+        except ImportError as error:
+            raise PortError(
+                f"controller.url is set, but {error}: pip install 'gpupool[node]'"
+            ) from error
+        return link(self._config, given, host, vgpus, pools, clock)
 
     def _arbiters(self, pages: VgpuFiles) -> ArbiterProcesses:
         config = self._config
@@ -315,7 +337,7 @@ class Hostd:
             if fingerprint:
                 facts = {"endpoint": str(endpoint), "fingerprint": fingerprint}
                 log.info("TLS certificate", extra=fields(facts))
-            door = Door(str(endpoint), one.transports, token, one.scrub)
+            door = Door(str(endpoint), one.transports, token, one.scrub, one.tenant)
             doors.append(OpenDoor(listener, door, str(one.token_file or ""), secure, fingerprint))
         return doors
 

@@ -138,7 +138,7 @@ class Admin:
 
     def _status(self) -> dict[str, Any]:
         return {
-            **self._facts,
+            **{key: fact() if callable(fact) else fact for key, fact in self._facts.items()},
             "runs": sorted(self.guests.values()),
             "gpus": len(self._host.inventory.gpus),
             "notes": list(self._host.inventory.notes),

@@ -15,11 +15,13 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 
 from gpupool.hostd.api.conversations import Conversations
 from gpupool.hostd.api.lanes import PendingLanes
 from gpupool.hostd.api.room_waiters import RoomWaiters, Waiter
 from gpupool.hostd.api.slots import Slot, Slots
+from gpupool.hostd.api.vgpu_claims import Settled, VgpuClaims
 from gpupool.hostd.core.admission import Door, Refusal, check_header, check_lanes, check_token
 from gpupool.hostd.core.allocation import NoPlace
 from gpupool.hostd.core.host import Host
@@ -63,12 +65,14 @@ class Greeter:
         host_version: str,
         connections: int = 1,
         queue_s: int = 0,
+        claims: VgpuClaims | None = None,
     ) -> None:
         """`connections`: how many of one session are used. `queue_s`: how long a client may wait
         for room.
         """
         self._host = host
         self._room = RoomWaiters(host, queue_s, host_version)
+        self._claims = claims
         self._most_lanes = connections - 1
         self._lanes = PendingLanes(hello_timeout_s)
         self._slots = Slots()
@@ -172,6 +176,22 @@ class Greeter:
         return await self._open(hello, peer, door, connection)
 
     async def _open(
+        self, hello: Hello, peer: Peer, door: Door, connection: socket.socket
+    ) -> Refusal | None:
+        """For its vGPU it may need the controller's word first."""
+        settled: Settled | Refusal | None = Settled(hello.vgpu)
+        if self._claims is not None and self._claims.concern(hello):
+            refusal = check_token(hello.token, door)
+            settled = refusal or await self._claims.settle(connection, hello, door)
+        if not isinstance(settled, Settled):
+            return settled
+        try:
+            return await self._admit(replace(hello, vgpu=settled.vgpu), peer, door, connection)
+        finally:
+            if self._claims is not None:
+                self._claims.closed(settled)
+
+    async def _admit(
         self, hello: Hello, peer: Peer, door: Door, connection: socket.socket
     ) -> Refusal | None:
         lanes: tuple[socket.socket, ...] = ()

@@ -20,7 +20,7 @@ from gpupool.hostd.core.waiting_line import Ticket
 from gpupool.wire.hello import Welcome, WelcomeStatus
 
 # A worker takes so long to end: with an H100's context about 0.3 s, more with much memory mapped.
-_MOMENT_S = 3.0
+MOMENT_S = 3.0
 _LOOK_AGAIN_S = 5.0  # measured overhead changes without a word
 _TELL_TIMEOUT_S = 10.0
 
@@ -58,7 +58,7 @@ class RoomWaiters:
             text = "too many clients wait for room on this host; try again later"
             return Refusal(WelcomeStatus.LIMIT, text)
         wait_s = min(waiter.wait_s, self._queue_s)
-        ends_s = now() + max(wait_s, _MOMENT_S)
+        ends_s = now() + max(wait_s, MOMENT_S)
         told = ""
         try:
             with self._watching(connection) as event:
@@ -68,13 +68,13 @@ class RoomWaiters:
                     if not isinstance(answer, NoPlace):
                         return answer
                     connection.setblocking(False)
-                    if _has_left(connection):
+                    if has_left(connection):
                         return None
                     if now() >= ends_s:
                         return Refusal(WelcomeStatus.LIMIT, _after(answer.text, wait_s))
                     text = self._standing(ticket, wait_s)
                     if wait_s and text != told:
-                        await self._tell(connection, text)
+                        await tell(connection, text, self._host_version)
                         told = text
                     with contextlib.suppress(asyncio.TimeoutError):
                         left_s = min(ends_s - now(), _LOOK_AGAIN_S)
@@ -110,17 +110,19 @@ class RoomWaiters:
         place, of = self._host.line.before(ticket) + 1, len(self._host.line.tickets)
         return f"waiting for room on a GPU, for up to {wait_s} s: place {place} of {of}"
 
-    async def _tell(self, connection: socket.socket, text: str) -> None:
-        welcome = Welcome(WelcomeStatus.WAITING, text=text, host_version=self._host_version)
-        sending = asyncio.get_running_loop().sock_sendall(connection, welcome.encode())
-        await asyncio.wait_for(sending, _TELL_TIMEOUT_S)
+
+async def tell(connection: socket.socket, text: str, host_version: str) -> None:
+    """Tells a client that it waits, and for what. Raises OSError and TimeoutError."""
+    welcome = Welcome(WelcomeStatus.WAITING, text=text, host_version=host_version)
+    sending = asyncio.get_running_loop().sock_sendall(connection, welcome.encode())
+    await asyncio.wait_for(sending, _TELL_TIMEOUT_S)
 
 
 def _after(text: str, wait_s: int) -> str:
     return f"no room within {wait_s} s: {text}" if wait_s else text
 
 
-def _has_left(connection: socket.socket) -> bool:
+def has_left(connection: socket.socket) -> bool:
     """Whether it is gone, or says something where it has nothing to say."""
     try:
         connection.recv(1, socket.MSG_PEEK)

@@ -7,6 +7,7 @@ A vGPU in an answer:
      "policy": "elastic" or "hard", "priority": 5,         0 (lowest) to 9
      "users": [1000],                                      uids; empty: whoever may connect
      "gpu": "GPU-...",                                     where it is now; "" on demand, not in use
+     "origin": "",                                         the controller's id of it; "": made here
      "sessions": [12, 13],
      "used_mib": 512, "overhead_mib": 480}                 programs' memory; contexts' besides
 
@@ -117,12 +118,23 @@ class VgpuMethods:
     def _resize(self, request: dict[str, Any]) -> dict[str, Any]:
         _only(request, "vgpu", *_QUOTA)
         vgpu = self._vgpus.find(_which(request))
+        _check_ours(vgpu)
         return {"vgpu": _shown(self._vgpus.resize(vgpu.id, _quota(request, vgpu.quota)))}
 
     def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
         _only(request, "vgpu", "force")
         force = _take(request, "force", bool, False)
+        if not force:
+            _check_ours(self._vgpus.find(_which(request)))
         return {"ended": list(self._vgpus.delete(_which(request), force=force))}
+
+
+def _check_ours(vgpu: Vgpu) -> None:
+    if vgpu.origin:
+        raise BadRequestError(
+            f"vGPU {vgpu.name} is the controller's ({vgpu.origin}); change it there (gpupool "
+            "--controller URL vgpu ...)"
+        )
 
 
 def _shown(facts: VgpuFacts) -> dict[str, Any]:

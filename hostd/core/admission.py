@@ -70,6 +70,7 @@ class Door:
     transports: frozenset[TransportKind]
     token: bytes  # empty: none needed
     scrub: bool = True
+    tenant: str = ""  # whose vGPUs of the controller clients may use here; empty: anybody's
 
 
 @dataclass(frozen=True, slots=True)

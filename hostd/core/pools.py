@@ -121,6 +121,11 @@ class Pools:
         return any(one.uuid == uuid for one in self._book.seen.gpus)
 
     @property
+    def seen(self) -> Inventory:
+        """The last look at the machine."""
+        return self._book.seen
+
+    @property
     def sees_some(self) -> bool:
         """Whether the last look at the machine found any GPU."""
         return bool(self._book.seen.gpus)

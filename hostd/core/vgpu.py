@@ -62,6 +62,7 @@ class Vgpu:
     users: tuple[int, ...] = ()  # uids that may use it; empty: whoever may come to an endpoint
     gpu: str = ""  # UUID of the GPU of a reserved one
     group: str = ""  # of an anonymous one: whose, where several processes of one program share it
+    origin: str = ""  # the controller's id of it; empty: made here
 
     def resized(self, quota: Quota) -> Vgpu:
         """The same one with another quota."""
@@ -79,6 +80,7 @@ class Vgpu:
             "priority": self.quota.priority,
             "users": list(self.users),
             "gpu": self.gpu,
+            "origin": self.origin,
         }
 
     @classmethod
@@ -91,14 +93,15 @@ class Vgpu:
             quota = Quota(numbers[1], numbers[2], SharePolicy(content["policy"]), numbers[3])
             users = tuple(content["users"])
             mode, name, gpu = VgpuMode(content["mode"]), content["name"], content["gpu"]
+            origin = content.get("origin", "")  # not in an older hostd's record
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a vGPU record: {error!r}") from error
-        if not isinstance(name, str) or not isinstance(gpu, str):
+        if not all(isinstance(text, str) for text in (name, gpu, origin)):
             raise ValueError("not a vGPU record: a text is none")
         problem = check_quota(quota) or check_name(name)
         if problem:
             raise ValueError(problem)
-        return cls(numbers[0], quota, name, mode, users, gpu)
+        return cls(numbers[0], quota, name, mode, users, gpu, origin=origin)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ read; so a hostd that dies on the way finds the whole change or nothing of it.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpupool.hostd.core import placement
 from gpupool.hostd.core.host import Host
@@ -76,7 +76,7 @@ class Vgpus:
         else:
             self._check_ever_fits(vgpu.quota)
             gpu = ""
-        made = Vgpu(self._table.next_id(), vgpu.quota, vgpu.name, vgpu.mode, vgpu.users, gpu)
+        made = replace(vgpu, id=self._table.next_id(), gpu=gpu)
         try:
             self._table.add(made)
         except NoRowError as error:

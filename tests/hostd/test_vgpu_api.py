@@ -57,6 +57,7 @@ def test_a_named_vgpu(daemon: Daemon) -> None:
         "priority": 5,
         "users": [],
         "gpu": "",
+        "origin": "",
         "sessions": [],
         "used_mib": 0,
         "overhead_mib": 0,

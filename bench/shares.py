@@ -1,0 +1,342 @@
+"""How well compute shares are kept, and what they cost, by clients on one GPU.
+
+    python -m bench.shares [--gpu nvidia] [--window-s 10] [--kinds small,long] [--percents 25,75]
+
+Starts a hostd of its own, with two vGPUs that are resized while their clients run. A share that was
+achieved is a client's rate in one window over the rate of the same client alone on the GPU.
+Prints Markdown; --json writes the figures, too. docs/shares.md says what is promised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import select
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from gpupool.bench.host import Host, HostError, helper, hostd
+
+KINDS = ("small", "long", "graphs", "gemm", "two_clients")
+PERCENTS = (1, 5, 10, 25, 50, 75)
+POLICIES = ("hard", "elastic")
+EXTRAS = ("alone", "pair", "eight", "latency", "resize")
+_ANSWER_S = 60.0
+_SETTLE_S = 0.7
+_RESIZED_S = 0.1  # from when on a new share counts
+
+
+@dataclass
+class Row:
+    """One achieved share, in percent of the GPU."""
+
+    what: str
+    quota: float
+    achieved: float
+    low: float  # what is allowed
+    high: float
+    neighbour: float = 0.0
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is within what is allowed."""
+        return self.low <= self.achieved <= self.high
+
+
+@dataclass
+class Figures:
+    """Everything that was measured."""
+
+    rows: list[Row] = field(default_factory=list)
+    others: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Client:
+    """A process that works (workloads/shares_client.py)."""
+
+    def __init__(self, host: Host, kind: str, steps: int, variables: dict[str, str]) -> None:
+        self.kind = kind
+        self._process = subprocess.Popen(  # noqa: S603 (our own program)
+            [sys.executable, "-m", "gpupool.bench.workloads.shares_client", kind, str(steps)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **host.environment("shm"), **variables},
+        )
+        self.line()
+
+    def line(self) -> str:
+        """The next line it says. Raises HostError when there is none in time."""
+        out = self._process.stdout
+        if out is None or not select.select([out], [], [], _ANSWER_S)[0]:
+            raise HostError(f"a client ({self.kind}) says nothing")
+        text = out.readline().decode().strip()
+        if not text:
+            raise HostError(f"a client ({self.kind}) ended with {self._process.wait(_ANSWER_S)}")
+        return text
+
+    def ask(self) -> dict[str, float]:
+        """How far it is."""
+        if self._process.stdin is None:
+            raise HostError("a client without input")
+        self._process.stdin.write(b"?\n")
+        self._process.stdin.flush()
+        told = json.loads(self.line())
+        if not told["lives"]:
+            raise HostError(f"the work of a client ({self.kind}) has ended")
+        self.waits_us: list[float] = told["waits_us"]
+        return {"done": told["done"], "at_s": told["at_s"]}
+
+    def end(self) -> None:
+        """Kills it."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def rates(clients: Sequence[Client], window_s: float) -> list[float]:
+    """Pieces of work a second of each, in one window."""
+    before = [client.ask() for client in clients]
+    time.sleep(window_s)
+    after = [client.ask() for client in clients]
+    return [
+        (late["done"] - early["done"]) / (late["at_s"] - early["at_s"])
+        for early, late in zip(before, after, strict=True)
+    ]
+
+
+class Bench:
+    """One run."""
+
+    def __init__(self, host: Host, steps: int, window_s: float) -> None:
+        self.figures = Figures()
+        self.window_s = window_s
+        self._host, self._steps = host, steps
+        self._solo: dict[str, float] = {}
+        self._shares: dict[str, int] = {}
+
+    def admin(self, method: str, **parameters: object) -> None:
+        """A request to hostd (hostd/api/admin.py)."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_ANSWER_S)
+            connection.connect(str(self._host.folder / "admin.sock"))
+            connection.sendall(json.dumps({"method": method, **parameters}).encode() + b"\n")
+            with connection.makefile() as answers:
+                answer = json.loads(answers.readline())
+        if not answer["ok"]:
+            raise HostError(f"{method} {parameters}: {answer['error']}")
+
+    def set_shares(self, **wanted: tuple[int, str]) -> None:
+        """vGPUs by name: percent and policy. Made, or resized: those that shrink first."""
+        for name, (percent, policy) in sorted(
+            wanted.items(), key=lambda each: each[1][0] - self._shares.get(each[0], 0)
+        ):
+            if name in self._shares:
+                self.admin("vgpu_resize", vgpu=name, compute_percent=percent, policy=policy)
+            else:
+                self.admin("vgpu_create", name=name, compute_percent=percent, policy=policy)
+            self._shares[name] = percent
+
+    @contextlib.contextmanager
+    def clients(self, *wanted: tuple[str, dict[str, str]]) -> Iterator[list[Client]]:
+        """Clients, kind and variables, which work until the end of the block."""
+        started: list[Client] = []
+        try:
+            for kind, variables in wanted:
+                started.append(Client(self._host, kind, self._steps, variables))
+            time.sleep(_SETTLE_S)
+            yield started
+        finally:
+            for client in started:
+                client.end()
+
+    def solo(self, kind: str) -> float:
+        """The rate of one client alone, without a share."""
+        if kind not in self._solo:
+            with self.clients((kind, {})) as clients:
+                (self._solo[kind],) = rates(clients, self.window_s)
+        return self._solo[kind]
+
+    def shares(self, kind: str, percents: Sequence[int], policies: Sequence[str]) -> None:
+        """Achieved shares beside a saturating neighbour."""
+        ours = ("small", "small") if kind == "two_clients" else (kind,)
+        solo, neighbours = self.solo(ours[0]), self.solo("small")
+        self.set_shares(a=(50, "elastic"), b=(50, "elastic"))
+        wanted = [(each, {"GPUPOOL_VGPU": "a"}) for each in ours]
+        with self.clients(*wanted, ("small", {"GPUPOOL_VGPU": "b"})) as clients:
+            for policy in policies:
+                for percent in percents:
+                    self.set_shares(a=(percent, policy), b=(100 - percent, "elastic"))
+                    time.sleep(_SETTLE_S)
+                    *found, other = rates(clients, self.window_s)
+                    most = min(2.0, percent / 2)
+                    high = percent + most if policy == "hard" else 100.0
+                    share = sum(found) / solo * 100
+                    self.figures.rows.append(
+                        Row(
+                            f"{kind}, {policy}",
+                            percent,
+                            share,
+                            percent - most,
+                            high,
+                            other / neighbours * 100,
+                        )
+                    )
+                    tell(f"{kind} {policy} {percent} %: {share:.2f}")
+
+    def alone(self) -> None:
+        """A hard share without any neighbour."""
+        solo = self.solo("small")
+        self.set_shares(a=(25, "hard"))
+        with self.clients(("small", {"GPUPOOL_VGPU": "a"})) as clients:
+            (found,) = rates(clients, self.window_s)
+        share = found / solo * 100
+        self.figures.rows.append(Row("small, hard, alone", 25, share, 23, 27))
+
+    def pair(self) -> None:
+        """Two elastic tenants: how much of one's rate alone they have in sum."""
+        solo = self.solo("small")
+        self.set_shares(a=(50, "elastic"), b=(50, "elastic"))
+        with self.clients(
+            ("small", {"GPUPOOL_VGPU": "a"}), ("small", {"GPUPOOL_VGPU": "b"})
+        ) as clients:
+            found = rates(clients, self.window_s)
+        self.figures.others["two elastic tenants in sum, % of one"] = sum(found) / solo * 100
+
+    def eight(self) -> None:
+        """Eight clients with and without shares."""
+        solo = self.solo("small")
+        for name, variables in (
+            ("with 12 % each", {"GPUPOOL_COMPUTE_PERCENT": "12"}),
+            ("without shares", dict[str, str]()),
+        ):
+            self.set_shares(a=(0, "elastic"), b=(0, "elastic"))
+            with self.clients(*[("small", variables)] * 8) as clients:
+                found = rates(clients, self.window_s)
+            self.figures.others[f"eight clients {name} in sum, % of one"] = sum(found) / solo * 100
+
+    def latency(self) -> None:
+        """Of a client with a fifth of the GPU's load."""
+        self.set_shares(a=(50, "elastic"), b=(50, "elastic"))
+        for what, light, busy in (
+            ("alone", {}, None),
+            ("beside a saturating one, no shares", {}, {}),
+            ("beside a saturating one, 50/50", {"GPUPOOL_VGPU": "a"}, {"GPUPOOL_VGPU": "b"}),
+        ):
+            wanted: list[tuple[str, dict[str, str]]] = [("light", light)]
+            if busy is not None:
+                wanted.append(("small", busy))
+            with self.clients(*wanted) as clients:
+                clients[0].ask()
+                time.sleep(self.window_s)
+                clients[0].ask()
+                waits = sorted(clients[0].waits_us)
+            if len(waits) < 2:
+                self.figures.notes.append(f"latency {what}: too few pieces of work")
+                continue
+            self.figures.others[f"2 ms of work {what}, p50 us"] = statistics.median(waits)
+            p99 = waits[min(len(waits) - 1, int(len(waits) * 0.99))]
+            self.figures.others[f"2 ms of work {what}, p99 us"] = p99
+
+    def resize(self) -> None:
+        """The second after a resize, less its first 100 ms."""
+        solo = self.solo("small")
+        self.set_shares(a=(25, "hard"), b=(75, "elastic"))
+        with self.clients(
+            ("small", {"GPUPOOL_VGPU": "a"}), ("small", {"GPUPOOL_VGPU": "b"})
+        ) as clients:
+            self.set_shares(a=(60, "hard"), b=(40, "elastic"))
+            time.sleep(_RESIZED_S)
+            found = rates(clients[:1], 1.0)[0] / solo * 100
+        self.figures.rows.append(Row("small, hard, second after a resize", 60, found, 57, 63))
+
+
+def tell(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def as_markdown(figures: Figures) -> str:
+    """Tables for people."""
+    lines = ["| what | quota % | achieved % | error | allowed | neighbour % | |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in figures.rows:
+        cells = (
+            *(row.what, f"{row.quota:g}", f"{row.achieved:.2f}"),
+            *(f"{row.achieved - row.quota:+.2f}", f"{row.low:g} to {row.high:g}"),
+            *(f"{row.neighbour:.2f}" if row.neighbour else "", "kept" if row.kept else "**NOT**"),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| what | |", "|---|---|"]
+    lines += [f"| {name} | {value:.1f} |" for name, value in figures.others.items()]
+    return "\n".join([*lines, "", *figures.notes])
+
+
+def measure(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Everything that was asked for; what cannot be measured becomes a note."""
+    for kind in arguments.kinds.split(",") if arguments.kinds else ():
+        try:
+            bench.shares(
+                kind, [int(each) for each in arguments.percents.split(",")], arguments.policies
+            )
+        except HostError as error:
+            bench.figures.notes.append(f"{kind}: {error}")
+    for name in arguments.extras.split(",") if arguments.extras else ():
+        try:
+            getattr(bench, name)()
+        except HostError as error:
+            bench.figures.notes.append(f"{name}: {error}")
+
+
+def main() -> int:
+    """Prints the tables; 1 when a share was not kept or something could not be measured."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.shares",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--gpu", default="auto", choices=("auto", "nvidia", "software"))
+    parser.add_argument("--window-s", type=float, default=10.0, help="default: %(default)s")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="default: %(default)s")
+    parser.add_argument("--percents", default=",".join(map(str, PERCENTS)))
+    parser.add_argument("--policies", default=",".join(POLICIES), type=lambda text: text.split(","))
+    parser.add_argument("--extras", default=",".join(EXTRAS), help="default: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    os.environ.setdefault("GPUPOOL_BENCH_LOOPS", str(helper("libgpupool-bench-loops.so")))
+    with contextlib.ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpupool-bench-")))
+        host = stack.enter_context(hostd(place / "hostd", arguments.gpu))
+        steps = _calibrate(host)
+        bench = Bench(host, steps, arguments.window_s)
+        measure(bench, arguments)
+    if arguments.json:
+        found = asdict(bench.figures) | {"window_s": arguments.window_s, "steps": steps}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(as_markdown(bench.figures))
+    good = all(row.kept for row in bench.figures.rows) and not bench.figures.notes
+    return 0 if good else 1
+
+
+def _calibrate(host: Host) -> int:
+    done = subprocess.run(
+        [sys.executable, "-m", "gpupool.bench.workloads.shares_client", "calibrate", "0"],
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=_ANSWER_S,
+        env={**os.environ, **host.environment("shm")},
+    )
+    steps: int = json.loads(done.stdout)["steps"]
+    return steps
+
+
+if __name__ == "__main__":
+    sys.exit(main())

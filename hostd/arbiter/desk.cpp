@@ -23,15 +23,6 @@ using pages::QuotaPage;
 
 constexpr u64 kLookNs = 250'000'000;     // at the page and at the workers, when nothing is said
 constexpr u64 kShortWaitNs = 1'000'000;  // where not all bells can be heard
-// include/uapi/linux/futex.h of Linux 5.16, which is newer than some build machines' headers.
-constexpr long kWaitCall = 449;
-constexpr u32 kWord = 2;  // FUTEX_32, shared between processes
-struct WaitOn {
-  u64 value = 0;
-  u64 address = 0;
-  u32 flags = kWord;
-  u32 reserved = 0;
-};
 
 void* map(int folder, const std::string& name, int protection, u64 bytes, std::string& error) {
   const int flags = (protection & PROT_WRITE) != 0 ? O_RDWR : O_RDONLY;
@@ -187,21 +178,14 @@ void Desk::tell(const Scheduler& scheduler, u64 now_ns) {
 }
 
 void Desk::wait(u64 timeout_ns) {
-  u64 limit = std::min(timeout_ns, arbitrates_ ? LeasePage::kBeatNs : kLookNs);
-  if (!waits_on_many_ || seats_.size() + 1 > kMostWaits) {
-    wire::futex_wait_ns(quota_->changed, changed_, std::min(limit, kShortWaitNs));
-    return;
+  const u64 limit = std::min(timeout_ns, arbitrates_ ? LeasePage::kBeatNs : kLookNs);
+  if (waits_on_many_ && seats_.size() + 1 <= wire::kMostWaits) {
+    std::vector<wire::WaitOn> words = {wire::wait_on(quota_->changed, changed_)};
+    for (const Seat& seat : seats_) words.push_back(wire::wait_on(seat.page->want.bell, seat.bell));
+    waits_on_many_ = wire::futex_wait_any(words.data(), static_cast<u32>(words.size()), limit);
+    if (waits_on_many_) return;
   }
-  std::vector<WaitOn> words;
-  const auto add = [&](const std::atomic<u32>& word, u32 value) {
-    words.push_back(WaitOn{.value = value, .address = reinterpret_cast<u64>(&word)});
-  };
-  add(quota_->changed, changed_);
-  for (const Seat& seat : seats_) add(seat.page->want.bell, seat.bell);
-  limit += wire::monotonic_ns();
-  const timespec until{static_cast<time_t>(limit / 1'000'000'000), static_cast<long>(limit % 1'000'000'000)};
-  const long result = syscall(kWaitCall, words.data(), words.size(), 0, &until, CLOCK_MONOTONIC);
-  if (result < 0 && (errno == ENOSYS || errno == EPERM)) waits_on_many_ = false;
+  wire::futex_wait_ns(quota_->changed, changed_, std::min(limit, kShortWaitNs));
 }
 
 void Desk::leave() {

@@ -46,7 +46,6 @@ class Desk {
     pages::LeasePage* page = nullptr;
     u32 bell = 0;  // as last heard
   };
-  static constexpr size_t kMostWaits = 128;  // FUTEX_WAITV_MAX of linux/futex.h
 
   void read_page();
   bool sit(Seat& seat);

@@ -6,6 +6,7 @@
 #include "hostd/worker/crash.hpp"
 #include "hostd/worker/device_output.hpp"
 #include "hostd/worker/launch_crew.hpp"
+#include "hostd/worker/lease_class.hpp"
 #include "hostd/worker/log.hpp"
 #include "wire/cpp/futex.hpp"
 #include "worker_dispatch.hpp"  // generated: kHandlers, kHandlerCount
@@ -66,17 +67,15 @@ bool is_stream_local(wire::Function function) {
 }  // namespace
 
 void Dispatcher::run() {
-  u64 head = 0;
   while (true) {
-    if (!serve(head)) {
+    if (!serve(next_)) {
       if (worker_.crew != nullptr && worker_.crew->active()) settle_crew(nullptr);
-      wait_for(head);
+      wait_for(next_);
       continue;
     }
-    ++head;
-    if (head % kPublishHeadEvery == 0) {
-      worker_.window.control().head.store(head, std::memory_order_release);
-      publish_counters(head, wire::monotonic_ns());
+    if (next_ % kPublishHeadEvery == 0) {
+      worker_.window.control().head.store(next_, std::memory_order_release);
+      publish_counters(next_, wire::monotonic_ns());
     }
   }
 }
@@ -200,14 +199,11 @@ bool Dispatcher::make_current(u32 context_index, CUresult& error) {
   return true;
 }
 
-void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
+bool Dispatcher::attempt(const wire::Slot& slot, u64 ticket) {
   Request request;
   request.ticket = ticket;
   read_header(slot, request);
   if (worker_.crew != nullptr && worker_.crew->active()) settle_crew(&slot);
-  answer_.clear();
-  request.out = &answer_;
-  request.in = wire::Reader(payload_of(slot, request));
   CUresult result = CUDA_SUCCESS;
   StreamEntry* stream = slot.stream ? worker_.streams.find(slot.stream) : nullptr;
   // A stream works in its own context, whichever is current in the client's thread, also with none. What we
@@ -220,10 +216,13 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
     ready = false;
     result = CUDA_ERROR_INVALID_HANDLE;
   }
-  if (ready && gate_.is_watched() && submits(request.function)) [[unlikely]] {
-    gate_.admit(slot);
+  if (ready && gate_.is_watched() && lease_class(request.function) == LeaseClass::submits) [[unlikely]] {
+    if (!gate_.admit(slot)) return false;
     ready = make_current(stream != nullptr ? stream->context : slot.context, result);
   }
+  answer_.clear();
+  request.out = &answer_;
+  request.in = wire::Reader(payload_of(slot, request));
   if (ready) {
     if (stream != nullptr) activity_.used(slot.stream, *stream);
     request.context = current_;
@@ -240,6 +239,7 @@ void Dispatcher::execute(const wire::Slot& slot, u64 ticket) {
   }
   result = finish(request, result);
   if ((request.flags & wire::kReply) != 0) answer(request, result);
+  return true;
 }
 
 void Dispatcher::settle_crew(const wire::Slot* next) {

@@ -4,6 +4,7 @@
 // Invariant: a slot is copied out of the window once and only the copy is looked at; so is its payload.
 #pragma once
 
+#include <deque>
 #include <vector>
 
 #include "hostd/worker/activity.hpp"
@@ -32,9 +33,29 @@ class Dispatcher {
   // Copies the slot `head` out of the window and executes it; false when it is not there yet.
   bool serve(u64 head);
   // Executes one slot (already copied). Public for the fuzzer and tests.
-  void execute(const wire::Slot& slot, u64 ticket);
+  void execute(const wire::Slot& slot, u64 ticket) {
+    next_ = ticket + 1;
+    if (!attempt(slot, ticket)) [[unlikely]]
+      hold(slot, ticket);
+  }
 
  private:
+  // A message that waits for the compute lease (dispatcher_parked.cpp).
+  struct Parked {
+    u64 ticket = 0;
+    alignas(64) u8 slot[sizeof(wire::Slot)];
+  };
+
+  // Executes one slot, unless it has to wait for the compute lease: then false, and nothing has happened.
+  bool attempt(const wire::Slot& slot, u64 ticket);
+  // Parks it, and goes on with the ring from next_ on, until nothing is parked any more.
+  void hold(const wire::Slot& slot, u64 ticket);
+  void park(const wire::Slot& slot, u64 ticket);
+  bool may_pass(const wire::Slot& slot) const;
+  void wait_for_lease();
+  bool is_there(u64 ticket) const {
+    return worker_.window.slot(ticket).sequence.load(std::memory_order_acquire) == ticket + 1;
+  }
   // Waits for the slot `head`: spins while work is likely, then sleeps until the client rings.
   void wait_for(u64 head);
   // Copies the counters to the page that hostd reads; `head` messages are executed.
@@ -50,6 +71,9 @@ class Dispatcher {
   void report(wire::Function function, u16 flags, CUresult result);
 
   Worker& worker_;
+  u64 next_ = 0;  // the first slot that has not been looked at
+  std::deque<Parked> parked_;
+  u32 parked_ordered_ = 0;  // of them, those that nothing may pass
   wire::Writer answer_;
   std::vector<u8> payload_;  // private copy of a payload that came in bulk
   u32 current_context_ = 0;  // handle index; ~0 when unknown

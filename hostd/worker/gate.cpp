@@ -18,43 +18,13 @@ constexpr u64 kMarkIdleNs = 50'000;  // an open batch is closed when nothing mor
 constexpr u64 kLookNs = 50'000;      // the shortest and the longest time between two looks at marks
 constexpr u64 kLongestLookNs = 500'000;
 constexpr u64 kRoomNs = 20'000'000;
-constexpr u32 kSpinUs = 200;
-constexpr u32 kNapUs = 50;
-constexpr u32 kSleepMs = 100;
+constexpr u64 kSleepNs = 100'000'000;
+constexpr u64 kShortSleepNs = 200'000;  // where the lease's word cannot be heard beside the doorbell
 
 // Of a session without lease pages: nobody ever writes it.
 const LeasePage::Grant kAlwaysFree{};
 
 }  // namespace
-
-bool submits(wire::Function function) {
-  switch (function) {
-    case wire::Function::cuLaunchKernel:
-    case wire::Function::cuGraphLaunch:
-    case wire::Function::cuGraphUpload:
-    case wire::Function::cuLaunchHostFunc:
-    case wire::Function::cuMemcpyHtoDAsync_v2:
-    case wire::Function::cuMemcpyDtoHAsync_v2:
-    case wire::Function::cuMemcpyDtoDAsync_v2:
-    case wire::Function::cuMemcpyPeerAsync:
-    case wire::Function::cuMemcpy3DAsync_v2:
-    case wire::Function::cuMemcpy3DPeerAsync:
-    case wire::Function::cuMemsetD8Async:
-    case wire::Function::cuMemsetD16Async:
-    case wire::Function::cuMemsetD32Async:
-    case wire::Function::cuMemsetD2D8Async:
-    case wire::Function::cuMemsetD2D16Async:
-    case wire::Function::cuMemsetD2D32Async:
-    case wire::Function::cuStreamBatchMemOp_v2:
-    case wire::Function::cuStreamWaitValue32_v2:
-    case wire::Function::cuStreamWaitValue64_v2:
-    case wire::Function::cuStreamWriteValue32_v2:
-    case wire::Function::cuStreamWriteValue64_v2:
-      return true;
-    default:
-      return false;
-  }
-}
 
 Gate::Gate(Worker& worker, InFlight::MakeCurrent make_current) : worker_(worker), grant_(&kAlwaysFree) {
   for (LeasePage* page : worker.leases) lanes_.push_back(std::make_unique<Lane>(worker, make_current, page));
@@ -131,85 +101,95 @@ bool Gate::holds(Lane& lane) {
          (state == LeaseState::held && grant.number.load(std::memory_order_relaxed) != lane.done);
 }
 
-// Waits until enough of what is in flight is done. False when the lease is over meanwhile.
-bool Gate::has_room(Lane& lane) {
+// Whether little enough is in flight.
+bool Gate::has_room(Lane& lane, u64 now_ns) {
   InFlight& flight = lane.flight;
-  u64 now = wire::monotonic_ns();
-  flight.look(now);
-  if (flight.wants_mark(now)) flight.close();
+  flight.look(now_ns);
+  if (flight.wants_mark(now_ns)) flight.close();
   if (!flight.is_full()) {
     lane.stuck = false;
+    lane.full_ns = 0;
     return true;
   }
-  // A stream may wait for a value that the client's next messages write: then waiting here would be for ever.
-  const u64 limit_ns = now + std::max(kRoomNs, 4 * flight.cost_ns());
-  wire::Backoff backoff(kSpinUs, kNapUs);
-  while (flight.is_full() && !lane.stuck) {
-    backoff.step();
-    now = wire::monotonic_ns();
-    flight.look(now);
-    if (!holds(lane)) return false;
-    lane.stuck = now > limit_ns;
-  }
-  return true;
+  if (lane.full_ns == 0) lane.full_ns = now_ns;
+  // A stream may wait for a value that the client's next messages write: then this would be for ever.
+  lane.stuck = lane.stuck || now_ns - lane.full_ns > std::max(kRoomNs, 4 * flight.cost_ns());
+  return lane.stuck;
 }
 
 // Whether one more will be done by the end of the lease. The first one always may: it is charged.
 bool Gate::fits(Lane& lane, u64 now_ns) {
-  const u64 end_ns = lane.page->grant.end_ns.load(std::memory_order_relaxed);
-  if (lane.flight.is_empty() ? now_ns < end_ns : now_ns + lane.flight.expected_ns() < end_ns) return true;
-  lane.done = lane.page->grant.number.load(std::memory_order_relaxed);
-  lane.page->want.done.store(lane.done, std::memory_order_seq_cst);
+  const LeasePage::Grant& grant = lane.page->grant;
+  const u64 number = grant.number.load(std::memory_order_relaxed);
+  const u64 expected_ns = lane.used == number ? lane.flight.expected_ns() : 0;
+  if (now_ns + expected_ns < grant.end_ns.load(std::memory_order_relaxed)) {
+    lane.used = number;
+    return true;
+  }
+  lane.done = number;
+  lane.page->want.done.store(number, std::memory_order_seq_cst);
   return false;
 }
 
-void Gate::admit(const wire::Slot& slot) {
+bool Gate::admit(const wire::Slot& slot) {
   Lane& lane = *lane_;
   const StreamEntry* stream = slot.stream ? worker_.streams.find(slot.stream) : nullptr;
-  if (stream != nullptr && stream->capturing) return;  // recorded, not submitted
-  if (!lane.watched) watch(lane, wire::monotonic_ns());
-  while (true) {
-    if (lane.page->grant.state.load(std::memory_order_seq_cst) == LeaseState::free) return unwatch(lane);
-    const u64 now = wire::monotonic_ns();
-    if (lane.orphan) {
-      if (is_orphan(lane, now)) return;
-      watch(lane, now);  // there is one again
-    }
-    if (holds(lane) && has_room(lane)) {
-      // Said first, looked again then: the arbiter does it the other way round.
-      set_busy(lane, true);
-      const u64 later = wire::monotonic_ns();
-      if (holds(lane) && fits(lane, later)) {
-        if (lane.page->want.wants.load(std::memory_order_relaxed) != 0)
-          lane.page->want.wants.store(0, std::memory_order_seq_cst);
-        lane.flight.add(slot.stream, later);
-        lane.empty_ns = 0;
-        due_ns_ = std::min(due_ns_, later + kLookNs);
-        return;
-      }
-    }
-    wait_turn(lane);
-    if (lane.orphan) return;
+  if (stream != nullptr && stream->capturing) return true;  // recorded, not submitted
+  const u64 now = wire::monotonic_ns();
+  if (!lane.watched) watch(lane, now);
+  if (lane.page->grant.state.load(std::memory_order_seq_cst) == LeaseState::free) {
+    unwatch(lane);
+    return true;
   }
+  if (lane.orphan) {
+    if (is_orphan(lane, now)) return true;
+    watch(lane, now);  // there is an arbiter again
+  }
+  refused_ = &lane;
+  if (holds(lane)) {
+    if (!has_room(lane, now)) return false;
+    // Said first, looked again then: the arbiter does it the other way round.
+    set_busy(lane, true);
+    if (holds(lane) && fits(lane, now)) {
+      if (lane.page->want.wants.load(std::memory_order_relaxed) != 0)
+        lane.page->want.wants.store(0, std::memory_order_seq_cst);
+      lane.flight.add(slot.stream, now);
+      lane.empty_ns = 0;
+      due_ns_ = std::min(due_ns_, now + kLookNs);
+      return true;
+    }
+  }
+  ask(lane, now);
+  return false;
 }
 
-void Gate::wait_turn(Lane& lane) {
+void Gate::ask(Lane& lane, u64 now_ns) {
   lane.flight.close();
-  lane.page->want.wants.store(1, std::memory_order_seq_cst);
-  ring(lane);
-  wire::Backoff backoff(kSpinUs, kNapUs);
-  while (true) {
-    const u32 turn = lane.page->grant.turn.load(std::memory_order_seq_cst);
-    const u64 now = wire::monotonic_ns();
-    if (holds(lane) || is_orphan(lane, now)) return;
-    lane.flight.look(now);
-    if (lane.flight.is_empty()) {
-      set_busy(lane, false);
-      wire::futex_wait(lane.page->grant.turn, turn, kSleepMs);
-    } else {
-      backoff.step();
-    }
+  lane.flight.look(now_ns);
+  lane.full_ns = 0;
+  const bool news = lane.page->want.wants.exchange(1, std::memory_order_seq_cst) == 0;
+  if (lane.flight.is_empty() && lane.busy)
+    set_busy(lane, false);
+  else if (news)
+    ring(lane);
+}
+
+bool Gate::may_go_on(u64 now_ns) {
+  Lane& lane = *refused_;
+  if (lane.page->grant.state.load(std::memory_order_seq_cst) == LeaseState::free) return true;
+  if (holds(lane)) return has_room(lane, now_ns);
+  if (is_orphan(lane, now_ns)) return true;
+  ask(lane, now_ns);
+  return false;
+}
+
+void Gate::sleep(const std::atomic<u32>& doorbell, u32 bell, u32 turn) {
+  if (waits_on_many_) {
+    const wire::WaitOn words[] = {wire::wait_on(doorbell, bell),
+                                  wire::wait_on(refused_->page->grant.turn, turn)};
+    waits_on_many_ = wire::futex_wait_any(words, 2, kSleepNs);
   }
+  if (!waits_on_many_) wire::futex_wait_ns(doorbell, bell, kShortSleepNs);
 }
 
 void Gate::tend(u64 now_ns) {

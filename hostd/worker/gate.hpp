@@ -16,9 +16,6 @@
 
 namespace gpupool::worker {
 
-// Whether this message makes the GPU work.
-[[nodiscard]] bool submits(wire::Function function);
-
 class Gate {
  public:
   Gate(Worker& worker, InFlight::MakeCurrent make_current);
@@ -34,8 +31,16 @@ class Gate {
     return grant_->state.load(std::memory_order_relaxed) != pages::LeaseState::free;
   }
 
-  // Returns when this message may be executed. The driver's current context may be another afterwards.
-  void admit(const wire::Slot& slot);
+  // Whether this message, which submits work, may be executed now. The driver's current context may be
+  // another afterwards.
+  [[nodiscard]] bool admit(const wire::Slot& slot);
+  // After a refusal. Whether the same message may be admitted now, as far as one can see from here.
+  [[nodiscard]] bool may_go_on(u64 now_ns);
+  // Whether it waits for something in flight, which rings nowhere.
+  [[nodiscard]] bool drains() const { return !refused_->flight.is_empty(); }
+  // A word that changes with the lease, to be read before may_go_on(); sleeps until it or `doorbell` differs.
+  [[nodiscard]] u32 turn() const { return refused_->page->grant.turn.load(std::memory_order_seq_cst); }
+  void sleep(const std::atomic<u32>& doorbell, u32 bell, u32 turn);
   // When tend() wants to be called while the dispatcher waits for messages; ~0 for never.
   [[nodiscard]] u64 due_ns() const { return due_ns_; }
   // Notices that what is in flight is done, and says so.
@@ -54,6 +59,8 @@ class Gate {
     bool busy = false;    // as the page says
     bool orphan = false;  // there is no arbiter: it submits without leases
     bool stuck = false;   // waiting for room has taken too long: what is in flight may wait for what comes
+    u64 full_ns = 0;      // since when it has been waiting for room
+    u64 used = 0;         // the newest lease under which something was submitted
     u64 done = 0;         // the newest lease that it will not use any more
     u64 empty_ns = 0;     // since when nothing is in flight
   };
@@ -65,9 +72,10 @@ class Gate {
   void set_busy(Lane& lane, bool busy);
   // Whether it may submit now; true also when leases are no longer needed.
   bool holds(Lane& lane);
-  bool has_room(Lane& lane);
+  bool has_room(Lane& lane, u64 now_ns);
   bool fits(Lane& lane, u64 now_ns);
-  void wait_turn(Lane& lane);
+  // Says that it wants a lease; what is in flight is finished.
+  void ask(Lane& lane, u64 now_ns);
   // True when the arbiter has been silent for too long: then the lane is an orphan.
   bool is_orphan(Lane& lane, u64 now_ns);
   void tend(Lane& lane, u64 now_ns);
@@ -77,6 +85,8 @@ class Gate {
   std::unordered_map<u32, Lane*> lane_of_;    // by index of context
   Lane* lane_ = nullptr;                      // of the current context
   const pages::LeasePage::Grant* grant_;      // its page's, or one that is always free
+  Lane* refused_ = nullptr;                   // by the last admit() that refused
+  bool waits_on_many_ = true;                 // futex_waitv: Linux 5.16
   u64 due_ns_ = ~u64{0};
 };
 

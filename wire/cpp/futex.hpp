@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <climits>
 
 #include "wire/cpp/types.hpp"
@@ -30,6 +31,30 @@ inline void futex_wait(const std::atomic<u64>& address, u64 expected, u32 timeou
 template <typename T>
 void futex_wake(const std::atomic<T>& address) {
   syscall(SYS_futex, &address, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
+// One of several words to wait on: struct futex_waitv of linux/futex.h in Linux 5.16, which is newer than
+// some build machines' headers.
+struct WaitOn {
+  u64 value = 0;
+  u64 address = 0;
+  u32 flags = 2;  // 32 bits, shared between processes
+  u32 reserved = 0;
+};
+inline constexpr u32 kMostWaits = 128;  // FUTEX_WAITV_MAX
+
+inline WaitOn wait_on(const std::atomic<u32>& word, u32 expected) {
+  return WaitOn{.value = expected, .address = reinterpret_cast<u64>(&word)};
+}
+
+inline u64 monotonic_ns();
+
+// Sleeps while all of them are as expected, at most that long. False where the kernel cannot do this.
+inline bool futex_wait_any(const WaitOn* words, u32 count, u64 timeout_ns) {
+  constexpr long kCall = 449;
+  const u64 end = monotonic_ns() + timeout_ns;
+  const timespec until{static_cast<time_t>(end / 1'000'000'000), static_cast<long>(end % 1'000'000'000)};
+  return syscall(kCall, words, count, 0, &until, CLOCK_MONOTONIC) >= 0 || (errno != ENOSYS && errno != EPERM);
 }
 
 inline u64 monotonic_ns() {

@@ -3,7 +3,7 @@
 // do with the GPU's work is answered at once.
 //
 // A parked message's data stays in the window: the client takes pieces back once the ring's head, which does
-// not pass the first parked message, has passed it.
+// not pass the first parked message, has passed it. So there are never more of them than the ring has slots.
 #include <cstring>
 
 #include "hostd/worker/dispatcher.hpp"
@@ -12,7 +12,6 @@
 namespace gpupool::worker {
 namespace {
 
-constexpr size_t kMostParked = 4096;  // 1 MiB; the ring has 8192 slots
 constexpr u32 kSpinUs = 200;
 constexpr u32 kNapUs = 100;
 
@@ -40,15 +39,12 @@ void Dispatcher::hold(const wire::Slot& slot, u64 ticket) {
       parked_.pop_front();
       continue;
     }
-    while (parked_.size() < kMostParked && is_there(next_)) {
+    while (is_there(next_)) {
       alignas(64) u8 copy[sizeof(wire::Slot)];
       std::memcpy(copy, static_cast<const void*>(&worker_.window.slot(next_)), sizeof copy);
       const auto& next = *reinterpret_cast<const wire::Slot*>(copy);
       ++next_;
-      if (!may_pass(next))
-        park(next, next_ - 1);
-      else if (!attempt(next, next_ - 1))
-        park(next, next_ - 1);
+      if (!may_pass(next) || !attempt(next, next_ - 1)) park(next, next_ - 1);
     }
     wait_for_lease();
   }
@@ -58,7 +54,6 @@ void Dispatcher::hold(const wire::Slot& slot, u64 ticket) {
 void Dispatcher::wait_for_lease() {
   wire::Control& control = worker_.window.control();
   control.head.store(parked_.front().ticket, std::memory_order_release);
-  const bool takes = parked_.size() < kMostParked;
   wire::Backoff backoff(kSpinUs, kNapUs);
   u64 open_since = 0;
   publish_counters(parked_.front().ticket, wire::monotonic_ns());
@@ -68,16 +63,16 @@ void Dispatcher::wait_for_lease() {
     if (now >= activity_.due_ns()) activity_.sample(now);
     const u32 bell = control.doorbell.load(std::memory_order_acquire);
     const u32 turn = gate_.turn();
-    if (gate_.may_go_on(now) || (takes && is_there(next_))) return;
+    if (gate_.may_go_on(now) || is_there(next_)) return;
     if (gate_.drains()) {
       backoff.step();
       continue;
     }
     control.worker_sleeping.store(1, std::memory_order_seq_cst);
     std::atomic_thread_fence(std::memory_order_seq_cst);  // as in wait_for()
-    if (!(takes && is_there(next_))) gate_.sleep(control.doorbell, bell, turn);
+    if (!is_there(next_)) gate_.sleep(control.doorbell, bell, turn);
     control.worker_sleeping.store(0, std::memory_order_relaxed);
-    if (takes) check_stalled(next_, open_since);
+    check_stalled(next_, open_since);
   }
 }
 

@@ -20,6 +20,7 @@ from gpupool.hostd.core.ports import PortError
 _VFIO = "vfio-pci"
 _BRIDGE = "0x06"  # first digits of a PCI class
 _NO_OBSTACLE = ("", _VFIO, "pci-stub")  # drivers of other devices of a group (vfio.rst)
+_COMM_LENGTH = 15
 _SHARED_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
 
 
@@ -61,7 +62,7 @@ class SysfsPci:
             name = wanted.get(_key(target) or (-1, -1, -1))
             if name is not None:
                 node = "/" + str(Path(name).relative_to(self._root))
-                found[pid, node] = Holder(pid, self._comm(pid), node)
+                found[pid, node] = Holder(pid, self._name(pid), node)
         return tuple(found[key] for key in sorted(found))
 
     def obstacle(self, address: str) -> str:
@@ -190,8 +191,14 @@ class SysfsPci:
                 if target.startswith(below):
                     yield int(process.name), link
 
-    def _comm(self, pid: int) -> str:
-        return _read(self._root / "proc" / str(pid) / "comm") or "?"
+    def _name(self, pid: int) -> str:
+        """The program's, of which the kernel keeps 15 characters; the rest is in the command line
+        (proc(5)), where the process may have changed it.
+        """
+        folder = self._root / "proc" / str(pid)
+        name = _read(folder / "comm") or "?"
+        longer = _read(folder / "cmdline").partition("\0")[0].rpartition("/")[2]
+        return longer if len(name) == _COMM_LENGTH and longer.startswith(name) else name
 
 
 def _key(path: Path) -> tuple[int, int, int] | None:

@@ -15,8 +15,10 @@ from gpupool.hostd.core.pool_ports import CdiDevice, CdiFiles, Holder, PciDevice
 from gpupool.hostd.core.ports import GpuSource, PortError
 
 VFIO_DRIVER = "vfio-pci"
-# It keeps the card initialised and does nothing on it.
-_HARMLESS = frozenset({"nvidia-persistenced"})
+_PERSISTENCED = "nvidia-persistenced"
+# They have every card open and do nothing on it: what keeps cards initialised, monitors, and our
+# workers, whose sessions are elsewhere.
+_HARMLESS = frozenset({_PERSISTENCED, "nv-hostengine", "dcgm-exporter", "gpupool-worker"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +180,10 @@ def _held(record: PoolRecord, holders: tuple[Holder, ...], workers: Mapping[int,
     ]
     names = {one.name for one in holders}
     advice = "end them, then ask again"
-    if "nvidia-persistenced" in names:
-        advice = "`systemctl stop nvidia-persistenced`, then ask again"
+    if _PERSISTENCED in names:
+        advice = (
+            f"`nvidia-smi -i {record.uuid} -pm 0` makes {_PERSISTENCED} close it; ask again then"
+        )
     elif all(one.pid in workers for one in holders):
         advice = "the driver opens every card for them; ask again when they have ended"
     return f"GPU {record.uuid} is held by {', '.join(words)}; {advice}"

@@ -255,3 +255,17 @@ def test_refusals_say_why(pair: Host) -> None:
     (pair.folder / "cdi").unlink()
     pair.wait_until(lambda: gpus(pair)[0]["state"] == "pooled", "it to be pooled again")
     assert wait_for_end(pair, switch(pair, uuid, "native"))["state"] == "succeeded"
+
+
+def test_the_command_line(pair: Host) -> None:
+    uuid = gpus(pair)[1]["uuid"]
+    done = pair.command("gpu", "pool", uuid, "native", "--deadline", "10s", check=False)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(pair.command("operation", "list", "--json").stdout)["operations"]
+    assert [one["state"] for one in shown] == ["succeeded"]
+    done = pair.command("gpu", "pool", uuid, "native", "--for", "vfio", check=False)
+    assert done.returncode == 3
+    assert "bring it back to the pool first" in done.stderr
+    done = pair.command("gpu", "pool", uuid, "pooled", "--json", check=False)
+    assert done.returncode == 0, done.stderr
+    assert gpus(pair)[1]["state"] == "pooled"

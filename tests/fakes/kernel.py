@@ -88,13 +88,14 @@ class FakeKernel:
         """A process has a device file open."""
         folder = self.root / "proc" / str(pid) / "fd"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder.parent / "comm").write_text(f"{name}\n")
+        (folder.parent / "comm").write_text(f"{name[:15]}\n")  # TASK_COMM_LEN
+        (folder.parent / "cmdline").write_text(f"/usr/bin/{name}\0--option\0")
         (folder / str(3 + len(list(folder.iterdir())))).symlink_to(self.root / node.lstrip("/"))
 
     def end(self, pid: int) -> None:
         """It has ended."""
         folder = self.root / "proc" / str(pid)
-        for path in (*(folder / "fd").iterdir(), folder / "comm"):
+        for path in (*(folder / "fd").iterdir(), folder / "comm", folder / "cmdline"):
             path.unlink()
         (folder / "fd").rmdir()
         folder.rmdir()

@@ -476,3 +476,14 @@ def test_systemd_is_told(daemon: Daemon) -> None:
         assert manager.recv(100) == b"READY=1"
         daemon.stop()
         assert manager.recv(100) == b"STOPPING=1"
+
+
+def test_it_does_not_guess_which_gpus_were_given_out(daemon: Daemon) -> None:
+    daemon.start()
+    assert daemon.stop() == 0
+    path = daemon.folder / "state" / "pools.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(AssertionError, match="which GPUs were given out whole"):
+        daemon.start()
+    path.unlink()
+    daemon.start()

@@ -184,7 +184,7 @@ def test_what_holds_the_card_is_told_and_it_is_pooled_again(running: Running) ->
     operation = running.pools.operation(number)
     assert operation.state is OperationState.FAILED
     assert "nvidia-persistenced (pid 812, /dev/nvidia0)" in operation.error
-    assert "systemctl stop nvidia-persistenced" in operation.error
+    assert f"`nvidia-smi -i {UUID} -pm 0`" in operation.error
 
 
 def test_our_own_workers_that_hold_it_are_named(running: Running) -> None:
@@ -287,6 +287,29 @@ def test_the_way_back_can_be_asked_for_again_or_given_up(running: Running) -> No
     running.ask("pooled")
     running.go()
     assert check_settled(running) is PoolState.POOLED  # with the drivers from before
+
+
+def test_what_got_stuck_after_a_failure_succeeds_when_asked_for_again(running: Running) -> None:
+    rig = running.rig
+    rig.cdi.fail = "no room"  # after both functions were bound to vfio-pci
+    rig.pci.refuse["restore"] = "driver nvidia is not loaded"
+    first = running.ask("native", VFIO)
+    running.go(5)
+    error = running.pools.operation(first.id).error
+    assert error == "no room; and on the way back: driver nvidia is not loaded"
+    rig.pci.refuse.clear()
+    again = running.ask("pooled")
+    running.go()
+    assert check_settled(running) is PoolState.POOLED
+    assert state_of(running, again.id) is OperationState.SUCCEEDED
+
+
+def test_what_never_became_native_comes_back_whoever_has_it_open(running: Running) -> None:
+    running.rig.cdi.fail = "no room"
+    running.rig.pci.held[ADDRESS] = (Holder(99, "python3", "/dev/nvidia0"),)
+    running.ask("native")
+    running.go()
+    assert check_settled(running) is PoolState.POOLED
 
 
 def test_a_driver_may_need_a_moment(running: Running) -> None:

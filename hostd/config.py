@@ -183,6 +183,7 @@ def parse(document: Mapping[str, Any]) -> Config:
             native=tuple(top["pool.native"]),
             native_kind=NativeKind(top["pool.native_kind"]),
             end_grace_s=top["limits.end_grace_s"],
+            scrub=top["pool.scrub"],
         ),
         cdi_dir=Path(top["pool.cdi_dir"]),
         endpoints=endpoints,

@@ -318,6 +318,13 @@ KEYS: tuple[Key, ...] = (
         choices=("container", "vfio"),
     ),
     Key(
+        "pool.scrub",
+        bool,
+        True,
+        "clear a card's memory before it is given out whole; false: whoever gets it may see what "
+        "tenants left",
+    ),
+    Key(
         "pool.cdi_dir",
         str,
         "/var/run/cdi",

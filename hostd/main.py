@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from gpupool import __version__
 from gpupool.hostd.adapters import certificate, native_files, sandbox_facts
 from gpupool.hostd.adapters.arbiter_process import ArbiterProcesses
+from gpupool.hostd.adapters.card_memory import CudaMemory
 from gpupool.hostd.adapters.cdi import CdiFolder
 from gpupool.hostd.adapters.cgroups import SessionGroups
 from gpupool.hostd.adapters.client_process import ClientProcesses
@@ -400,7 +401,9 @@ class Hostd:
         users.reserved_on = host.allocations.reserved_on
         pools = Pools(PoolPorts(store, cdi, users, SystemClock()), config.pool)
         pools.load()
-        task = PoolTask(pools, PoolMachine(self._machine.devices, cdi, self._machine.gpus))
+        memory = CudaMemory() if config.pool.scrub else None
+        machine = self._machine
+        task = PoolTask(pools, PoolMachine(machine.devices, cdi, machine.gpus, memory))
         pools.on(host.offer, task.wake)
         return pools, task
 

@@ -43,6 +43,7 @@ class Step(enum.Enum):
     """
 
     RELEASE = "release"  # waiting workers and the arbiter of that GPU end
+    CLEAR = "clear"  # what tenants have left in its memory is written over
     SURVEY = "survey"  # the card's functions are looked at and written down
     CLAIM = "claim"  # they are bound to vfio-pci, unless somebody holds the card
     PUBLISH = "publish"  # the CDI device appears
@@ -53,8 +54,8 @@ class Step(enum.Enum):
 
 
 _TO_NATIVE = {
-    NativeKind.CONTAINER: (Step.RELEASE, Step.PUBLISH),
-    NativeKind.VFIO: (Step.RELEASE, Step.SURVEY, Step.CLAIM, Step.PUBLISH),
+    NativeKind.CONTAINER: (Step.RELEASE, Step.CLEAR, Step.PUBLISH),
+    NativeKind.VFIO: (Step.RELEASE, Step.CLEAR, Step.SURVEY, Step.CLAIM, Step.PUBLISH),
 }
 _TO_POOLED = {
     NativeKind.CONTAINER: (Step.CHECK, Step.WITHDRAW, Step.FIND),

@@ -28,6 +28,7 @@ _AGAIN_S = 30.0  # what got stuck on the way back
 
 _DOING = {
     Step.RELEASE: "ending what waits on it",
+    Step.CLEAR: "clearing its memory",
     Step.SURVEY: "looking at the card",
     Step.CLAIM: "binding it to vfio-pci",
     Step.PUBLISH: "writing its CDI device",

@@ -3,6 +3,7 @@
 | port | adapter | fake |
 |---|---|---|
 | PciDevices | adapters/pci_devices.py | tests/fakes/pci.py |
+| CardMemory | adapters/card_memory.py | tests/fakes/pci.py |
 | CdiFiles | adapters/cdi.py | tests/fakes/pci.py |
 | PoolStore | adapters/pool_file.py | tests/fakes/pool_store.py |
 | GpuUsers | core/gpu_users.py | tests/fakes/gpu_users.py |
@@ -75,6 +76,17 @@ class PciDevices(Protocol):
         """The device files that a program needs to use the card: of its driver, or of vfio.
 
         Raises PortError.
+        """
+        ...
+
+
+class CardMemory(Protocol):
+    """What a card still holds of those who have used it."""
+
+    def clear(self, library: str, uuid: str) -> int:
+        """Writes zeros over all of it that nobody has, through that libcuda; so many bytes.
+
+        Takes seconds. Raises PortError.
         """
         ...
 

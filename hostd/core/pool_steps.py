@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.pool import NativeKind, PciFunction, PoolRecord, PoolState, Step
-from gpupool.hostd.core.pool_ports import CdiDevice, CdiFiles, Holder, PciDevices
+from gpupool.hostd.core.pool_ports import CardMemory, CdiDevice, CdiFiles, Holder, PciDevices
 from gpupool.hostd.core.ports import GpuSource, PortError
 
 VFIO_DRIVER = "vfio-pci"
@@ -28,6 +28,7 @@ class Machine:
     devices: PciDevices
     cdi: CdiFiles
     gpus: GpuSource
+    memory: CardMemory | None  # None: cards are given out with what is in their memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ def perform(work: Work, machine: Machine) -> Outcome:
     """Does the step of `work`, or looks after a GPU that is native already."""
     record = work.record
     steps: dict[Step, Callable[[Work, Machine], Outcome]] = {
+        Step.CLEAR: _clear,
         Step.SURVEY: _survey,
         Step.CLAIM: _claim,
         Step.PUBLISH: _publish,
@@ -69,6 +71,18 @@ def perform(work: Work, machine: Machine) -> Outcome:
         return steps[record.step](work, machine)
     except PortError as error:
         return Outcome(str(error))
+
+
+def _clear(work: Work, machine: Machine) -> Outcome:
+    # The memory of a software GPU is its process's, and ended with it.
+    record = work.record
+    if machine.memory is None or record.source != "nvidia":
+        return Outcome()
+    if record.functions:
+        # It got stuck on its way back, perhaps without its driver: no tenant has used it since.
+        return Outcome()
+    machine.memory.clear(_found(record, machine).library, record.uuid)
+    return Outcome()
 
 
 def _survey(work: Work, machine: Machine) -> Outcome:
@@ -151,14 +165,19 @@ def _restore(work: Work, machine: Machine) -> Outcome:
 
 
 def _find(work: Work, machine: Machine) -> Outcome:
+    return Outcome(inventory=_found(work.record, machine))
+
+
+def _found(record: PoolRecord, machine: Machine) -> Inventory:
+    """A look at the machine that shows this GPU. Raises PortError."""
     inventory = machine.gpus.discover()
-    if all(one.uuid != work.record.uuid for one in inventory.gpus):
-        why = "; ".join(inventory.notes) or "it shows others"
-        raise PortError(
-            f"the driver does not show GPU {work.record.uuid} ({why}); see `nvidia-smi -L` and the "
-            "kernel's log"
-        )
-    return Outcome(inventory=inventory)
+    if any(one.uuid == record.uuid for one in inventory.gpus):
+        return inventory
+    why = "; ".join(inventory.notes) or "it shows others"
+    raise PortError(
+        f"the driver does not show GPU {record.uuid} ({why}); see `nvidia-smi -L` and the kernel's "
+        "log"
+    )
 
 
 def _look_after(work: Work, machine: Machine) -> Outcome:

@@ -40,6 +40,7 @@ class PoolSettings:
     native: tuple[str, ...] = ()  # UUIDs and PCI addresses
     native_kind: NativeKind = NativeKind.CONTAINER
     end_grace_s: int = 10  # limits.end_grace_s
+    scrub: bool = True  # a card's memory, before it is given out
 
     def starts_native(self, gpu: Gpu) -> bool:
         """Whether a GPU that was not known so far goes to the native pool."""

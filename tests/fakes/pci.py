@@ -66,6 +66,22 @@ class FakePci:
             raise PortError(self.refuse[what])
 
 
+class FakeMemory:
+    """Implements `pool_ports.CardMemory`."""
+
+    def __init__(self) -> None:
+        self.used: set[str] = set()  # UUIDs of cards with something in their memory
+        self.fail = ""
+
+    def clear(self, library: str, uuid: str) -> int:
+        """Clears it, or fails as the test asked."""
+        assert library == "/usr/lib/x86_64-linux-gnu/libcuda.so.1"
+        if self.fail:
+            raise PortError(self.fail)
+        self.used.discard(uuid)
+        return 1 << 30
+
+
 class FakeCdi:
     """Implements `pool_ports.CdiFiles`."""
 

@@ -17,7 +17,7 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.gpu_users import FakeGpuUsers
 from tests.fakes.gpus import FakeGpus
 from tests.fakes.kernel import FakeKernel
-from tests.fakes.pci import VFIO, FakeCdi, FakePci
+from tests.fakes.pci import VFIO, FakeCdi, FakeMemory, FakePci
 from tests.fakes.pool_store import FakePoolStore
 
 UUID = "GPU-00000000-1111-2222-3333-444455556666"
@@ -72,12 +72,14 @@ class Rig:
     pci: FakePci = field(default_factory=FakePci)
     kernel: KernelCards | None = None  # in its place
     cdi: FakeCdi = field(default_factory=FakeCdi)
+    memory: FakeMemory = field(default_factory=FakeMemory)
     users: FakeGpuUsers = field(default_factory=FakeGpuUsers)
     clock: FakeClock = field(default_factory=FakeClock)
     settings: PoolSettings = field(default_factory=PoolSettings)
 
     def __post_init__(self) -> None:
         self.gpus = DriverGpus(self.machine)
+        self.memory.used = {UUID, OTHER}
 
     @property
     def machine(self) -> FakePci | KernelCards:
@@ -91,7 +93,8 @@ class Rig:
         if self.kernel is not None:
             self.kernel.writer = wrap(self.kernel.kernel)
         ports = PoolPorts(wrap(self.store), cdi, wrap(self.users), self.clock)
-        running = Running(self, Pools(ports, self.settings), Machine(pci, cdi, wrap(self.gpus)))
+        machine = Machine(pci, cdi, wrap(self.gpus), wrap(self.memory))
+        running = Running(self, Pools(ports, self.settings), machine)
         running.pools.load()
         running.pools.see(self.gpus.discover())
         return running
@@ -162,6 +165,7 @@ def check_settled(running: Running, uuid: str = UUID) -> PoolState:
     assert record.state is PoolState.NATIVE
     assert uuid not in running.offered()
     assert uuid not in {gpu for gpus in rig.users.on.values() for gpu in gpus}
+    assert uuid not in rig.memory.used
     nodes = rig.cdi.devices[uuid].nodes
     if record.kind is NativeKind.VFIO:
         assert drivers == [VFIO, VFIO]

@@ -40,9 +40,15 @@ def test_pools() -> None:
     parsed = config.parse({})
     assert (parsed.pool.default, parsed.pool.native, parsed.pool.end_grace_s) == ("pooled", (), 10)
     assert str(parsed.cdi_dir) == "/var/run/cdi"
-    given = {"default": "native", "native": ["GPU-1"], "native_kind": "vfio", "cdi_dir": "/x"}
+    given = {
+        "default": "native",
+        "native": ["GPU-1"],
+        "native_kind": "vfio",
+        "cdi_dir": "/x",
+        "scrub": False,
+    }
     parsed = config.parse({"pool": given, "limits": {"end_grace_s": 3}})
-    assert parsed.pool == PoolSettings("native", ("GPU-1",), NativeKind.VFIO, 3)
+    assert parsed.pool == PoolSettings("native", ("GPU-1",), NativeKind.VFIO, 3, scrub=False)
     for key, value in (("default", "x"), ("native_kind", "vm"), ("native", "GPU-1")):
         assert f"pool.{key}: given {value!r}" in problem({"pool": {key: value}})
     assert "pool.cdi_dir: given 'x', allowed is an absolute path" in problem(

@@ -200,10 +200,12 @@ def test_our_own_workers_that_hold_it_are_named(running: Running) -> None:
     assert "(7) have its device file open" in running.pools.operations[-1].progress
 
 
-@pytest.mark.parametrize("where", ["obstacle", "claim", "cdi"])
+@pytest.mark.parametrize("where", ["memory", "obstacle", "claim", "cdi"])
 def test_a_step_that_fails_brings_it_back(running: Running, where: str) -> None:
     rig = running.rig
-    if where == "obstacle":
+    if where == "memory":
+        rig.memory.fail = "it is stuck"
+    elif where == "obstacle":
         rig.pci.in_the_way = "it is stuck"
     elif where == "claim":
         rig.pci.refuse["claim"] = "it is stuck"

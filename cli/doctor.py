@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import stat
@@ -66,6 +67,7 @@ def examine() -> list[Finding]:
     checks: tuple[Callable[[], list[Finding]], ...] = (
         _kernel,
         _shared_memory,
+        _huge_pages,
         _native,
         _sandbox,
         _gpus,
@@ -110,6 +112,20 @@ def _shared_memory() -> list[Finding]:
             Finding("process descriptors", "fail", f"pidfd_open: {error.strerror}", advice)
         )
     return findings
+
+
+def _huge_pages() -> list[Finding]:
+    """Whether windows may have them; docs/memory.md says what they are worth."""
+    file = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    try:
+        setting = re.search(r"\[(\w+)\]", file.read_text(encoding="ascii"))
+    except OSError:
+        return []
+    chosen = setting.group(1) if setting else "unknown"
+    if chosen in ("advise", "within_size", "always", "force"):
+        return [Finding("huge pages for shared memory", "ok", chosen)]
+    advice = f"`echo advise > {file}` makes pinned memory cheaper to allocate"
+    return [Finding("huge pages for shared memory", "info", chosen, advice)]
 
 
 def _native() -> list[Finding]:

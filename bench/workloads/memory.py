@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ctypes import byref, c_size_t, c_uint64, c_void_p
+from functools import partial
 
 from gpupool.bench.workloads.base import MEMORY, Result, Running, Setting, Workload, digest
 from gpupool.bench.workloads.cuda import Driver, ready
@@ -65,9 +66,9 @@ def _on_stream(setting: Setting) -> Running:
     )
 
 
-def _pinned(setting: Setting) -> Running:
+def _pinned(setting: Setting, size_mib: int) -> Running:
     driver = ready()
-    size = (1 if setting.small else 64) << 20
+    size = (size_mib // 64 if setting.small else size_mib) << 20
 
     def step() -> None:
         pointer = c_void_p()
@@ -83,5 +84,7 @@ def _pinned(setting: Setting) -> Running:
 WORKLOADS = (
     Workload("alloc_free", MEMORY, _synchronous),
     Workload("alloc_free_async", MEMORY, _on_stream),
-    Workload("alloc_free_pinned_64MiB", MEMORY, _pinned),
+    Workload("alloc_free_pinned_64MiB", MEMORY, partial(_pinned, size_mib=64)),
+    # More than a client keeps: each time its pages are made, registered and given back.
+    Workload("alloc_free_pinned_1GiB", MEMORY, partial(_pinned, size_mib=1024)),
 )

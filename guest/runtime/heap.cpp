@@ -35,12 +35,15 @@ void RangeSet::add(u64 offset, u64 size) {
   ranges_[offset] = size;
 }
 
-u64 RangeSet::take(u64 size) {
+u64 RangeSet::take(u64 size, u64 alignment) {
   for (auto range = ranges_.begin(); range != ranges_.end(); ++range) {
-    if (range->second < size) continue;
-    const auto [offset, have] = *range;
+    const auto [begin, have] = *range;
+    const u64 offset = round_up(begin, alignment);
+    const u64 skipped = offset - begin;
+    if (have < skipped || have - skipped < size) continue;
     ranges_.erase(range);
-    if (have > size) ranges_[offset + size] = have - size;
+    if (skipped != 0) ranges_[begin] = skipped;
+    if (have - skipped > size) ranges_[offset + size] = have - skipped - size;
     return offset;
   }
   return 0;
@@ -93,7 +96,9 @@ Bulk Heap::carve(u64 bytes) {
 
 CUresult Heap::add_segment(u64 bytes) {
   const u64 size = round_up(bytes < kSmallSegment ? kSmallSegment : bytes, kSegmentUnit);
-  const u64 offset = free_.take(size);
+  // Whole huge pages of the window, so that the kernel may use some (hostd/worker/populate.hpp).
+  u64 offset = free_.take(size, kSegmentUnit);
+  if (offset == 0) offset = free_.take(size);
   if (offset == 0) return CUDA_ERROR_OUT_OF_MEMORY;
   Call call(wire::Function::window_register);
   call.put(offset);

@@ -14,8 +14,8 @@ namespace gpupool::guest {
 class RangeSet {
  public:
   void add(u64 offset, u64 size);
-  // Offset of `size` bytes taken from the set, or 0.
-  u64 take(u64 size);
+  // Offset of `size` bytes taken from the set, a multiple of `alignment`, or 0.
+  u64 take(u64 size, u64 alignment = 1);
   bool covers(u64 offset, u64 size) const;
 
  private:

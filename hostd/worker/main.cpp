@@ -27,6 +27,7 @@
 #include "hostd/worker/memory_account.hpp"
 #include "hostd/worker/options.hpp"
 #include "hostd/worker/order.hpp"
+#include "hostd/worker/populate.hpp"
 #include "hostd/worker/sandbox.hpp"
 #include "hostd/worker/stream_mirror.hpp"
 #include "hostd/worker/worker.hpp"
@@ -87,10 +88,10 @@ void map_window(const Options& options, Worker& worker) {
     refuse(options, wire::WelcomeStatus::base_taken, "the window's address is taken in the worker");
   }
   worker.window = wire::Window{static_cast<u8*>(got), options.window_bytes};
-  // The first context registers this part with the GPU, which takes 17 ms more for pages that are not there
-  // yet (H100): they are made while the driver makes the context. Registering does it where the kernel cannot
-  // (before 5.14).
-  std::thread([base = got] { madvise(base, wire::kHeapOffset, MADV_POPULATE_WRITE); }).detach();
+  prefer_huge_pages(got, options.window_bytes);
+  // The first context registers this part with the GPU: its pages are made while the driver makes the
+  // context.
+  std::thread([base = got] { make_pages(base, Worker::kLeftToDriver, 1); }).detach();
   worker.shared_memory = shared;
 }
 

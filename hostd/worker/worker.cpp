@@ -2,6 +2,7 @@
 
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/manual/context.hpp"
+#include "hostd/worker/populate.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
@@ -80,6 +81,7 @@ CUresult handle_window_register(Worker& worker, Request& request) {
     throw wire::ProtocolError("window_register outside the heap");
   const u64 address = reinterpret_cast<u64>(worker.at(offset));
   if (!worker.pinned.take(worker.caps, address, bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (worker.driver_makes_pages) make_pages(worker.at(offset), bytes);
   const CUresult result = worker.register_window(offset, bytes);
   if (result != CUDA_SUCCESS) worker.pinned.give_back(address);
   return result;

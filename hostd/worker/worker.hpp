@@ -69,7 +69,10 @@ class Worker {
  public:
   DriverApi driver{};
   wire::Window window;
-  bool shared_memory = true;      // false over a stream transport
+  bool shared_memory = true;  // false over a stream transport
+  // Registering makes pages (populate.hpp); known with the first context, by the page at kLeftToDriver.
+  bool driver_makes_pages = false;
+  static constexpr u64 kLeftToDriver = wire::kHeapOffset - 4096;
   std::vector<CUdevice> devices;  // the session's vGPUs, in the order that the client sees
   // What hostd reads for NVML in the guest and for its metrics; never null.
   UsagePage* usage = open_usage_page(-1, wire::kMaxDevices);

@@ -34,6 +34,11 @@ def test_a_machine_that_has_everything(native: Path, short_path: Path) -> None:
     assert found["software GPU"]["found"].startswith("Fake GPU")
     assert found["hostd"]["found"].startswith("none is running")
     assert "locked memory (RLIMIT_MEMLOCK)" in found
+    huge = found["huge pages for shared memory"]
+    assert (huge["state"], huge["found"]) in {
+        *(("ok", setting) for setting in ("advise", "within_size", "always", "force")),
+        *(("info", setting) for setting in ("never", "deny")),
+    }
 
 
 def test_missing_native_files(tmp_path: Path, short_path: Path) -> None:

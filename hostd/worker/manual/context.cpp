@@ -8,6 +8,7 @@
 
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/manual/capture.hpp"
+#include "hostd/worker/populate.hpp"
 #include "wire/cpp/device_info.hpp"
 #include "wire/cpp/futex.hpp"
 #include "worker_manual.hpp"
@@ -45,6 +46,7 @@ CUresult open_primary(Worker& worker, i32 device, CUcontext& context) {
   g_opened.registration = context;
   const u64 made = wire::monotonic_ns();
   const CUresult result = worker.register_window(0, wire::kHeapOffset);
+  worker.driver_makes_pages = page_present(worker.at(Worker::kLeftToDriver));
   log(LogLevel::info, "first context",
       "create_us=" + std::to_string((made - begin) / 1000) +
           " register_us=" + std::to_string((wire::monotonic_ns() - made) / 1000));

@@ -148,6 +148,9 @@ class Host:
                 ),
             )
         self.allocations.adopt(self.sessions)
+        for placed in self.allocations.table.placed:
+            # A resize that was under way: the vGPU's own record is what counts.
+            self.save_quota(placed.sessions, placed.vgpu.quota)
         self.changed()
         return len(self._sessions)
 
@@ -215,7 +218,8 @@ class Host:
 
     def save_quota(self, sessions: Iterable[int], quota: Quota) -> None:
         """The vGPU of these sessions is resized. Raises PortError."""
-        changed = [self._sessions[one].with_quota(quota) for one in sessions]
+        stale = [self._sessions[one] for one in sessions if self._sessions[one].quota != quota]
+        changed = [session.with_quota(quota) for session in stale]
         for session in changed:
             self._ports.store.save(session)
         self._sessions |= {session.id: session for session in changed}

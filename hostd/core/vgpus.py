@@ -138,10 +138,16 @@ class Vgpus:
                     f"{quota.memory_mib} MiB was asked for, {used_mib} MiB are in use; ask for at "
                     "least that, or end sessions"
                 )
+        sessions = placed.sessions if placed else {}
+        if any(len(one.seats) > 1 for one in self._host.sessions if one.id in sessions):
+            raise VgpuError(
+                f"vGPU {vgpu.id} belongs to a session that asked for nothing and has several GPUs; "
+                "run its program with --compute, --memory or --vgpu"
+            )
         changed = vgpu.resized(quota)
         if self._table.find(vgpu.name) == vgpu:
             self._store.save(changed)
-        self._host.save_quota(placed.sessions if placed else (), quota)
+        self._host.save_quota(sessions, quota)
         self._table.change(changed)
         self._write(changed)
         facts = {"vgpu": vgpu.name, "id": vgpu.id, "compute_percent": quota.compute_percent}

@@ -275,6 +275,15 @@ def test_an_anonymous_one_can_be_resized_and_stays_so_after_a_restart() -> None:
     assert "10%" in text(ask(successor, 11))
 
 
+def test_one_of_several_vgpus_of_a_session_keeps_its_size() -> None:
+    """They have one record, which knows one quota."""
+    one = machine(2)
+    host = one.host()
+    session = got(ask(host))
+    with pytest.raises(VgpuError, match="has several GPUs"):
+        admin(one, host).resize(session.seats[0].vgpu, Quota(50))
+
+
 def test_deleting() -> None:
     one = machine()
     host = one.host()

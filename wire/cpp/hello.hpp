@@ -52,8 +52,8 @@ struct Hello {
   u32 lanes = 0;               // how many there are; 0: nonce means nothing
   u32 reserved = 0;
   // Since 1.2.
-  u32 policy = 0;     // SharePolicy of hostd/pages/quota_page.hpp
-  u32 wait_s = 0;     // how long it would wait for room; 0: it would not
+  u32 policy = 0;      // SharePolicy of hostd/pages/quota_page.hpp
+  u32 wait_s = 0;      // how long it would wait for room; 0: it would not
   char vgpu[64] = {};  // name of a vGPU that the host has; "~KEY": the one of all processes that say this KEY
 };
 static_assert(std::is_trivially_copyable_v<Hello> && sizeof(Hello) == 296);

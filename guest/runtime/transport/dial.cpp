@@ -22,7 +22,8 @@ constexpr int kDialTimeoutSeconds = 10;
 constexpr int kWelcomeTimeoutSeconds = 120;
 // Connections of a session over TCP: four carried 64 MiB three times as fast as one (docs/data-plane.md).
 constexpr u32 kTcpConnections = 4;
-constexpr u32 kHardPolicy = 1;  // SharePolicy::hard of hostd/pages/quota_page.hpp, which guests do not include
+constexpr u32 kHardPolicy =
+    1;  // SharePolicy::hard of hostd/pages/quota_page.hpp, which guests do not include
 constexpr u32 kMostWaitSeconds = 7 * 86400;
 
 // vsock has one queue a virtual machine whatever the connections, so there it is one unless asked for.
@@ -144,7 +145,8 @@ Attempt attempt(const Endpoint& endpoint, wire::Hello hello, u8* base, Connectio
   size_t used_lanes = dialled.size() - 1;
   if (!send_all(fd, &hello, sizeof hello))
     why = "the host closed the connection: " + std::string(std::strerror(errno));
-  if (!receive_welcome(fd, hello.wait_s, connection.welcome, used_lanes, window_fd, why)) return Attempt::failed;
+  if (!receive_welcome(fd, hello.wait_s, connection.welcome, used_lanes, window_fd, why))
+    return Attempt::failed;
   const wire::Welcome& welcome = connection.welcome;
   if (welcome.status == wire::WelcomeStatus::base_taken) return Attempt::next_base;
   if (welcome.status != wire::WelcomeStatus::ok) {

@@ -207,6 +207,7 @@ def private(
         admin_socket=private_dir / "admin.sock",
         idle_timeout_s=idle_timeout_s,
         sandbox=replace(base.sandbox, mode=sandbox),
+        pool=replace(base.pool, private=True),
         metrics=None,
         controller=None,
         endpoints=(

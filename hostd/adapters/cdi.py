@@ -65,6 +65,16 @@ class CdiFolder:
                 "hostd's user may write"
             ) from error
 
+    def published(self, uuid: str) -> bool:
+        """Whether its file is there. Raises PortError."""
+        try:
+            self._path(uuid).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise PortError(f"cannot look at {self._path(uuid)}: {error.strerror}") from error
+        return True
+
     def withdraw(self, uuid: str) -> None:
         """Removes it, and what a crash has left of writing it. Raises PortError."""
         path = self._path(uuid)

@@ -42,6 +42,7 @@ from gpupool.hostd.core.ports import PortError
 log = logging.getLogger("gpupool.hostd")
 
 _CDI_KIND = "gpupool.dev/gpu"
+_AFTER_ACCIDENT_S = 5.0
 _LONGEST_DEADLINE_S = 30 * 86400
 
 
@@ -149,13 +150,26 @@ class PoolTask:
         """Until cancelled. A step that is being done then is done again by the next hostd."""
         while True:
             self._wake.clear()
-            while (work := self._pools.moves.next_work()) is not None:
-                async with self.alone:
-                    try:
-                        outcome = await asyncio.to_thread(perform, work, self._machine)
-                    except Exception as error:  # logged; the GPU must not be stuck without a word
-                        log.exception("a step of a GPU's switch failed")
-                        outcome = Outcome(f"hostd failed: {error!r}; its log says more")
-                self._pools.moves.settle(work, outcome)
+            try:
+                while await self._step():
+                    pass
+            except Exception:  # an accident is logged with its trace, and must not end the daemon
+                log.exception("a switch between the pools failed")
+                await asyncio.sleep(_AFTER_ACCIDENT_S)
+                continue
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._pools.moves.due_s())
+
+    async def _step(self) -> bool:
+        """Whether there was one to do."""
+        work = self._pools.moves.next_work()
+        if work is None:
+            return False
+        async with self.alone:
+            try:
+                outcome = await asyncio.to_thread(perform, work, self._machine)
+            except Exception as error:  # logged; the GPU must not be stuck without a word
+                log.exception("a step of a GPU's switch failed")
+                outcome = Outcome(f"hostd failed: {error!r}; its log says more")
+        self._pools.moves.settle(work, outcome)
+        return True

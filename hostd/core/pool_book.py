@@ -33,6 +33,7 @@ class PoolBook:
         self.unlooked: set[str] = set()  # native since before this hostd began
         self.not_before_s: dict[str, float] = {}  # by UUID: when to try again
         self.trouble: dict[str, str] = {}  # by UUID: why a step is being tried again
+        self.left_alone: dict[str, str] = {}  # by UUID: why it was not registered
         self.on_offer: Callable[[Inventory], None] = lambda _: None
         self.on_change: Callable[[], None] = lambda: None
 
@@ -68,6 +69,7 @@ class PoolBook:
         """What was seen last, without GPUs that are not pooled."""
         away = [one for one in self.content.gpus if one.state is not PoolState.POOLED]
         notes = tuple(f"GPU {one.uuid} is {_words(one)}" for one in away)
+        notes += tuple(f"GPU {uuid}: {why}" for uuid, why in self.left_alone.items())
         gpus = tuple(one for one in self.meant(self.seen) if self.placeable(one.uuid))
         return replace(self.seen, gpus=gpus, notes=notes + self.seen.notes)
 

@@ -98,6 +98,10 @@ class CdiFiles(Protocol):
         """Writes or replaces it, atomically. Raises PortError."""
         ...
 
+    def published(self, uuid: str) -> bool:
+        """Whether there is one, of whatever hostd. Raises PortError."""
+        ...
+
     def withdraw(self, uuid: str) -> None:
         """Removes it; a missing one is no error. Raises PortError."""
         ...

@@ -41,6 +41,7 @@ class PoolSettings:
     native_kind: NativeKind = NativeKind.CONTAINER
     end_grace_s: int = 10  # limits.end_grace_s
     scrub: bool = True  # a card's memory, before it is given out
+    private: bool = False  # one user's hostd: the system's may have given out GPUs that it sees
 
     def starts_native(self, gpu: Gpu) -> bool:
         """Whether a GPU that was not known so far goes to the native pool."""
@@ -146,8 +147,9 @@ class Pools:
             known = self._book.content.gpu(gpu.uuid)
             try:
                 self._register(gpu, known)
-            except PortError as error:
-                log.error("GPU not registered", extra=fields({"gpu": gpu.uuid, "why": str(error)}))
+                self._book.left_alone.pop(gpu.uuid, None)
+            except (PortError, PoolRefusedError) as error:
+                self._leave_alone(gpu.uuid, str(error))
         return self._book.offered
 
     def switch(self, request: PoolRequest) -> Operation:
@@ -265,6 +267,11 @@ class Pools:
         self._book.commit(None, ended)
         return ended
 
+    def _leave_alone(self, uuid: str, why: str) -> None:
+        if self._book.left_alone.get(uuid) != why:
+            log.error("GPU not registered", extra=fields({"gpu": uuid, "why": why}))
+        self._book.left_alone[uuid] = why
+
     def _register(self, gpu: Gpu, known: PoolRecord | None) -> None:
         address = sysfs_address(gpu.pci_bus_id)
         if known is not None:
@@ -272,6 +279,8 @@ class Pools:
                 self._book.commit(replace(known, pci_address=address))
             return
         record = registered(gpu)
+        if self._settings.private and self._cdi.published(record.uuid):
+            raise PoolRefusedError("it is given out whole, by another hostd")
         # Of a hostd whose state folder is gone: containers would get a card that is pooled.
         self._cdi.withdraw(record.uuid)
         if not self._settings.starts_native(gpu):

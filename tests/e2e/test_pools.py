@@ -188,6 +188,30 @@ def test_hostd_restarts_while_it_drains_and_while_it_is_native(pair: Host, kill:
     assert wait_for_end(pair, switch(pair, second, "pooled"))["state"] == "succeeded"
 
 
+def test_hostd_is_killed_at_any_moment_of_a_switch(pair: Host) -> None:
+    """Real processes and files; tests/hostd/test_pool_crashes.py does it at every single call."""
+    first, second = (one["uuid"] for one in gpus(pair))
+    other, _ = start(pair, "shm")  # on both; its sessions end by the deadline, the next one's go on
+    wait_for_end(pair, switch(pair, second, "native", deadline_s=0))
+    other.communicate(timeout=60)
+    steady, count = start(pair, "shm")
+    assert count == 1
+    goal = "native"
+    for delay_s in (0.0, 0.01, 0.03, 0.06, 0.1, 0.2):
+        goal = "pooled" if goal == "native" else "native"
+        switch(pair, second, goal)
+        time.sleep(delay_s)
+        assert pair.process is not None
+        pair.process.kill()
+        pair.process.wait()
+        pair.start()
+        pair.wait_until(lambda: gpus(pair)[1]["state"] == goal, f"it to be {goal}")  # noqa: B023
+        assert specification(pair, second).exists() is (goal == "native")
+        assert not [one for one in call(pair, "operation_list")["operations"] if not one["ended"]]
+    assert [one["devices"] for one in pair.sessions()] == [[first]]
+    finish(steady)
+
+
 def command_lines(word: str) -> list[bytes]:
     """Of processes that have this word in theirs."""
     found = []

@@ -95,6 +95,10 @@ class FakeCdi:
             raise PortError(self.fail)
         self.devices[device.uuid] = device
 
+    def published(self, uuid: str) -> bool:
+        """Whether it is there."""
+        return uuid in self.devices
+
     def withdraw(self, uuid: str) -> None:
         """Forgets it."""
         self.devices.pop(uuid, None)

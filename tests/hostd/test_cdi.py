@@ -66,6 +66,7 @@ def test_no_other_names(tmp_path: Path, name: str) -> None:
 def test_it_appears_at_once_and_disappears(tmp_path: Path) -> None:
     folder = CdiFolder(tmp_path)
     folder.publish(CdiDevice(UUID, ()))
+    assert folder.published(UUID)
     (path,) = tmp_path.iterdir()
     with path.open() as reader:  # a runtime that reads it now
         folder.publish(DEVICE)
@@ -73,6 +74,7 @@ def test_it_appears_at_once_and_disappears(tmp_path: Path) -> None:
     check_rules(json.loads(path.read_text()))
     path.with_suffix(".new").touch()  # of a hostd that died
     folder.withdraw(UUID)
+    assert not folder.published(UUID)
     folder.withdraw(UUID)
     assert list(tmp_path.iterdir()) == []
 
@@ -92,6 +94,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(PortError, match=r"pool\.cdi_dir must be a folder"):
         folder.publish(DEVICE)
     folder.withdraw(UUID)  # there is none
+    assert not folder.published(UUID)
     if os.geteuid() != 0:
         (tmp_path / "closed").mkdir(mode=0o555)
         with pytest.raises(PortError, match="Permission denied"):

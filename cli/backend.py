@@ -85,6 +85,10 @@ class Backend(Protocol):
 class Central(Backend, Protocol):
     """What only a controller has."""
 
+    def places(self, name: str) -> list[str]:
+        """Endpoints where clients of a vGPU dial, the best first."""
+        ...
+
     def nodes(self) -> list[Node]: ...
 
     def cordon_node(self, name: str, cordoned: bool) -> None:

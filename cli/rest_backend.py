@@ -55,6 +55,12 @@ class RestBackend:
         """By its name or id."""
         return self._named(_vgpu(self._find("vGPU", "/vgpus", name)))
 
+    def places(self, name: str) -> list[str]:
+        """Where clients of a vGPU dial, the best first."""
+        answer = self._rest.get(f"/vgpus/{self.vgpu(name).id}/places")
+        read = Record(answer, "the controller's places")
+        return read.each("items", lambda one: Record(one, "a place").text("endpoint", ""))
+
     def waiting(self) -> list[Waiting]:
         """Clients wait at nodes."""
         return []

@@ -30,9 +30,10 @@ Runs CMD with gpupool's libcuda.so.1 first on its library path. CMD needs no cha
 /dev/nvidia*.
 
 Where its GPU comes from, the first that applies:
-  1. --endpoint, or GPUPOOL_ENDPOINT
-  2. the system's hostd at /run/gpupool/hostd.sock
-  3. a hostd of this user, started if there is none, joined by later runs; it leaves when idle
+  1. --controller: the node on which that controller has the vGPU
+  2. --endpoint, or GPUPOOL_ENDPOINT
+  3. the system's hostd at /run/gpupool/hostd.sock
+  4. a hostd of this user, started if there is none, joined by later runs; it leaves when idle
 """
 EPILOG = """\
 exit codes:
@@ -49,6 +50,7 @@ examples:
   gpupool run --compute 50 --memory 10G -- ./simulation --steps 1000
   gpupool run --compute 25 --policy hard --wait 600 -- python train.py
   gpupool run --vgpu trainer -- python train.py
+  gpupool run --controller https://gpupool.example.org --vgpu trainer -- python train.py
   gpupool run --endpoint tls://gpu7:9177 --token-file ~/.gpupool-token \\
               --tls-fingerprint 3f2a... -- python infer.py
   gpupool run --profile -- python train.py       which calls waited, and a trace of all of them
@@ -169,6 +171,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "rdma://host:port goes through UCX (docs/rdma.md)",
     )
     parser.add_argument(
+        "--controller",
+        metavar="URL",
+        help="dial the node that this controller names for --vgpu; its token is the one in "
+        "cli.toml (docs/cli.md)",
+    )
+    parser.add_argument(
         "--token-file",
         type=Path,
         metavar="FILE",
@@ -228,8 +236,27 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.print_env and arguments.profile is not None:
         print("gpupool run: --profile needs a program, after `--`; see --help", file=sys.stderr)
         return 2
+    if arguments.controller is not None:
+        if arguments.vgpu is None or arguments.endpoint is not None:
+            text = "--controller needs --vgpu, and no --endpoint; see --help"
+            print(f"gpupool run: {text}", file=sys.stderr)
+            return 2
+        return _by_controller(words, arguments)
     if isinstance(arguments.endpoint, str):
         return _over_rdma(words, arguments)
+    return _run(words, arguments)
+
+
+def _by_controller(words: list[str], arguments: argparse.Namespace) -> int:
+    """The same at the endpoint that the controller names."""
+    from gpupool.cli import places
+    from gpupool.cli.backend import BackendError
+
+    try:
+        arguments.endpoint = Endpoint.parse(places.endpoint(arguments.controller, arguments.vgpu))
+    except (BackendError, ValueError) as error:
+        print(f"gpupool run: {error}", file=sys.stderr)
+        return FAILED
     return _run(words, arguments)
 
 

@@ -133,7 +133,7 @@ def _check_ours(vgpu: Vgpu) -> None:
     if vgpu.origin:
         raise BadRequestError(
             f"vGPU {vgpu.name} is the controller's ({vgpu.origin}); change it there (gpupool "
-            "--controller URL vgpu ...)"
+            "vgpu ... --controller URL)"
         )
 
 

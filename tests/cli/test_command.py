@@ -48,7 +48,7 @@ def test_the_hostd_that_run_starts_does_without_them_too(tmp_path: Path) -> None
 
 def test_a_pipe_gets_its_table_without_rich(daemon: Daemon) -> None:
     daemon.start()
-    found = imported("status", "--admin-socket", str(daemon.admin_socket))
+    found = imported("devices", "--admin-socket", str(daemon.admin_socket))
     assert "typer" in found
     assert "rich" not in found
 

@@ -256,6 +256,51 @@ def test_sessions(controller: Controller, node: FakeNode) -> None:
     node.report()
 
 
+def test_run_dials_the_node_that_the_controller_names(
+    controller: Controller, node: FakeNode, native: Path
+) -> None:
+    words = ("--compute", "5", "--mode", "reserved")
+    (vgpu,) = controller.json("vgpu", "create", "dial", *words, who="acme.token")["vgpus"]
+    assert vgpu["node"] == "gpu7"
+    home = controller.folder / "home" / "gpupool"
+    home.mkdir(parents=True)
+    (home / "cli.toml").write_text(
+        f'controller = "{controller.url}"\ntoken_file = "{controller.folder}/acme.token"\n'
+    )
+    variables = {
+        **controller.environment,
+        "XDG_CONFIG_HOME": str(home.parent),
+        "GPUPOOL_NATIVE_DIR": str(native),
+    }
+
+    def run(*words: str, url: str = controller.url) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            gpupool("run", "--controller", url, "--print-env", *words),
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    done = run("--vgpu", "dial")
+    assert done.returncode == 0, done.stderr
+    assert "export GPUPOOL_ENDPOINT=tls://gpu7:9179\n" in done.stdout
+    assert "export GPUPOOL_VGPU=dial\n" in done.stdout
+    cases: tuple[tuple[tuple[str, ...], str, int, str], ...] = (
+        (("--vgpu", "nobody"), controller.url, 125, "there is no vGPU nobody"),
+        (("--vgpu", "dial"), "https://127.0.0.1:1", 125, "must name this controller and its"),
+        ((), controller.url, 2, "--controller needs --vgpu"),
+        (("--vgpu", "a", "--endpoint", "unix:/x"), controller.url, 2, "and no --endpoint"),
+    )
+    for wrong, url, code, text in cases:
+        refused = run(*wrong, url=url)
+        assert (refused.returncode, refused.stdout) == (code, "")
+        assert text in refused.stderr
+    assert controller.call("vgpu", "delete", "dial", "--no-wait").returncode == 0
+    node.report()
+
+
 def test_tokens(controller: Controller) -> None:
     path = controller.folder / "ci.token"
     made = controller.json(

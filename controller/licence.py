@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime, time, timezone
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,9 @@ class LicenceFile:
     allow more than a good one.
     """
 
-    def __init__(self, path: Path | None, public_key: str, now_ms: Callable[[], int]) -> None:
+    def __init__(self, path: Path | None, public_key: str) -> None:
         self._path = path
         self._keys = (*VENDOR_KEYS, *([public_key] if public_key else []))
-        self._now_ms = now_ms
         self._lock = threading.Lock()
         self._seen: object = None
         self._licence = NO_LICENCE

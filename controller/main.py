@@ -26,6 +26,7 @@ from gpupool.controller.api.rest.door import Door, Limits
 from gpupool.controller.api.rest.limiter import Limiter
 from gpupool.controller.api.rest.metrics import Metrics
 from gpupool.controller.config import Config, ConfigError, load
+from gpupool.controller.core import consistency
 from gpupool.controller.core.errors import StoreError
 from gpupool.controller.core.identity import new_id
 from gpupool.controller.core.ports import Tables
@@ -49,11 +50,17 @@ def now_ms() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m gpupool.controller`. Exit codes: 0 left; 1 could not start; 2 configuration."""
+    """`python -m gpupool.controller`.
+
+    Exit codes: 0 left; 1 could not start, or does not add up; 2 the configuration is wrong.
+    """
     parser = argparse.ArgumentParser(prog="python -m gpupool.controller", description=__doc__)
     parser.add_argument("--config", type=Path, help="default: /etc/gpupool/controller.toml")
     parser.add_argument("--check", action="store_true", help="check the configuration and leave")
     parser.add_argument("--migrate", action="store_true", help="migrate the database and leave")
+    parser.add_argument(
+        "--verify", action="store_true", help="look whether everything adds up, and leave"
+    )
     asked = parser.parse_args(arguments)
     try:
         config = load(asked.config)
@@ -70,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         revision = _migrate(store)
         if asked.migrate:
             return 0
+        if asked.verify:
+            return verify(store)
         if config.bootstrap_token_file is not None:
             bootstrap(store, config.bootstrap_token_file)
     except (StoreError, OSError) as error:
@@ -77,6 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     log.info("database is at revision %s", revision)
     return serve(config, store)
+
+
+def verify(store: SqlStore) -> int:
+    """Prints what does not add up. Raises StoreError."""
+    found = store.read(consistency.faults)
+    for line in found or ["everything adds up"]:
+        print(line)
+    return 1 if found else 0
 
 
 def _migrate(store: SqlStore) -> str:
@@ -128,7 +145,7 @@ def bootstrap(store: SqlStore, path: Path) -> None:
 
 def serve(config: Config, store: SqlStore) -> int:
     """Serves until a signal."""
-    licence = LicenceFile(config.licence_file, config.licence_public_key, now_ms)
+    licence = LicenceFile(config.licence_file, config.licence_public_key)
     metrics = Metrics(lambda: store.retries)
     keep = Keep(config.keep_events_days, config.keep_audit_days, config.keep_answers_hours)
     sweeper = Sweeper(store, licence.current, keep, config.lease_node_s)

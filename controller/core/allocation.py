@@ -16,7 +16,7 @@ from gpupool.controller.core.scheduler import Candidate, Wanted
 from gpupool.controller.core.tenant import Tenant, Use, over_quota
 from gpupool.controller.core.vgpu import Change, Mode, Request, Share, State, Vgpu
 
-_CANDIDATES = 32  # so many are scored
+_CANDIDATES = 16  # so many are scored
 _GROUP_NODES = 16  # whose GPUs are looked at together
 _GROUP_BATCHES = 64
 _GROUP_CANDIDATES = 1024

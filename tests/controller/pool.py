@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gpupool.controller.core import allocation, claims, fleet
+from gpupool.controller.core import allocation, claims, consistency, fleet
 from gpupool.controller.core.gpu import GpuFacts, GpuReport
 from gpupool.controller.core.identity import new_id
 from gpupool.controller.core.licence import NO_LICENCE, Licence
@@ -16,7 +16,7 @@ from gpupool.controller.core.node import (
     Reported,
     SessionReport,
 )
-from gpupool.controller.core.ports import Page, Tables
+from gpupool.controller.core.ports import Tables
 from gpupool.controller.core.tenant import Quota, Tenant
 from gpupool.controller.core.token import Role, Token, digest, new_secret
 from gpupool.controller.core.vgpu import Ask, Mode, Request, Selector, Share, Vgpu, VgpuReport
@@ -175,30 +175,4 @@ class Pool:
 
     def check(self) -> None:
         """Nothing is given out twice, and every sum is that of its parts."""
-        self.store.read(check)
-
-
-def check(tables: Tables) -> None:
-    """See `Pool.check`."""
-    every = Page(1_000_000)
-    gpus = {gpu.id: gpu for gpu in tables.gpus.page(every)}
-    held: dict[str, list[Vgpu]] = {}
-    by_tenant: dict[str, list[Vgpu]] = {}
-    for vgpu in tables.vgpus.page(every):
-        by_tenant.setdefault(vgpu.tenant_id, []).append(vgpu)
-        if vgpu.gpu_id is not None:
-            held.setdefault(vgpu.gpu_id, []).append(vgpu)
-        else:
-            assert vgpu.held == Share(0, 0)
-    for gpu in gpus.values():
-        there = held.get(gpu.id, [])
-        compute = sum(vgpu.held.compute_percent for vgpu in there)
-        memory = sum(vgpu.held.memory_mib for vgpu in there)
-        assert compute <= 100
-        assert memory <= gpu.memory_mib
-        assert (gpu.compute_held_percent, gpu.memory_held_mib) == (compute, memory)
-    for tenant in tables.tenants.page(every):
-        mine = by_tenant.get(tenant.id, [])
-        assert tenant.use.vgpus == len(mine)
-        assert tenant.use.compute_percent == sum(one.held.compute_percent for one in mine)
-        assert tenant.use.memory_mib == sum(one.held.memory_mib for one in mine)
+        assert self.store.read(consistency.faults) == []

@@ -173,7 +173,8 @@ class PageOf(BaseModel, Generic[Item]):
     next_cursor: str | None = None
 
 
-def _page(
+# Not `def`: FastAPI would send each of these to a thread.
+async def _page(
     limit: Annotated[int, Query(ge=1, le=1000, description="So many at most.")] = 100,
     cursor: Annotated[
         str, Query(max_length=400, description="next_cursor of the page before.")
@@ -231,7 +232,7 @@ def shown(body: BaseModel) -> Response:
     return respond(answer(body))
 
 
-def if_match(
+async def if_match(
     value: Annotated[
         str | None,
         Header(alias="If-Match", description="Only if its ETag is still this one."),

@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyio import to_thread
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,6 +30,8 @@ OPEN = frozenset({"/healthz", "/readyz", "/api/v1/openapi.json"})
 MOST_BODY_BYTES = 256 << 10
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MOST_TOKEN_CHARACTERS = 200
+_TRUSTED_S = 1.0  # so long a token that was found is not looked up again: it bounds a revocation
+_MOST_TRUSTED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Door:
         self._limits = limits
         self._metrics = metrics
         self._now_ms = now_ms
+        self._trusted: dict[str, tuple[float, Actor]] = {}
         self._open = OPEN | ({"/metrics"} if public_metrics else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,7 +107,7 @@ class Door:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         actor = None
         if scheme.lower() == "bearer" and 0 < len(secret) <= _MOST_TOKEN_CHARACTERS:
-            actor = await to_thread.run_sync(self._who, secret.strip(), request_id)
+            actor = await self._who(secret.strip(), request_id)
         if actor is None:
             self._limits.failures.take(address)
             raise RefusedError(
@@ -116,18 +119,32 @@ class Door:
             raise too_many(wait_s, "This token asks more often than it may.")
         scope["state"]["actor"] = actor
 
-    def _who(self, secret: str, request_id: str) -> Actor | None:
-        return who(self._store, secret, request_id, self._now_ms())
+    async def _who(self, secret: str, request_id: str) -> Actor | None:
+        """The owner of a token. Looking it up costs as much as the rest of a small request, so
+        for a moment it is remembered, by its digest.
+        """
+        key = digest(secret)
+        now_s = time.monotonic()
+        until_s, actor = self._trusted.get(key, (0.0, None))
+        if actor is None or now_s >= until_s:
+            actor = await to_thread.run_sync(who, self._store, key, self._now_ms())
+            if len(self._trusted) >= _MOST_TRUSTED:
+                self._trusted.clear()
+            if actor is not None:
+                self._trusted[key] = (now_s + _TRUSTED_S, actor)
+            else:
+                self._trusted.pop(key, None)
+        return replace(actor, request_id=request_id) if actor is not None else None
 
 
-def who(store: Store, secret: str, request_id: str, now_ms: int) -> Actor | None:
-    """The owner of a token. Raises RefusedError where the database is away."""
+def who(store: Store, key: str, now_ms: int) -> Actor | None:
+    """The owner of the token with this digest. Raises RefusedError where the database is away."""
 
     def find(tables: Tables) -> Actor | None:
-        token = tables.tokens.by_digest(digest(secret))
+        token = tables.tokens.by_digest(key)
         if token is None or (token.expires_ms is not None and token.expires_ms <= now_ms):
             return None
-        return Actor(token.id, token.role, token.tenant_id, token.node_name, request_id)
+        return Actor(token.id, token.role, token.tenant_id, token.node_name)
 
     try:
         return store.read(find)

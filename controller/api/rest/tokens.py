@@ -91,7 +91,7 @@ def get_token(call: ReadCall, token_id: str) -> Response:
     responses=described(Kind.NOT_FOUND, Kind.IN_USE),
 )
 def delete_token(call: ChangeCall, token_id: str) -> Response:
-    """Revokes it at once, on every replica. Not the one that asks: somebody must be left."""
+    """Revokes it, within a second on every replica. Not the one that asks: one must be left."""
 
     def work(tables: Tables) -> Answer:
         token = tables.tokens.get(token_id)

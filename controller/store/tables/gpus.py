@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Executable,
     and_,
     bindparam,
     case,
@@ -26,7 +29,7 @@ from gpupool.controller.core.gpu import FULL_PERCENT, Gpu, Pool
 from gpupool.controller.core.node import NodeState
 from gpupool.controller.core.ports import Page
 from gpupool.controller.core.scheduler import Candidate, Shortfall, Wanted
-from gpupool.controller.core.vgpu import Selector, Share, Strategy
+from gpupool.controller.core.vgpu import Share, Strategy
 from gpupool.controller.store.models import GpuRow, LabelRow, NodeRow, UseRow
 
 _SELECT = (
@@ -198,14 +201,8 @@ class SqlGpus:
 
     def candidates(self, wanted: Wanted, limit: int) -> list[Candidate]:
         """See the port."""
-        room = GpuRow.compute_free_percent, GpuRow.memory_free_mib
-        spread = wanted.strategy is Strategy.SPREAD
-        found = (
-            _CANDIDATES.where(*_fitting(wanted))
-            .order_by(*(column.desc() if spread else column for column in room))
-            .limit(limit)
-        )
-        return [Candidate(*row) for row in self._connection.execute(found)]
+        rows = self._connection.execute(_candidates(_shape(wanted), limit), _demands(wanted))
+        return [Candidate(*row) for row in rows]
 
     def nodes_with(self, wanted: Wanted, gpus: int, limit: int) -> list[str]:
         """See the port."""
@@ -213,19 +210,19 @@ class SqlGpus:
         found = (
             select(GpuRow.node_id)
             .join(NodeRow, NodeRow.id == GpuRow.node_id)
-            .where(*_fitting(wanted))
+            .where(*_fitting(_shape(wanted)))
             .group_by(GpuRow.node_id)
             .having(func.count() >= gpus)
             .order_by(room.desc() if wanted.strategy is Strategy.SPREAD else room, GpuRow.node_id)
             .limit(limit)
         )
-        return list(self._connection.execute(found).scalars())
+        return list(self._connection.execute(found, _demands(wanted)).scalars())
 
     def shortfalls(self, wanted: Wanted, *, by_node: int = 0) -> list[Shortfall]:
         """See the port."""
         inner = (
             select(
-                _reason(wanted).label("reason"),
+                _reason(_shape(wanted)).label("reason"),
                 NodeRow.name.label("node"),
                 GpuRow.compute_free_percent.label("compute"),
                 GpuRow.memory_free_mib.label("memory"),
@@ -246,7 +243,7 @@ class SqlGpus:
         )
         return [
             Shortfall(reason, count, max(most, 0), max(room, 0), node)
-            for reason, count, most, room, node in self._connection.execute(found)
+            for reason, count, most, room, node in self._connection.execute(found, _demands(wanted))
         ]
 
     def hold(self, gpu_id: str, share: Share, *, usable: bool = True) -> bool:
@@ -263,49 +260,109 @@ def _values(gpu_id: str, share: Share) -> dict[str, Any]:
     return {"gpu": gpu_id, "compute": share.compute_percent, "memory": share.memory_mib}
 
 
-def _room(share: Share) -> list[ColumnElement[bool]]:
-    found: list[ColumnElement[bool]] = []
-    if share.compute_percent:
-        found.append(GpuRow.compute_free_percent >= share.compute_percent)
-    if share.memory_mib:
-        found.append(GpuRow.memory_free_mib >= share.memory_mib)
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Which demands a filter has, without their values: what a statement is kept by.
+
+    Building one costs more than running it.
+    """
+
+    compute: bool
+    memory: bool
+    node: bool
+    labels: int
+    models: bool
+    gpu_memory: bool
+    node_ids: bool
+    not_gpus: bool
+    spread: bool
+
+
+def _shape(wanted: Wanted) -> _Shape:
+    selector = wanted.selector
+    return _Shape(
+        compute=wanted.share.compute_percent > 0,
+        memory=wanted.share.memory_mib > 0,
+        node=bool(selector.node),
+        labels=len(selector.labels),
+        models=bool(selector.models),
+        gpu_memory=selector.gpu_memory_mib > 0,
+        node_ids=bool(wanted.node_ids),
+        not_gpus=bool(wanted.not_gpus),
+        spread=wanted.strategy is Strategy.SPREAD,
+    )
+
+
+def _demands(wanted: Wanted) -> dict[str, Any]:
+    """The values; those that a statement has no place for are not looked at."""
+    selector = wanted.selector
+    found: dict[str, Any] = {
+        "compute": wanted.share.compute_percent,
+        "memory": wanted.share.memory_mib,
+    }
+    if selector.node:
+        found["node"] = selector.node
+    for number, (key, value) in enumerate(sorted(selector.labels.items())):
+        found |= {f"key{number}": key, f"value{number}": value}
+    if selector.models:
+        found["models"] = list(selector.models)
+    if selector.gpu_memory_mib:
+        found["gpu_memory"] = selector.gpu_memory_mib
+    if wanted.node_ids:
+        found["node_ids"] = list(wanted.node_ids)
+    if wanted.not_gpus:
+        found["not_gpus"] = list(wanted.not_gpus)
     return found
 
 
-def _has_label(key: str, value: str) -> ColumnElement[bool]:
+@lru_cache(maxsize=256)
+def _candidates(shape: _Shape, limit: int) -> Executable:
+    room = GpuRow.compute_free_percent, GpuRow.memory_free_mib
+    order = [column.desc() if shape.spread else column.asc() for column in room]
+    return _CANDIDATES.where(*_fitting(shape)).order_by(*order).limit(limit)
+
+
+def _has_label(number: int) -> ColumnElement[bool]:
     return (
         select(literal(1))
-        .where(LabelRow.node_id == GpuRow.node_id, LabelRow.key == key, LabelRow.value == value)
+        .where(
+            LabelRow.node_id == GpuRow.node_id,
+            LabelRow.key == bindparam(f"key{number}"),
+            LabelRow.value == bindparam(f"value{number}"),
+        )
         .exists()
     )
 
 
-def _selected(selector: Selector) -> Sequence[tuple[str, ColumnElement[bool]]]:
+def _selected(shape: _Shape) -> Sequence[tuple[str, ColumnElement[bool]]]:
     """What each part of a selector demands, with the name of the reason where it is not met."""
     found: list[tuple[str, ColumnElement[bool]]] = []
-    if selector.node:
-        found.append(("node", NodeRow.name == selector.node))
-    found += [("label", _has_label(key, value)) for key, value in selector.labels.items()]
-    if selector.models:
-        found.append(("model", GpuRow.model.in_(selector.models)))
-    if selector.gpu_memory_mib:
-        found.append(("gpu-memory", GpuRow.memory_mib >= selector.gpu_memory_mib))
+    if shape.node:
+        found.append(("node", NodeRow.name == bindparam("node")))
+    found += [("label", _has_label(number)) for number in range(shape.labels)]
+    if shape.models:
+        found.append(("model", GpuRow.model.in_(bindparam("models", expanding=True))))
+    if shape.gpu_memory:
+        found.append(("gpu-memory", GpuRow.memory_mib >= bindparam("gpu_memory")))
     return found
 
 
-def _fitting(wanted: Wanted) -> list[ColumnElement[bool]]:
-    found: list[ColumnElement[bool]] = [GpuRow.usable.is_(True), *_room(wanted.share)]
-    found += [demand for _, demand in _selected(wanted.selector)]
-    if wanted.node_ids:
-        found.append(GpuRow.node_id.in_(wanted.node_ids))
-    if wanted.not_gpus:
-        found.append(GpuRow.id.not_in(wanted.not_gpus))
+def _fitting(shape: _Shape) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = [GpuRow.usable.is_(True)]
+    if shape.compute:
+        found.append(GpuRow.compute_free_percent >= bindparam("compute"))
+    if shape.memory:
+        found.append(GpuRow.memory_free_mib >= bindparam("memory"))
+    found += [demand for _, demand in _selected(shape)]
+    if shape.node_ids:
+        found.append(GpuRow.node_id.in_(bindparam("node_ids", expanding=True)))
+    if shape.not_gpus:
+        found.append(GpuRow.id.not_in(bindparam("not_gpus", expanding=True)))
     return found
 
 
-def _reason(wanted: Wanted) -> ColumnElement[str]:
+def _reason(shape: _Shape) -> ColumnElement[str]:
     """Why a GPU is left out; `fits` where it is not. In the order of scheduler.REASONS."""
-    share = wanted.share
     pooled = and_(GpuRow.pool == Pool.POOLED.value, GpuRow.pool_wanted == Pool.POOLED.value)
     reasons: list[tuple[ColumnElement[bool], str]] = [
         (NodeRow.state != NodeState.READY.value, "node-lost"),
@@ -314,12 +371,12 @@ def _reason(wanted: Wanted) -> ColumnElement[str]:
         (not_(GpuRow.healthy), "unhealthy"),
         (not_(pooled), "not-pooled"),
         (not_(GpuRow.licensed), "unlicensed"),
-        *((not_(demand), reason) for reason, demand in _selected(wanted.selector)),
+        *((not_(demand), reason) for reason, demand in _selected(shape)),
     ]
-    if share.compute_percent:
-        reasons.append((GpuRow.compute_free_percent < share.compute_percent, "compute"))
-    if share.memory_mib:
-        reasons.append((GpuRow.memory_free_mib < share.memory_mib, "memory"))
+    if shape.compute:
+        reasons.append((GpuRow.compute_free_percent < bindparam("compute"), "compute"))
+    if shape.memory:
+        reasons.append((GpuRow.memory_free_mib < bindparam("memory"), "memory"))
     return case(*reasons, else_="fits")
 
 

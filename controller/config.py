@@ -10,7 +10,7 @@ import ipaddress
 import stat
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Config:
     tls_key: str
     nodes_listen: str  # empty: no nodes
     nodes_client_ca: str
-    database_url: str  # with the password in it: never to be shown
+    database_url: str = field(repr=False)  # with the password in it
     database_connections: int
     database_timeout_s: int
     bootstrap_token_file: Path | None

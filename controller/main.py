@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -180,6 +181,10 @@ def serve(config: Config, store: SqlStore) -> int:
             limit_concurrency=2000,
         )
     )
+    # uvicorn ends at these signals and then sends itself the same again; what we were told to do is
+    # done by then.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     try:
         nodes = _nodes(config, store, licence)
     except NotBuiltError as error:

@@ -93,7 +93,7 @@ class Door:
         except RefusedError as error:
             await problems.answer(error, request_id)(scope, receive, answer)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "name", "other")
             self._metrics.count(scope["method"], route, status, time.perf_counter() - start_s)
 
     async def _admit(self, scope: Scope, headers: Headers, request_id: str) -> None:

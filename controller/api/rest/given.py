@@ -74,7 +74,7 @@ class VgpuIn(VgpuSpec):
     strategy: Annotated[Strategy, Field(strict=False)] = Strategy.BINPACK
 
 
-class GroupIn(Given):
+class GroupRequest(Given):
     """POST /vgpus/group: all of them, or none."""
 
     vgpus: list[VgpuSpec] = Field(min_length=1, max_length=MOST_IN_A_GROUP)

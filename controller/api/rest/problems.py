@@ -127,7 +127,14 @@ def of_status(status: int) -> RefusedError:
 
 def described(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
     """For OpenAPI: the problems that a route may answer, beside those that every route may."""
-    usual = (Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.INVALID, Kind.TOO_MANY, Kind.UNAVAILABLE)
+    usual = (
+        Kind.UNAUTHENTICATED,
+        Kind.FORBIDDEN,
+        Kind.TOO_LARGE,
+        Kind.INVALID,
+        Kind.TOO_MANY,
+        Kind.UNAVAILABLE,
+    )
     by_status: dict[int | str, list[str]] = {}
     for kind in (*kinds, *usual):
         by_status.setdefault(STATUS[kind], []).append(kind.value)

@@ -22,7 +22,7 @@ from gpupool.controller.api.rest.context import (
     match,
     shown,
 )
-from gpupool.controller.api.rest.given import GroupIn, VgpuIn, VgpuPatch
+from gpupool.controller.api.rest.given import GroupRequest, VgpuIn, VgpuPatch
 from gpupool.controller.api.rest.models import GroupOut, OperationOut, PlaceOut, PlacesOut, VgpuOut
 from gpupool.controller.api.rest.problems import described
 from gpupool.controller.core import allocation
@@ -106,7 +106,7 @@ def create_vgpu(call: ChangeCall, body: VgpuIn) -> Response:
 
 
 @router.post("/group", status_code=201, response_model=GroupOut, responses=_MADE)
-def create_group(call: ChangeCall, body: GroupIn) -> Response:
+def create_group(call: ChangeCall, body: GroupRequest) -> Response:
     """Makes several vGPUs: all of them, or none."""
 
     def request(tables: Tables) -> Request:
@@ -126,7 +126,7 @@ def create_group(call: ChangeCall, body: GroupIn) -> Response:
     return _create(call, request, shape)
 
 
-@router.get("", response_model=PageOf[VgpuOut], responses=described())
+@router.get("", response_model=PageOf[VgpuOut], responses=described(Kind.NOT_FOUND))
 def list_vgpus(
     call: ReadCall,
     page: PageQuery,

@@ -50,7 +50,8 @@ def test_the_life_of_a_vgpu(rest: Rest) -> None:
 
 
 def test_a_refusal_explains_itself(rest: Rest) -> None:
-    body = {"name": "big", "compute_percent": 50, "memory_mib": 90_000, "tenant": "acme"}
+    body: dict[str, Any] = {"name": "big", "compute_percent": 50, "memory_mib": 90_000}
+    body["tenant"] = "acme"
     told = problem(rest.ask("operator", "POST", "vgpus", body), 409, "no-room")
     assert told["lacking"] == [
         {
@@ -79,7 +80,7 @@ def test_groups(rest: Rest) -> None:
 
 
 def test_an_idempotency_key_does_a_thing_once(rest: Rest) -> None:
-    body = {"name": "a", "compute_percent": 10}
+    body: dict[str, Any] = {"name": "a", "compute_percent": 10}
     first = rest.ask("tenant", "POST", "vgpus", body, Idempotency_Key="k1")
     again = rest.ask("tenant", "POST", "vgpus", body, Idempotency_Key="k1")
     assert (again.status_code, again.json()) == (201, first.json())
@@ -93,11 +94,11 @@ def test_an_idempotency_key_does_a_thing_once(rest: Rest) -> None:
     )
     # Another token's key is another key, and a refusal is not kept: it may be possible later.
     assert rest.ask("other", "POST", "vgpus", body, Idempotency_Key="k1").status_code == 201
-    big = {"name": "c", "compute_percent": 100}
+    big: dict[str, Any] = {"name": "c", "compute_percent": 100}
     problem(rest.ask("tenant", "POST", "vgpus", big | {"selector": {"node": "n2"}}), 409, "no-room")
     rest.pool.node("n2")
     assert rest.ask("tenant", "POST", "vgpus", big, Idempotency_Key="k2").status_code == 201
-    key = {"name": "t", "role": "operator"}
+    key: dict[str, Any] = {"name": "t", "role": "operator"}
     problem(rest.ask("admin", "POST", "tokens", key, Idempotency_Key="k"), 422, "invalid-request")
     rest.pool.check()
 
@@ -148,8 +149,8 @@ def test_tenants_see_only_theirs(rest: Rest) -> None:
         "umbrella"
     ]
     assert rest.ask("other", "GET", "tenants?name=acme").json()["items"] == []
-    body = {"name": "b", "tenant": "acme"}
-    problem(rest.ask("other", "POST", "vgpus", body), 404, "not-found")
+    foreign = {"name": "b", "tenant": "acme"}
+    problem(rest.ask("other", "POST", "vgpus", foreign), 404, "not-found")
     seen = rest.ask("other", "GET", "events").json()["items"]
     assert seen == []
     assert rest.ask("tenant", "GET", "events").json()["items"]
@@ -284,7 +285,7 @@ def test_a_token_that_asks_too_often_waits(rest: Rest) -> None:
 def test_a_database_that_is_away_is_503(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
     rest.make("a")  # the token is remembered for a moment
 
-    def away(work: object) -> object:
+    def away(_work: object) -> object:
         raise StoreError("connection refused by db.internal", unsure=True)
 
     monkeypatch.setattr(rest.pool.store, "read", away)
@@ -300,7 +301,7 @@ def test_a_database_that_is_away_is_503(rest: Rest, monkeypatch: pytest.MonkeyPa
 def test_a_fault_of_ours_shows_nothing_of_the_inside(
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(work: object) -> object:
+    def broken(_work: object) -> object:
         raise RuntimeError("secret-value in a trace")
 
     rest.make("a")
@@ -315,7 +316,7 @@ def test_metrics(rest: Rest) -> None:
     text = rest.ask("operator", "GET", "/metrics").text
     assert 'gpupool_controller_vgpus{state="placed"} 1.0' in text
     assert "gpupool_controller_compute_held_percent 10.0" in text
-    assert 'route="/api/v1/vgpus"' in text
+    assert 'route="create_vgpu"' in text
     problem(rest.ask("tenant", "GET", "/metrics"), 403, "forbidden")
     problem(rest.ask("nobody", "GET", "/metrics"), 401, "unauthenticated")
 

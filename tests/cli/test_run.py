@@ -192,10 +192,28 @@ def test_variables(place: Place) -> None:
     assert given["GPUPOOL_TRANSPORT"] == "shm"
 
 
+def test_all_processes_of_a_program_have_one_vgpu(place: Place) -> None:
+    keys = [variables_of(place, "--compute", "25")["GPUPOOL_VGPU"] for _ in range(2)]
+    assert all(key.startswith("~") and len(key) == 33 for key in keys)
+    assert keys[0] != keys[1]
+    again = variables_of(place, "--memory", "64", GPUPOOL_VGPU=keys[0])  # a run within a run
+    assert again["GPUPOOL_VGPU"] not in keys
+
+
+def test_a_named_vgpu(place: Place) -> None:
+    words = ("--vgpu", "trainer", "--policy", "hard", "--wait", "600")
+    given = variables_of(place, *words)
+    assert (given["GPUPOOL_VGPU"], given["GPUPOOL_WAIT_S"]) == ("trainer", "600")
+    assert given["GPUPOOL_POLICY"] == "hard"
+    assert variables_of(place, GPUPOOL_VGPU="mine")["GPUPOOL_VGPU"] == "mine"
+    assert place.run("--wait", "soon", "--", "true").returncode == 2
+
+
 def test_variables_that_were_not_asked_for_are_not_set(place: Place) -> None:
     given = variables_of(place)
     assert given["LD_LIBRARY_PATH"] == f"{place.native}/lib/guest"
     unwanted = {"GPUPOOL_COMPUTE_PERCENT", "GPUPOOL_MEMORY_MIB", "GPUPOOL_TRANSPORT"}
+    unwanted |= {"GPUPOOL_VGPU", "GPUPOOL_POLICY", "GPUPOOL_WAIT_S"}
     assert not unwanted & set(given)
     assert "GPUPOOL_TOKEN_FILE" not in given
 

@@ -87,7 +87,7 @@ def pool(
     to: Annotated[Pool, typer.Argument(metavar="pooled|native", help="where it should go")],
     native_for: Annotated[
         NativeFor | None,
-        typer.Option("--for", metavar="container|vfio", help="default: container"),
+        typer.Option("--for", metavar="container|vfio", help="default: as the host says"),
     ] = None,
     deadline: Annotated[
         str | None,

@@ -314,7 +314,8 @@ KEYS: tuple[Key, ...] = (
         "pool.native_kind",
         str,
         "container",
-        "what those are made ready for: container by CDI, vfio by a driver for virtual machines",
+        "what native GPUs are made ready for where nothing else is asked for: container by CDI, "
+        "vfio by a driver for virtual machines",
         choices=("container", "vfio"),
     ),
     Key(

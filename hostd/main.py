@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING
 from gpupool import __version__
 from gpupool.hostd.adapters import certificate, native_files, sandbox_facts
 from gpupool.hostd.adapters.arbiter_process import ArbiterProcesses
-from gpupool.hostd.adapters.card_memory import CudaMemory
-from gpupool.hostd.adapters.cdi import CdiFolder
 from gpupool.hostd.adapters.cgroups import SessionGroups
 from gpupool.hostd.adapters.client_process import ClientProcesses
 from gpupool.hostd.adapters.clock import SystemClock
@@ -33,7 +31,6 @@ from gpupool.hostd.adapters.notify import notify
 from gpupool.hostd.adapters.nvml import NvmlGpus
 from gpupool.hostd.adapters.pci_devices import SysfsPci
 from gpupool.hostd.adapters.peer import identify
-from gpupool.hostd.adapters.pool_file import PoolFileStore
 from gpupool.hostd.adapters.session_files import SessionFiles
 from gpupool.hostd.adapters.software_gpu import SoftwareGpus
 from gpupool.hostd.adapters.tls_process import TlsProcesses
@@ -43,22 +40,20 @@ from gpupool.hostd.adapters.window import MemfdWindows
 from gpupool.hostd.adapters.worker_process import SubprocessWorkers, common_arguments
 from gpupool.hostd.api.admin import Admin
 from gpupool.hostd.api.greeter import Greeter, Secure
-from gpupool.hostd.api.pools import PoolMethods, PoolTask
+from gpupool.hostd.api.pools import PoolMethods
 from gpupool.hostd.api.vgpus import VgpuMethods
 from gpupool.hostd.config import Config, EndpointConfig
 from gpupool.hostd.core.admission import Door
-from gpupool.hostd.core.gpu import Inventory
-from gpupool.hostd.core.gpu_users import HostGpuUsers
 from gpupool.hostd.core.host import Host, Ports
 from gpupool.hostd.core.idle import IdleRule
-from gpupool.hostd.core.pool_ports import CdiFiles, PciDevices
-from gpupool.hostd.core.pool_steps import Machine as PoolMachine
-from gpupool.hostd.core.pools import PoolPorts, Pools
+from gpupool.hostd.core.pool_ports import PciDevices
+from gpupool.hostd.core.pools import Pools
 from gpupool.hostd.core.ports import Clock, GpuSource, PortError, WorkerProcesses
 from gpupool.hostd.core.sandbox import Sandbox, SandboxFacts, plan
 from gpupool.hostd.core.vgpus import Vgpus
 from gpupool.hostd.endpoint import Endpoint
 from gpupool.hostd.log import fields, wants_priorities
+from gpupool.hostd.pooled import Pooled
 from gpupool.wire.hello import PROTOCOL_MAJOR, PROTOCOL_MINOR
 
 if TYPE_CHECKING:
@@ -190,13 +185,12 @@ class Hostd:
             VgpuDefinitions(config.vgpu_dir),
         )
         host = Host(ports, config.limits, inventory, config.ahead)
-        gpu_users = HostGpuUsers(host)
-        pools, pool_task = self._pools(host, gpu_users)
-        host.offer(pools.see(inventory))
-        _log_inventory(host.inventory)
+        pooled = Pooled(config, host, self._machine.gpus, self._machine.devices)
+        pools = pooled.pools
+        pooled.see(inventory)
         host.adopt()
         arbiters = self._arbiters(pages)
-        gpu_users.holders.append(arbiters.release)
+        pooled.users.holders.append(arbiters.release)
         named = Vgpus(host, ports.pages, ports.vgpus)
         linked = self._link(host, named, pools, ports.clock)
         greeter = Greeter(
@@ -208,16 +202,15 @@ class Hostd:
             config.limits.queue_s,
             linked.claims if linked else None,
         )
-        look = lambda: self._rediscover(host, pools, pool_task)  # noqa: E731
         vgpus = VgpuMethods(named, ports.clock)
         methods = {**PoolMethods(pools).by_name(), **vgpus.by_name()}
         facts = self._facts(doors)
         if linked is not None:
             facts["controller"] = linked.status
-        admin = Admin(host, identify, facts, look, self.stop, methods)
+        admin = Admin(host, identify, facts, pooled.look, self.stop, methods)
         metrics = self._metrics(host)
         admin.on_guest_change = self._changed.set
-        host.on_change += [self._changed.set, pool_task.wake]
+        host.on_change += [self._changed.set, pooled.task.wake]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
@@ -225,8 +218,8 @@ class Hostd:
             loop.create_task(greeter.serve(one.listener, one.door, one.secure)) for one in doors
         ]
         tasks.append(loop.create_task(admin.serve(admin_listener)))
-        tasks.append(loop.create_task(pool_task.run()))
-        tasks.append(loop.create_task(self._watch_gpus(pools, look)))
+        tasks.append(loop.create_task(pooled.task.run()))
+        tasks.append(loop.create_task(self._watch_gpus(pooled)))
         tasks += [loop.create_task(one.serve()) for one in metrics]
         if linked is not None:
             tasks.append(loop.create_task(linked.run()))
@@ -393,33 +386,11 @@ class Hostd:
             ],
         }
 
-    def _pools(self, host: Host, users: HostGpuUsers) -> tuple[Pools, PoolTask]:
-        """What an earlier hostd has left of the pools, and who carries switches out."""
-        config = self._config
-        cdi: CdiFiles = CdiFolder(config.cdi_dir)
-        store = PoolFileStore(config.state_dir)
-        users.reserved_on = host.allocations.reserved_on
-        pools = Pools(PoolPorts(store, cdi, users, SystemClock()), config.pool)
-        pools.load()
-        memory = CudaMemory() if config.pool.scrub else None
-        machine = self._machine
-        task = PoolTask(pools, PoolMachine(machine.devices, cdi, machine.gpus, memory))
-        pools.on(host.offer, task.wake)
-        return pools, task
-
-    async def _rediscover(self, host: Host, pools: Pools, task: PoolTask) -> None:
-        async with task.alone:
-            inventory = await asyncio.to_thread(self._machine.gpus.discover)
-        offered = pools.see(inventory)
-        if offered != host.inventory:
-            _log_inventory(offered)
-        host.offer(offered)
-
-    async def _watch_gpus(self, pools: Pools, look: Callable[[], Awaitable[None]]) -> None:
+    async def _watch_gpus(self, pooled: Pooled) -> None:
         while True:
             await asyncio.sleep(_REDISCOVER_S)
-            if not pools.sees_some:
-                await look()
+            if not pooled.pools.sees_some:
+                await pooled.look()
 
     async def _watch_idle(self, busy: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
@@ -450,28 +421,6 @@ class Hostd:
             listener.close()
         for lock in self._locks:  # start.lock last: who then holds it finds the other one free
             lock.release()
-
-
-def _log_inventory(inventory: Inventory) -> None:
-    for note in inventory.notes:
-        # A missing NVIDIA driver is no news where the software GPU is what is wanted.
-        log.log(
-            logging.INFO if inventory.gpus else logging.WARNING,
-            "GPU discovery",
-            extra=fields({"note": note}),
-        )
-    for gpu in inventory.gpus:
-        log.info(
-            "GPU found",
-            extra=fields(
-                {
-                    "uuid": gpu.uuid,
-                    "name": gpu.name,
-                    "memory_mib": gpu.memory_mib,
-                    "source": gpu.source,
-                }
-            ),
-        )
 
 
 def raise_descriptor_limit() -> None:

@@ -38,7 +38,11 @@ def commands(fix: bool) -> dict[str, list[str]]:
         "mypy": ["mypy", "gpupool", "bench", "tests"],
         "import-linter": ["lint-imports", "--config", ".importlinter"],
         "clang-format": ["clang-format", "-i" if fix else "--dry-run", "--Werror", *cpp],
-        "codespell": ["codespell", "--ignore-words-list=inout,nd,ans,fo,ro,te,lod,leas,groupin", *text],
+        "codespell": [
+            "codespell",
+            "--ignore-words-list=inout,nd,ans,fo,ro,te,lod,leas,groupin",
+            *text,
+        ],
         "yamllint": ["yamllint", "--strict", "-c", ".yamllint.yaml", *named(".yaml", ".yml")],
         "shellcheck": ["shellcheck", "run", ".ci/run", *named(".sh")],
     }

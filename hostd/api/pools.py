@@ -3,7 +3,7 @@
     gpu_list {}                          -> {"gpus": [GPU, ...]}
     gpu_pool {"uuid": "GPU-...",         -> {"operation": OPERATION}   (begun; ask for its end)
               "pool": "native" | "pooled",
-              "kind": "container" | "vfio",   (native only; absent: container)
+              "kind": "container" | "vfio",   (native only; absent: pool.native_kind)
               "deadline_s": 60,               (absent or null: wait for sessions; 0: end them now)
               "force": false}
     operation_list {}                    -> {"operations": [OPERATION, ...]}   (oldest first)
@@ -87,11 +87,11 @@ class PoolMethods:
 
     def _pool(self, request: dict[str, Any]) -> dict[str, Any]:
         uuid, pool = request.get("uuid"), request.get("pool")
-        kind, force = request.get("kind", "container"), request.get("force", False)
+        kind, force = request.get("kind"), request.get("force", False)
         deadline_s = request.get("deadline_s")
         if not isinstance(uuid, str) or pool not in ("native", "pooled"):
             raise ValueError('gpu_pool needs a uuid, and a pool: "native" or "pooled"')
-        if kind not in ("container", "vfio") or type(force) is not bool:
+        if kind not in (None, "container", "vfio") or type(force) is not bool:
             raise ValueError('kind is "container" or "vfio", force is true or false')
         if deadline_s is not None and (
             type(deadline_s) is not int or not 0 <= deadline_s <= _LONGEST_DEADLINE_S
@@ -100,7 +100,7 @@ class PoolMethods:
         wanted = PoolRequest(
             uuid,
             native=pool == "native",
-            kind=NativeKind(kind),
+            kind=None if kind is None else NativeKind(kind),
             deadline_s=-1 if deadline_s is None else deadline_s,
             force=force,
         )

@@ -58,7 +58,7 @@ class PoolRequest:
 
     uuid: str
     native: bool
-    kind: NativeKind = NativeKind.CONTAINER
+    kind: NativeKind | None = None  # None: as it is already, else as configured
     deadline_s: int = -1  # -1: wait for sessions as long as they take
     force: bool = False
 
@@ -162,7 +162,9 @@ class Pools:
             known = ", ".join(one.uuid for one in self.gpus) or "none"
             raise PoolRefusedError(f"there is no GPU {request.uuid}; there are: {known}")
         if request.native:
-            return self._to_native(record, request)
+            pooled = record.state is PoolState.POOLED
+            kind = request.kind or (self._settings.native_kind if pooled else record.kind)
+            return self._to_native(record, request, kind)
         return self._to_pooled(record, force=request.force)
 
     def cancel(self, number: int) -> Operation:
@@ -180,11 +182,11 @@ class Pools:
         self._book.commit(record.moved(PoolState.POOLED, deadline_s=-1, force=False), ended)
         return ended
 
-    def _to_native(self, record: PoolRecord, request: PoolRequest) -> Operation:
+    def _to_native(self, record: PoolRecord, request: PoolRequest, kind: NativeKind) -> Operation:
         current = self._book.operation_of(record)
         running = current if current is not None and current.running else None
         there = record.state in (PoolState.DRAINING, PoolState.TO_NATIVE)
-        if record.state is not PoolState.POOLED and record.kind is not request.kind:
+        if record.state is not PoolState.POOLED and record.kind is not kind:
             raise PoolRefusedError(
                 f"GPU {record.uuid} is {record.state.value} for {record.kind.value}; bring it back "
                 "to the pool first"
@@ -192,7 +194,7 @@ class Pools:
         if record.state is PoolState.NATIVE:
             return self._already(record, "native")
         if record.state is PoolState.DRAINING and running is not None:
-            self._check_native(record, request)
+            self._check_native(record, kind, force=request.force)
             self._book.commit(self._with_deadline(record, request), running)
         if there and running is not None:
             return running
@@ -200,11 +202,11 @@ class Pools:
             raise PoolRefusedError(
                 f"GPU {record.uuid} is on its way back to the pool; wait for operation {running.id}"
             )
-        self._check_native(record, request)
-        return self._begin_native(record, request)
+        self._check_native(record, kind, force=request.force)
+        return self._begin_native(record, request, kind)
 
-    def _check_native(self, record: PoolRecord, request: PoolRequest) -> None:
-        if request.kind is NativeKind.VFIO and record.source != "nvidia":
+    def _check_native(self, record: PoolRecord, kind: NativeKind, *, force: bool) -> None:
+        if kind is NativeKind.VFIO and record.source != "nvidia":
             raise PoolRefusedError(
                 f"GPU {record.uuid} is a software GPU: it exists only inside gpupool's workers, "
                 "there is no card to bind to vfio-pci; kind container rehearses a switch"
@@ -212,19 +214,21 @@ class Pools:
         if record.source == "nvidia" and not record.pci_address:
             raise PoolRefusedError(f"the PCI address of GPU {record.uuid} is not known")
         reserved = self._users.reserved(record.uuid)
-        if reserved and not request.force:
+        if reserved and not force:
             raise PoolRefusedError(
                 f"GPU {record.uuid} has reserved vGPUs: {', '.join(reserved)}; delete them, or ask "
                 "with force: they stay, and nobody can use them until the GPU is pooled again"
             )
 
-    def _begin_native(self, record: PoolRecord, request: PoolRequest) -> Operation:
+    def _begin_native(
+        self, record: PoolRecord, request: PoolRequest, kind: NativeKind
+    ) -> Operation:
         operation = self._book.new_operation(record.uuid, "native", "draining")
         # One that got stuck on its way back goes on from there: it has no sessions.
         stuck = record.state is PoolState.TO_POOLED
         fresh = record.moved(
             PoolState.TO_NATIVE if stuck else PoolState.DRAINING,
-            kind=request.kind,
+            kind=kind,
             operation=operation.id,
             failure="",
         )
@@ -286,10 +290,10 @@ class Pools:
         if not self._settings.starts_native(gpu):
             self._book.commit(record)
             return
-        request = PoolRequest(record.uuid, native=True, kind=self._settings.native_kind)
+        kind = self._settings.native_kind
         try:
-            self._check_native(record, request)
-            self._begin_native(record, request)
+            self._check_native(record, kind, force=False)
+            self._begin_native(record, PoolRequest(record.uuid, native=True), kind)
         except PoolRefusedError as error:
             log.error("GPU stays pooled", extra=fields({"gpu": gpu.uuid, "why": str(error)}))
             self._book.commit(record)

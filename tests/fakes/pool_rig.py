@@ -127,7 +127,7 @@ class Running:
     def ask(
         self,
         pool: str,
-        kind: NativeKind = NativeKind.CONTAINER,
+        kind: NativeKind | None = None,
         deadline_s: int = -1,
         *,
         force: bool = False,

@@ -44,6 +44,16 @@ def test_gpus_that_start_native(kind: NativeKind) -> None:
     assert {check_settled(later, uuid) for uuid in (UUID, OTHER)} == {PoolState.POOLED}
 
 
+def test_what_kind_is_meant_where_none_is_named() -> None:
+    running = Rig(settings=PoolSettings(native_kind=VFIO)).start()
+    running.ask("native")
+    running.ask("native", NativeKind.CONTAINER, uuid=OTHER)
+    running.go()
+    assert (running.gpu().kind, running.gpu(OTHER).kind) == (VFIO, NativeKind.CONTAINER)
+    running.ask("native", uuid=OTHER)  # as it is already
+    assert check_settled(running, OTHER) is PoolState.NATIVE
+
+
 def test_all_start_native() -> None:
     rig = Rig(settings=PoolSettings(default="native"))
     running = rig.start()

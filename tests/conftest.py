@@ -8,7 +8,6 @@ machine's NVIDIA GPUs; what only the software GPU has is marked `softgpu`.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gpupool.cli import admin
 
 ROOT = Path(__file__).parent.parent
 TRANSPORTS = tuple(os.environ.get("GPUPOOL_TEST_TRANSPORTS", "shm,tcp").split(","))
@@ -96,7 +97,11 @@ class Host:
         assert self.process is not None
         if self.process.poll() is not None:
             raise AssertionError(f"hostd ended with {self.process.returncode}:\n{self.log}")
-        return self.command("status", "--json", check=False).returncode == 0
+        try:
+            self.status()
+        except admin.UnreachableError:
+            return False
+        return True
 
     def stop(self) -> None:
         """Ends hostd; its workers go on, as they do when hostd is restarted."""
@@ -112,10 +117,13 @@ class Host:
                 raise AssertionError(f"waited {timeout_s} s for {what}:\n{self.log[-4000:]}")
             time.sleep(0.05)
 
+    def status(self) -> dict[str, Any]:
+        """What hostd says of itself; asked without a process, tests do it again and again."""
+        return admin.call(self.folder / "admin.sock", "status")
+
     def sessions(self) -> list[dict[str, Any]]:
-        """What `gpupool status --json` tells of the sessions."""
-        answer: dict[str, Any] = json.loads(self.command("status", "--json").stdout)
-        found: list[dict[str, Any]] = answer["sessions"]
+        """Its sessions, as `gpupool status --json` has them."""
+        found: list[dict[str, Any]] = self.status()["sessions"]
         return found
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

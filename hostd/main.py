@@ -44,12 +44,13 @@ from gpupool.hostd.api.pools import PoolMethods
 from gpupool.hostd.api.vgpus import VgpuMethods
 from gpupool.hostd.config import Config, EndpointConfig
 from gpupool.hostd.core.admission import Door
-from gpupool.hostd.core.host import Host, Ports
+from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.idle import IdleRule
 from gpupool.hostd.core.pool_ports import PciDevices
 from gpupool.hostd.core.pools import Pools
 from gpupool.hostd.core.ports import Clock, GpuSource, PortError, WorkerProcesses
 from gpupool.hostd.core.sandbox import Sandbox, SandboxFacts, plan
+from gpupool.hostd.core.start import Ports
 from gpupool.hostd.core.vgpus import Vgpus
 from gpupool.hostd.endpoint import Endpoint
 from gpupool.hostd.log import fields, wants_priorities

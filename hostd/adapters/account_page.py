@@ -18,6 +18,9 @@ ROW_BYTES = 64
 FIRST_ROW = 64
 ROW_FIELDS = (("session", "Q"), ("bytes", "Q"), ("overhead_bytes", "Q"))
 HEADER = struct.Struct("<II")
+# Of one session, far above any context: a worker that a client has taken over cannot make a GPU
+# look full to others by what it writes here.
+MOST_OVERHEAD_BYTES = 4 << 30
 _ROW = struct.Struct("<" + "".join(code for _, code in ROW_FIELDS))
 
 
@@ -45,7 +48,7 @@ def use(raw: bytes) -> AccountUse:
     total = AccountUse()
     for _, (session_id, used, overhead) in _rows(raw):
         if session_id:
-            total += AccountUse(used, overhead)
+            total += AccountUse(used, min(overhead, MOST_OVERHEAD_BYTES))
     return total
 
 

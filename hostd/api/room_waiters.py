@@ -53,7 +53,8 @@ class RoomWaiters:
     ) -> Refusal | None:
         """Until `try_open` has found it a place. None, too, when the client has left."""
         now = asyncio.get_running_loop().time
-        ticket = Ticket(waiter.wanted, waiter.program, waiter.pid, now())
+        priority = self._host.allocations.priority_of(waiter.wanted)
+        ticket = Ticket(waiter.wanted, waiter.program, waiter.pid, now(), priority)
         if not self._host.line.enter(ticket):
             text = "too many clients wait for room on this host; try again later"
             return Refusal(WelcomeStatus.LIMIT, text)

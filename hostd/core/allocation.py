@@ -80,6 +80,11 @@ class Allocations:
             return vgpu is not None and vgpu.quota.holds and self.table.place_of(vgpu.id) is None
         return wanted.quota.holds
 
+    def priority_of(self, wanted: Wanted) -> int:
+        """Of the vGPU that a client asks for."""
+        vgpu = None if wanted.group else self.table.find(wanted.vgpu)
+        return vgpu.quota.priority if vgpu else wanted.quota.priority
+
     def rooms(self, inventory: Inventory) -> tuple[placement.Room, ...]:
         """What may still be promised of each GPU."""
         overhead: dict[str, int] = {}

@@ -28,45 +28,23 @@ from gpupool.hostd.core.peer import Peer, owner_of
 from gpupool.hostd.core.placement import Room, describe
 from gpupool.hostd.core.ports import (
     Client,
-    Clients,
-    Clock,
     Counters,
     DeviceUsage,
-    Exchange,
     PortError,
-    SessionStore,
-    VgpuPages,
-    VgpuStore,
-    Windows,
     WorkerEnd,
-    WorkerOrder,
     WorkerProcess,
-    WorkerProcesses,
 )
 from gpupool.hostd.core.report import OwnSession, make_report
 from gpupool.hostd.core.session import Session, SessionState
+from gpupool.hostd.core.start import Ports, start_worker
 from gpupool.hostd.core.vgpu import Quota, Wanted
 from gpupool.hostd.core.vgpu_table import NoRowError
 from gpupool.hostd.core.waiting_line import Ticket, WaitingLine
 from gpupool.hostd.log import fields
-from gpupool.wire.hello import Hello, TransportKind, WelcomeStatus
+from gpupool.wire.hello import Hello, WelcomeStatus
 from gpupool.wire.query import Query, Report
 
 log = logging.getLogger("gpupool.hostd")
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """What Host needs from the machine."""
-
-    workers: WorkerProcesses
-    store: SessionStore
-    windows: Windows
-    clock: Clock
-    exchange: Exchange
-    clients: Clients
-    pages: VgpuPages
-    vgpus: VgpuStore
 
 
 _NONE_AHEAD = AheadSettings(workers=0)
@@ -283,8 +261,8 @@ class Host:
         sockets: tuple[int, ...],
     ) -> Session:
         session_id = self._ports.store.next_id()
-        seats = self.allocations.seat(session_id, plan)
         client = self._ports.clients.identify(peer.pid, peer.address)
+        seats = self.allocations.seat(session_id, plan)
         session = Session(
             id=session_id,
             state=SessionState.STARTING,
@@ -311,7 +289,9 @@ class Host:
         try:
             self._ports.store.save(session)
             self.allocations.enter(session)
-            process = self._spawn(session, peer, grant, sockets, hello.lanes)
+            process = start_worker(
+                self._ports, self.allocations, session, grant, peer.pidfd, sockets, hello.lanes
+            )
         except PortError:
             self._forget(session)
             raise
@@ -347,51 +327,6 @@ class Host:
         )
         self.changed()
         return session
-
-    def _spawn(
-        self, session: Session, peer: Peer, grant: Grant, sockets: tuple[int, ...], asked_lanes: int
-    ) -> WorkerProcess:
-        shared = grant.transport is TransportKind.SHM
-        usage_fd = self._ports.store.create_usage(session.id)
-        window_fd = exchange_fd = None
-        pages: list[tuple[int, int, int]] = []
-        try:
-            pages = self.allocations.open(session)
-            window_fd = self._ports.windows.create(grant.window_bytes) if shared else None
-            exchange_fd = self._ports.exchange.join(session.id, session.tenant)
-            return self._ports.workers.start(
-                WorkerOrder(
-                    session_id=session.id,
-                    socket_fd=sockets[0],
-                    lane_fds=sockets[1:],
-                    asked_lanes=asked_lanes,
-                    window_fd=window_fd,
-                    usage_fd=usage_fd,
-                    client_pidfd=peer.pidfd,
-                    transport=session.transport,
-                    window_base=grant.window_base,
-                    window_bytes=grant.window_bytes,
-                    library=grant.library,
-                    devices=session.devices,
-                    compute_percent=session.compute_percent,
-                    memory_mib=session.memory_mib,
-                    caps=grant.caps,
-                    exchange_fd=exchange_fd,
-                    tenant=session.tenant_number,
-                    quota_fds=tuple(quota for quota, _, _ in pages),
-                    account_fds=tuple(account for _, account, _ in pages),
-                    lease_fds=tuple(lease for _, _, lease in pages),
-                    vgpu_rows=tuple(seat.vgpu_row for seat in session.seats),
-                    account_rows=tuple(seat.account_row for seat in session.seats),
-                )
-            )
-        finally:
-            self.allocations.close(pages)
-            self._ports.store.close_usage(usage_fd)
-            if exchange_fd is not None:
-                self._ports.exchange.close(exchange_fd)
-            if window_fd is not None:
-                self._ports.windows.close(window_fd)
 
     def _save(self, session: Session) -> None:
         """Writes down where the worker runs.

@@ -1,4 +1,4 @@
-"""Clients that wait for room on a GPU: first come, first served.
+"""Clients that wait for room on a GPU: by priority, and among equals first come, first served.
 
 Whoever needs room goes behind all who wait for some, whatever they need: so nobody waits for ever
 because smaller ones slip past. Who needs none (a vGPU that is there already) does not wait.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpupool.hostd.core.vgpu import Wanted
+from gpupool.hostd.core.vgpu import DEFAULT_PRIORITY, Wanted
 
 _MOST = 256
 _MOST_OF_ONE = 64  # owner: the others keep places
@@ -22,6 +22,7 @@ class Ticket:
     program: str
     pid: int
     since_s: float
+    priority: int = DEFAULT_PRIORITY
 
 
 class WaitingLine:
@@ -36,11 +37,12 @@ class WaitingLine:
         return tuple(self._line)
 
     def enter(self, ticket: Ticket) -> bool:
-        """Takes the last place. False when too many wait already."""
+        """Takes the last place of its priority. False when too many wait already."""
         own = sum(one.wanted.owner == ticket.wanted.owner for one in self._line)
         if len(self._line) >= _MOST or own >= _MOST_OF_ONE:
             return False
-        self._line.append(ticket)
+        place = sum(one.priority >= ticket.priority for one in self._line)
+        self._line.insert(place, ticket)
         return True
 
     def leave(self, ticket: Ticket) -> None:

@@ -8,9 +8,10 @@ import pytest
 
 from gpupool.hostd.core.admission import Door, Limits, Refusal
 from gpupool.hostd.core.gpu import Inventory
-from gpupool.hostd.core.host import Host, Ports
+from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.peer import Peer
 from gpupool.hostd.core.session import Session, SessionState
+from gpupool.hostd.core.start import Ports
 from gpupool.wire.hello import Hello, TransportKind, WelcomeStatus
 from tests.fakes.clients import FakeClients
 from tests.fakes.clock import FakeClock

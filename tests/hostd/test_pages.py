@@ -187,6 +187,8 @@ def test_what_a_vgpu_uses(files: VgpuFiles) -> None:
     assert files.use(7) == AccountUse(1500, 15)
     files.write_account(7, 9, 0)
     assert files.use(7) == AccountUse(500, 5)
+    os.pwrite(account, struct.pack("<QQ", 0, 1 << 60), account_page.row_at(3) + 8)  # a lie
+    assert files.use(7) == AccountUse(0, account_page.MOST_OVERHEAD_BYTES)
     os.ftruncate(account, 100)  # a worker that a client has taken over
     assert files.use(7) == AccountUse()
     files.close(fds)

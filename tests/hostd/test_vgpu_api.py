@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,31 @@ def answer_of(waiting: Answer) -> Answer:
         answer = receive(waiting.connection)
         if answer.welcome.status is not WelcomeStatus.WAITING:
             return answer
+
+
+def test_many_at_once_are_never_too_many(daemon: Daemon) -> None:
+    daemon.start()
+
+    def come(wait_s: int) -> Answer:
+        answer = say(daemon.unix, hello(30, wait_s=wait_s).encode())
+        return answer_of(answer) if answer.welcome.status is WelcomeStatus.WAITING else answer
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(come, [0] * 16))
+        let = [one for one in answers if one.welcome.status is WelcomeStatus.OK]
+        assert len(let) == 3
+        assert sum(percent for _, percent in rows(daemon)) == 90
+        for answer in answers:
+            answer.close()
+
+        def use(_: int) -> int:
+            answer = come(100)
+            held = sum(percent for _, percent in rows(daemon))
+            answer.close()
+            return held if answer.welcome.status is WelcomeStatus.OK else 1000
+
+        assert all(0 < held <= 90 for held in pool.map(use, range(24)))
+    eventually(lambda: rows(daemon) == [], "all rows to be free")
 
 
 def test_waiting_ends(daemon: Daemon) -> None:

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpupool.hostd.core.allocation import NoPlace
-from gpupool.hostd.core.host import Host, Ports
+from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.ports import AccountUse, PortError
 from gpupool.hostd.core.session import Session
+from gpupool.hostd.core.start import Ports
 from gpupool.hostd.core.vgpu import Quota, Vgpu, VgpuMode
 from gpupool.hostd.core.vgpus import VgpuError, Vgpus
 from tests.fakes.crashes import Fuse, Killable, Killed

@@ -394,4 +394,11 @@ def test_the_line_is_bounded_and_one_owner_cannot_fill_it() -> None:
     assert not line.enter(Ticket(replace(mine, owner="9"), "a", 1, 0.0))
     line.leave(tickets[0])
     assert line.before(tickets[1]) == 0
+    line.leave(tickets[2])
+    urgent, late = (Ticket(mine, "a", 1, 0.0, priority) for priority in (9, 1))
+    assert line.enter(late)
+    assert line.before(late) == 254
+    line.leave(late)
+    assert line.enter(urgent)
+    assert [line.before(one) for one in (urgent, tickets[1])] == [0, 1]
     assert line.enter(Ticket(replace(mine, owner="9"), "a", 1, 0.0))

@@ -56,6 +56,7 @@ from gpupool.hostd.endpoint import Endpoint
 from gpupool.hostd.log import fields, wants_priorities
 from gpupool.hostd.pooled import Pooled
 from gpupool.wire.hello import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from gpupool.wire.proto import quiet_forks
 
 if TYPE_CHECKING:
     from gpupool.hostd.api.metrics import MetricsDoor
@@ -250,6 +251,7 @@ class Hostd:
         given = self._config.controller
         if given is None:
             return None
+        quiet_forks()
         try:
             from gpupool.hostd.linked import link
         except ImportError as error:

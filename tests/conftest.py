@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from gpupool.cli import admin
+from gpupool.wire.proto import quiet_forks
 
 ROOT = Path(__file__).parent.parent
 TRANSPORTS = tuple(os.environ.get("GPUPOOL_TEST_TRANSPORTS", "shm,tcp").split(","))
@@ -35,6 +36,7 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    quiet_forks()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,7 +20,7 @@ import httpx
 
 from gpupool.controller.store.sql import Settings, SqlStore
 from tests.conftest import ROOT, Host, free_port, make_host
-from tests.controller.pool import check
+from tests.controller.pool import Pool
 
 
 @dataclass
@@ -166,7 +166,7 @@ class Plane:
         """Nothing is given out twice, and every sum is that of its parts."""
         store = SqlStore(Settings(self.database))
         try:
-            store.read(check)
+            Pool(store).check()
         finally:
             store.close()
 

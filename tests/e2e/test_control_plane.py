@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import end_host
 from tests.e2e.control_plane import Plane, eventually, linked, named
-from tests.e2e.observe import STEPPER, only_session, step, wait_for_line
+from tests.e2e.observe import ADD_ONCE, STEPPER, only_session, step, wait_for_line
 
 pytestmark = pytest.mark.softgpu
-
-
-@pytest.fixture
-def plane() -> Iterator[Plane]:
-    """One controller on SQLite, with the tenant acme and a token for the node n1."""
-    folder = Path(tempfile.mkdtemp(prefix="gpupool-plane-"))
-    folder.chmod(0o711)
-    one = Plane(folder, f"sqlite:///{folder}/controller.db")
-    try:
-        one.replica()
-        one.tenant()
-        one.token("n1")
-        yield one
-        one.check()
-    finally:
-        for host in one.hosts:
-            end_host(host)
-        one.end()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_reserved_vgpu_reaches_the_node_and_serves_a_program(plane: Plane) -> None:
@@ -56,3 +32,86 @@ def test_a_reserved_vgpu_reaches_the_node_and_serves_a_program(plane: Plane) -> 
     eventually(lambda: plane.state(vgpu) == "gone", "it to go")
     assert named(host) == []
     assert linked(host)["connected"]
+
+
+def test_two_clients_want_one_on_demand_place(plane: Plane) -> None:
+    host = plane.host(plane.folder / "n1")
+    eventually(lambda: plane.node_state("n1") == "ready", "the node")
+    first = plane.vgpu("first", 60, 64, mode="on-demand")
+    second = plane.vgpu("second", 60, 64, mode="on-demand")
+    one = host.start_client("shm", sys.executable, "-c", STEPPER, GPUPOOL_VGPU="first")
+    wait_for_line(one, "running")
+    eventually(lambda: plane.state(first) == "ready", "the first")
+    assert plane.state(second) == "idle"
+    refused = host.run("shm", sys.executable, "-c", ADD_ONCE, GPUPOOL_VGPU="second")
+    assert refused.returncode != 0
+    assert "has room for 60 %" in refused.stderr
+    two = host.start_client(
+        "shm", sys.executable, "-c", STEPPER, GPUPOOL_VGPU="second", GPUPOOL_WAIT_S="60"
+    )
+    assert two.stderr is not None
+    assert "waiting for vGPU second, for up to 60 s" in two.stderr.readline()
+    assert step(one) == "1"
+    one.communicate(timeout=30)
+    wait_for_line(two, "running")
+    eventually(lambda: plane.state(second) == "ready", "the second")
+    assert plane.state(first) == "idle"
+    assert step(two) == "1"
+    two.kill()
+    two.communicate(timeout=30)
+    eventually(lambda: plane.state(second) == "idle", "its place to be free")
+    eventually(lambda: named(host) == [], "the node to let go")
+
+
+def test_a_deleted_vgpu_takes_its_client_along(plane: Plane) -> None:
+    host = plane.host(plane.folder / "n1")
+    eventually(lambda: plane.node_state("n1") == "ready", "the node")
+    vgpu = plane.vgpu("trainer", 100, 64)
+    eventually(lambda: plane.state(vgpu) == "ready", "the vGPU")
+    client = host.start_client("shm", sys.executable, "-c", STEPPER, GPUPOOL_VGPU="trainer")
+    wait_for_line(client, "running")
+    plane.must("DELETE", f"/vgpus/{vgpu['id']}")
+    eventually(lambda: plane.state(vgpu) == "gone", "it to go")
+    assert host.sessions() == []
+    client.communicate(timeout=30)
+    following = plane.vgpu("next", 100, 64)
+    eventually(lambda: plane.state(following) == "ready", "the next")
+
+
+def test_the_nodes_own_vgpus_are_in_the_controllers_books(plane: Plane) -> None:
+    host = plane.host(plane.folder / "n1")
+    eventually(lambda: plane.node_state("n1") == "ready", "the node")
+    client = host.start_client("shm", sys.executable, "-c", STEPPER, GPUPOOL_COMPUTE_PERCENT="70")
+    wait_for_line(client, "running")
+
+    def local() -> int:
+        (gpu,) = plane.must("GET", "/gpus")["items"]
+        return int(gpu["compute_free_percent"])
+
+    eventually(lambda: local() == 30, "the controller to know")
+    body = {"tenant": "acme", "name": "big", "compute_percent": 40, "memory_mib": 64}
+    assert plane.ask("POST", "/vgpus", body).json()["type"] == "urn:gpupool:problem:no-room"
+    client.communicate(timeout=30)
+    eventually(lambda: local() == 100, "the room")
+    plane.vgpu("big", 40)
+
+
+def test_a_gpu_goes_to_the_other_pool_and_back(plane: Plane) -> None:
+    host = plane.host(plane.folder / "n1")
+    eventually(lambda: plane.node_state("n1") == "ready", "the node")
+    (gpu,) = plane.must("GET", "/gpus")["items"]
+    client = host.start_client("shm", sys.executable, "-c", STEPPER)
+    wait_for_line(client, "running")
+
+    def pool() -> str:
+        return str(plane.must("GET", f"/gpus/{gpu['id']}")["pool"])
+
+    plane.must("PATCH", f"/gpus/{gpu['id']}", {"pool": "native"})
+    eventually(lambda: pool() == "draining", "it to drain")
+    assert step(client) == "1"
+    client.communicate(timeout=30)
+    eventually(lambda: pool() == "native", "it to be native")
+    plane.must("PATCH", f"/gpus/{gpu['id']}", {"pool": "pooled"})
+    eventually(lambda: pool() == "pooled", "it to be back")
+    vgpu = plane.vgpu("trainer", 25, 64)
+    eventually(lambda: plane.state(vgpu) == "ready", "a vGPU on it")

@@ -70,12 +70,24 @@ class SysfsPci:
         if not (self._drivers / _VFIO).is_dir():
             return f"the kernel has no driver {_VFIO}: `modprobe vfio-pci`, then ask again"
         modeset = self._root / "sys/module/nvidia_drm/parameters/modeset"
-        if (self._device(address) / "drm").is_dir() and _read(modeset) == "Y":
+        shown = (self._device(address) / "drm").is_dir() and _read(modeset) == "Y"
+        if shown and not self._modeset_lets_go():
             return (
                 f"the module nvidia_drm holds {address} (modeset=Y): write `options nvidia_drm "
                 "modeset=0` to a file in /etc/modprobe.d and load it again, then ask again"
             )
         return ""
+
+    def _modeset_lets_go(self) -> bool:
+        """Whether this driver makes nvidia_drm close a card before it waits for everybody else to:
+        nv_pci_remove calls nvidia_modeset_remove first, in those that have it (nv-pci.c of NVIDIA's
+        open kernel modules).
+        """
+        try:
+            with (self._root / "proc/kallsyms").open(encoding="ascii") as lines:
+                return any(line.split()[2] == "nvidia_modeset_remove" for line in lines)
+        except OSError:
+            return False
 
     def claim(self, function: PciFunction) -> None:
         """Binds it to vfio-pci."""

@@ -58,7 +58,8 @@ class Allocations:
 
     def plan(self, wanted: Wanted, inventory: Inventory) -> Plan | NoPlace:
         """Where that client would go."""
-        shared = self.table.find_group(wanted.group) if wanted.group else None
+        offered = {gpu.uuid for gpu in inventory.gpus}  # a program's next process is elsewhere, too
+        shared = self.table.find_group(wanted.group, offered) if wanted.group else None
         if shared is not None:
             return Plan(shared.vgpu.quota, (shared.gpu,), shared.vgpu)
         if wanted.vgpu and not wanted.group:
@@ -118,10 +119,12 @@ class Allocations:
         if placed is not None:
             if placed.gpu in (gpu.uuid for gpu in inventory.gpus):
                 return Plan(vgpu.quota, (placed.gpu,), vgpu)
+            # An on-demand one is placed elsewhere when its sessions on a leaving GPU have ended.
+            leaving = next((note for note in inventory.notes if placed.gpu in note), "")
+            why = leaving or f"GPU {placed.gpu} is not there now; see `gpupool doctor` on the host"
             return NoPlace(
-                f"vGPU {vgpu.name} is on GPU {placed.gpu}, which is not there now; see `gpupool "
-                "doctor` on the host",
-                may_wait=False,
+                f"vGPU {vgpu.name} takes no clients: {why}",
+                may_wait=False,  # it would hold up those who wait for room
             )
         where = self.rooms(inventory)
         room = placement.choose(vgpu.quota, where)

@@ -77,9 +77,16 @@ class VgpuTable:
             len(self._sessions.get(gpu, {})),
         )
 
-    def find_group(self, group: str) -> Placed | None:
-        """Where the anonymous one is that those share."""
-        return next((one for one in self._placed.values() if one.vgpu.group == group), None)
+    def find_group(self, group: str, gpus: Container[str] | None = None) -> Placed | None:
+        """Where the anonymous one is that those share: on one of these GPUs, if some are named."""
+        return next(
+            (
+                one
+                for one in self._placed.values()
+                if one.vgpu.group == group and (gpus is None or one.gpu in gpus)
+            ),
+            None,
+        )
 
     def get(self, vgpu_id: int) -> Vgpu | None:
         """The one with that number."""

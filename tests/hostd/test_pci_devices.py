@@ -204,6 +204,11 @@ def test_obstacles(pci: SysfsPci, kernel: FakeKernel) -> None:
     assert pci.obstacle(GPU) == ""  # it has nothing of this card's
     (kernel.root / "sys/devices/pci0000:00" / GPU / "drm").mkdir()
     assert "modeset=0" in pci.obstacle(GPU)
+    symbols = kernel.root / "proc/kallsyms"
+    symbols.write_text("0000000000000000 t nvidia_modeset_resume\t[nvidia]\n")
+    assert "modeset=0" in pci.obstacle(GPU)
+    symbols.write_text(symbols.read_text() + "0000000000000000 t nvidia_modeset_remove\t[nvidia]\n")
+    assert pci.obstacle(GPU) == ""  # this driver makes it close the card
     kernel.unload_driver(VFIO)
     assert "`modprobe vfio-pci`" in pci.obstacle(GPU)
 

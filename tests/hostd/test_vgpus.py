@@ -181,6 +181,32 @@ def test_an_on_demand_one_comes_back_on_another_gpu() -> None:
     assert got(ask(host, vgpu="trainer")).devices != before.devices
 
 
+def test_none_is_placed_on_a_gpu_that_leaves_the_pool() -> None:
+    one = machine(2)
+    host = one.host()
+    leaving, other = ALL.gpus[0], ALL.gpus[1]
+    assert admin(one, host).create(vgpu("mine", 30, mode=RESERVED)).gpu == leaving.uuid
+    filler = got(ask(host, 80))
+    assert filler.devices == (other.uuid,)
+    admin(one, host).create(vgpu("trainer", 30))
+    running = got(ask(host, vgpu="trainer"))
+    program = got(ask(host, 10, vgpu="~key"))
+    assert running.devices == program.devices == (leaving.uuid,)
+    one.workers.end(filler.id)
+    note = f"GPU {leaving.uuid} is draining, to be native (container)"
+    host.offer(replace(ALL, gpus=(other,), notes=(note,)))
+    assert got(ask(host)).devices == (other.uuid,)
+    assert got(ask(host, 20)).devices == (other.uuid,)
+    more = [got(ask(host, 10, vgpu="~key")) for _ in range(2)]  # of the same program
+    assert {one.devices for one in more} == {(other.uuid,)}
+    assert more[0].seats[0].vgpu == more[1].seats[0].vgpu != program.seats[0].vgpu
+    for name in ("trainer", "mine"):
+        assert text(ask(host, vgpu=name)) == f"vGPU {name} takes no clients: {note}"
+    one.workers.end(running.id)
+    assert text(ask(host, vgpu="mine"))  # a reserved one stays where it is
+    assert got(ask(host, vgpu="trainer")).devices == (other.uuid,)
+
+
 def test_processes_of_one_program_share_one() -> None:
     one = machine()
     host = one.host()

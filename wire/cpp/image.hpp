@@ -18,6 +18,13 @@ inline constexpr u32 kFatbinMagic = 0xba55'ed50;
 inline constexpr u32 kFatbinWrapperMagic = 0x4662'43b1;
 inline constexpr u64 kMaxImageBytes = 2ull << 30;
 inline constexpr u64 kMaxImageParts = 4096;
+// Beside the number of parts of an image that is loaded. Where no memory is shared the host may keep images
+// for the tenant's later sessions, so that they need not travel again (hostd/worker/image_store.hpp).
+inline constexpr u32 kKeepImage = 1u << 30;    // keep it
+inline constexpr u32 kImageByName = 1u << 31;  // it is not here: a Digest and u64 bytes of its bulk piece are
+// The answer to such a load ends with a counted array of u64, the sizes of bulk pieces that are kept; empty
+// but for the first. NOT_READY as the load's result: no image of that name is kept.
+inline constexpr u64 kMaxSizesTold = 128;
 
 enum class ImageKind : u32 { invalid = 0, ptx = 1, cubin = 2, fatbin = 3 };
 

@@ -8,7 +8,9 @@
 #include <cerrno>
 
 #include "guest/runtime/log.hpp"
+#include "guest/runtime/manual/image_kept.hpp"
 #include "wire/cpp/reader.hpp"
+#include "wire/cpp/sha256.hpp"
 
 namespace gpupool::guest {
 
@@ -84,30 +86,46 @@ ImageUpload::~ImageUpload() {
   if (Session* session = Session::current(); session != nullptr && bulk_) session->heap_free(bulk_);
 }
 
-CUresult ImageUpload::attach(Call& call, const Image& image) {
-  u64 total = aligned(image.parts.size() * sizeof(u64));
+CUresult ImageUpload::prepare(const Image& image) {
+  bytes_ = aligned(image.parts.size() * sizeof(u64));
   std::vector<u64> sizes;
   for (const FatbinSelection& part : image.parts) {
     sizes.push_back(part.bytes);
-    total += aligned(part.bytes);
-    if (total > wire::kMaxImageBytes) return CUDA_ERROR_OUT_OF_MEMORY;
+    bytes_ += aligned(part.bytes);
+    if (bytes_ > wire::kMaxImageBytes) return CUDA_ERROR_OUT_OF_MEMORY;
   }
   CUresult error = CUDA_SUCCESS;
-  bulk_ = Session::current()->heap_allocate(total, false, error);
+  bulk_ = Session::current()->heap_allocate(bytes_, false, error);
   if (!bulk_) return error;
+  parts_ = static_cast<u32>(sizes.size());
   std::memcpy(bulk_.address, sizes.data(), sizes.size() * sizeof(u64));
-  u64 place = aligned(sizes.size() * sizeof(u64));
+  u8* out = bulk_.address + sizes.size() * sizeof(u64);
+  // What is between the parts counts for the image's name, and must not show what was here before.
+  const auto fill_up = [this, &out] {
+    u8* next = bulk_.address + aligned(static_cast<u64>(out - bulk_.address));
+    out = std::fill_n(out, next - out, u8{0});
+  };
+  fill_up();
   for (const FatbinSelection& part : image.parts) {
-    u8* out = std::copy(part.header.begin(), part.header.end(), bulk_.address + place);
+    out = std::copy(part.header.begin(), part.header.end(), out);
     for (const std::span<const u8>& piece : part.entries) {
       std::memcpy(out, piece.data(), piece.size());
       out += piece.size();
     }
-    place += aligned(part.bytes);
+    fill_up();
   }
-  call.put(static_cast<u32>(sizes.size()));
-  call.attach(bulk_.offset, total, wire::kBulkIn);
   return CUDA_SUCCESS;
+}
+
+void ImageUpload::attach(Call& call, u32 flags) const {
+  call.put(parts_ | flags);
+  call.attach(bulk_.offset, bytes_, wire::kBulkIn);
+}
+
+void ImageUpload::name(Call& call) const {
+  call.put(parts_ | wire::kImageByName);
+  call.put(wire::sha256({bulk_.address, bytes_}));
+  call.put(bytes_);
 }
 
 CUresult JitOptions::read(unsigned int count, const CUjit_option* options, void** values) {
@@ -182,17 +200,48 @@ CUresult JitOptions::take(Call& call) {
   return CUDA_SUCCESS;
 }
 
-CUresult load_image(wire::Function message, wire::Handle handle, const Image& image, JitOptions& options) {
-  ImageUpload upload;
+namespace {
+
+enum class Sending { whole, to_keep, by_name };
+
+CUresult send_image(wire::Function message, wire::Handle handle, const ImageUpload& upload,
+                    JitOptions& options, Sending how) {
   Call call(message);
   call.put(handle);
   options.put(call);
-  if (const CUresult result = upload.attach(call, image); result != CUDA_SUCCESS) return result;
+  if (how == Sending::by_name)
+    upload.name(call);
+  else
+    upload.attach(call, how == Sending::to_keep ? wire::kKeepImage : 0);
   if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
   const auto result = static_cast<CUresult>(call.get<i32>());
   const CUresult taken = options.take(call);
-  if (result == CUDA_SUCCESS) Session::current()->image_loaded();
+  if (how != Sending::whole) {
+    std::vector<u64> sizes(wire::kMaxSizesTold);
+    sizes.resize(std::min<u64>(sizes.size(), call.get_array(sizes.data(), sizes.size())));
+    kept_images().add(sizes);
+  }
   return result != CUDA_SUCCESS ? result : taken;
+}
+
+}  // namespace
+
+CUresult load_image(wire::Function message, wire::Handle handle, const Image& image, JitOptions& options) {
+  ImageUpload upload;
+  CUresult result = upload.prepare(image);
+  if (result != CUDA_SUCCESS) return result;
+  KeptImages& kept = kept_images();
+  const bool keep = kept.wanted(upload.bytes());
+  if (keep && kept.has(upload.bytes())) {
+    result = send_image(message, handle, upload, options, Sending::by_name);
+  } else {
+    result = CUDA_ERROR_NOT_READY;
+  }
+  // Removed meanwhile, or another image of the same size.
+  if (result == CUDA_ERROR_NOT_READY)
+    result = send_image(message, handle, upload, options, keep ? Sending::to_keep : Sending::whole);
+  if (result == CUDA_SUCCESS) Session::current()->image_loaded();
+  return result;
 }
 
 }  // namespace gpupool::guest

@@ -26,18 +26,25 @@ CUresult find_image(const void* address, Image& image);
 // Reads a whole file and appends a NUL, which PTX needs and nothing else minds.
 CUresult read_image_file(const char* path, std::vector<u8>& bytes);
 
-// An image copied into the window, attached to one call; freed when this ends, so it must outlive the call.
+// An image copied into the window, for one call or two; freed when this ends, so it must outlive them.
 class ImageUpload {
  public:
   ImageUpload() = default;
   ~ImageUpload();
   ImageUpload(const ImageUpload&) = delete;
   ImageUpload& operator=(const ImageUpload&) = delete;
-  // Puts the number of parts into the call's payload; their sizes and then their bytes into its bulk piece.
-  CUresult attach(Call& call, const Image& image);
+  // Copies the parts' sizes and then the parts, with zeroes between.
+  CUresult prepare(const Image& image);
+  // Puts the number of parts, with `flags` (kKeepImage) beside it, into the call's payload and attaches them.
+  void attach(Call& call, u32 flags) const;
+  // Puts the image's name in their place.
+  void name(Call& call) const;
+  [[nodiscard]] u64 bytes() const { return bytes_; }
 
  private:
   Bulk bulk_;
+  u32 parts_ = 0;
+  u64 bytes_ = 0;
 };
 
 // The options of one cuModuleLoadDataEx, cuLibraryLoadData or cuLink call, and where their results go.

@@ -13,7 +13,9 @@ CUresult handle_cuLibraryLoadData(Worker& worker, Request& request) {
   JitArguments jit(request);
   CUresult result = CUDA_SUCCESS;
   LibraryEntry entry;
-  entry.image = ImageCopy::take(worker, request, result);
+  u32 asked = 0;
+  const std::shared_ptr<ImageCopy> image = ImageCopy::take(worker, request, result, asked);
+  entry.image = image;
   request.in.finish();
   if (entry.image != nullptr) {
     // The copy lives as long as the library, so the driver need not make another.
@@ -28,6 +30,7 @@ CUresult handle_cuLibraryLoadData(Worker& worker, Request& request) {
   }
   request.out->put(static_cast<i32>(result));
   jit.answer(worker, request);
+  answer_kept(result == CUDA_SUCCESS ? image : nullptr, asked, request);
   return CUDA_SUCCESS;
 }
 

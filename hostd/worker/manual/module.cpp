@@ -28,7 +28,8 @@ CUresult handle_cuModuleLoadDataEx(Worker& worker, Request& request) {
   const auto handle = request.in.get<wire::Handle>();
   JitArguments jit(request);
   CUresult result = CUDA_SUCCESS;
-  const std::shared_ptr<ImageCopy> image = ImageCopy::take(worker, request, result);
+  u32 asked = 0;
+  const std::shared_ptr<ImageCopy> image = ImageCopy::take(worker, request, result, asked);
   request.in.finish();
   CUmodule module = nullptr;
   if (image != nullptr)
@@ -44,6 +45,7 @@ CUresult handle_cuModuleLoadDataEx(Worker& worker, Request& request) {
   }
   request.out->put(static_cast<i32>(result));
   jit.answer(worker, request);
+  answer_kept(result == CUDA_SUCCESS ? image : nullptr, asked, request);
   return CUDA_SUCCESS;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "hostd/worker/image_store.hpp"
 #include "worker_manual.hpp"
 
 namespace gpupool::worker {
@@ -30,13 +31,27 @@ u64 held_bytes(Worker& worker) {
 
 }  // namespace
 
-std::shared_ptr<ImageCopy> ImageCopy::take(Worker& worker, Request& request, CUresult& error) {
-  const u32 parts = request.in.get<u32>();
+std::shared_ptr<ImageCopy> ImageCopy::take(Worker& worker, Request& request, CUresult& error, u32& asked) {
+  const u32 word = request.in.get<u32>();
+  asked = word & (wire::kKeepImage | wire::kImageByName);
+  const u32 parts = word & ~asked;
+  if ((asked & wire::kImageByName) == 0) {
+    if ((request.flags & wire::kBulkIn) == 0) throw wire::ProtocolError("a load without an image");
+    return unpack(worker, worker.at(request.bulk_offset), request.bulk_size, parts, error);
+  }
+  const auto name = request.in.get<wire::Digest>();
+  const auto bytes = request.in.get<u64>();
+  if (bytes > wire::kMaxImageBytes) throw wire::ProtocolError("image too large");
+  const std::unique_ptr<u8[]> kept = image_store().load(name, bytes);
+  error = CUDA_ERROR_NOT_READY;
+  return kept == nullptr ? nullptr : unpack(worker, kept.get(), bytes, parts, error);
+}
+
+std::shared_ptr<ImageCopy> ImageCopy::unpack(Worker& worker, const u8* source, u64 bytes, u32 parts,
+                                             CUresult& error) {
   u64 sent = aligned(parts * sizeof(u64));
-  if (parts == 0 || parts > wire::kMaxImageParts || (request.flags & wire::kBulkIn) == 0 ||
-      sent > request.bulk_size)
+  if (parts == 0 || parts > wire::kMaxImageParts || sent > bytes)
     throw wire::ProtocolError("image does not fit its bulk piece");
-  const u8* source = worker.at(request.bulk_offset);
   std::vector<u64> sizes(parts);
   std::memcpy(sizes.data(), source, parts * sizeof(u64));
   source += sent;
@@ -49,7 +64,7 @@ std::shared_ptr<ImageCopy> ImageCopy::take(Worker& worker, Request& request, CUr
     needed += aligned(size) + kPadding;
     if (sent > wire::kMaxImageBytes) throw wire::ProtocolError("image too large");
   }
-  if (sent != request.bulk_size) throw wire::ProtocolError("image does not fit its bulk piece");
+  if (sent != bytes) throw wire::ProtocolError("image does not fit its bulk piece");
   error = CUDA_ERROR_OUT_OF_MEMORY;
   if (held_bytes(worker) + needed > worker.caps.image_bytes) {
     note_cap("limits.image_mib");
@@ -60,6 +75,7 @@ std::shared_ptr<ImageCopy> ImageCopy::take(Worker& worker, Request& request, CUr
   std::shared_ptr<ImageCopy> copy(new ImageCopy());
   copy->memory_ = static_cast<u8*>(memory);
   copy->bytes_ = needed;
+  copy->sizes_ = sizes;
   for (u64 i = 0; i < sizes.size(); ++i) {
     std::memcpy(copy->memory_ + places[i], source, sizes[i]);
     source += aligned(sizes[i]);
@@ -86,6 +102,26 @@ CUresult ImageCopy::check(const std::vector<u64>& sizes, const std::vector<u64>&
     wrapper_ = {wire::kFatbinWrapperMagic, 2, memory_, prelinked_.data()};
   }
   return CUDA_SUCCESS;
+}
+
+std::vector<u8> ImageCopy::packed() const {
+  std::vector<u8> bytes(aligned(sizes_.size() * sizeof(u64)));
+  std::memcpy(bytes.data(), sizes_.data(), sizes_.size() * sizeof(u64));
+  u64 place = 0;
+  for (const u64 size : sizes_) {
+    bytes.insert(bytes.end(), memory_ + place, memory_ + place + aligned(size));
+    place += aligned(size) + kPadding;
+  }
+  return bytes;
+}
+
+void answer_kept(const std::shared_ptr<ImageCopy>& image, u32 asked, Request& request) {
+  static bool told = false;  // one worker process serves one client
+  if (asked == 0) return;
+  if (image != nullptr && (asked & wire::kKeepImage) != 0) keep_image(image);
+  const std::vector<u64> sizes = told ? std::vector<u64>() : image_store().sizes();
+  told = true;
+  request.out->put_array(sizes.data(), sizes.size());
 }
 
 JitArguments::JitArguments(Request& request) {

@@ -59,6 +59,13 @@ def _show(host: dict[str, Any]) -> None:
         print(f"  endpoint {one['endpoint']} ({', '.join(one['transports'])})")
     if waiting := host["workers_waiting"]:
         print(f"  {waiting} worker{'s' if waiting != 1 else ''} waiting for the next program")
+    if link := host.get("controller"):
+        state = (
+            "connected" if link["connected"] else f"not connected: {link['problem'] or 'not yet'}"
+        )
+        print(f"  controller {link['url']}, as node {link['node']} ({state})")
+        for vgpu, why in link["not_done"].items():
+            print(f"  controller's vGPU {vgpu} is not here: {why}")
     for note in host["notes"]:
         print(f"  note: {note}")
     rows = [

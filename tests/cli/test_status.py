@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from gpupool.cli import table
 from tests.fakes.daemon import HELLO, Daemon, environment, eventually, gpupool, say
@@ -63,6 +67,43 @@ def test_json(daemon: Daemon) -> None:
         "fingerprint": "",
     }
     answer.close()
+
+
+@pytest.mark.parametrize(
+    ("link", "shown"),
+    [
+        ({"connected": True, "problem": ""}, "as node n1 (connected)\n"),
+        ({"connected": False, "problem": "refused"}, "as node n1 (not connected: refused)\n"),
+    ],
+)
+def test_its_controller_is_shown(
+    native: Path, short_path: Path, link: dict[str, object], shown: str
+) -> None:
+    """Said by a socket of ours: a hostd with a controller is in tests/e2e/test_control_plane.py."""
+    told = {"url": "tls://c:9181", "node": "n1", "not_done": {"vgpu-1": "no room"}, **link}
+    host = {
+        **{"version": "1", "private": False, "pid": 7, "gpus": 1, "workers_waiting": 0},
+        **{"endpoints": [], "notes": [], "sessions": [], "controller": told},
+    }
+    path = short_path / "told.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(30)
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(json.dumps({"ok": True, "result": host}).encode() + b"\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        done = call(native, short_path, "status", "--admin-socket", str(path))
+        thread.join(timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert f"  controller tls://c:9181, {shown}" in done.stdout
+    assert "  controller's vGPU vgpu-1 is not here: no room\n" in done.stdout
 
 
 def test_no_hostd(native: Path, short_path: Path) -> None:

@@ -60,12 +60,13 @@ class WaitingWorkers:
         asyncio.get_running_loop().add_reader(one.pidfd, self._gone, one)
 
     def take(self, tenant: int, library: str, devices: tuple[str, ...]) -> Waiting | None:
-        """One that fits, which the caller now owns. Those that do not will fit nobody any more."""
-        for one in [each for each in self._all if each.tenant == tenant]:
-            self._forget(one)
-            if (one.library, one.devices) == (library, devices):
+        """One that fits, which the caller now owns. Others stay: they have all GPUs, for programs
+        that ask for nothing, while one that asks is on one of several.
+        """
+        for one in self._all:
+            if (one.tenant, one.library, one.devices) == (tenant, library, devices):
+                self._forget(one)
                 return one
-            self._end(one)
         return None
 
     def discard(self, tenant: int) -> None:

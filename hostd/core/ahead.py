@@ -55,10 +55,13 @@ class Ahead:
         self._fill(tenant)
 
     def gpus_changed(self, inventory: Inventory) -> None:
-        """Other GPUs may be given out from now on: those that wait would fit nobody."""
-        before = [gpu.uuid for gpu in self._inventory.gpus]
+        """Other GPUs, or another driver, may be given out from now on: those that wait would fit
+        nobody.
+        """
+        before = self._inventory
         self._inventory = inventory
-        if before != [gpu.uuid for gpu in inventory.gpus]:
+        same_gpus = [gpu.uuid for gpu in before.gpus] == [gpu.uuid for gpu in inventory.gpus]
+        if not same_gpus or before.library != inventory.library:
             self.end_all()
 
     def end_all(self) -> None:

@@ -18,6 +18,7 @@ from gpupool.cli import admin
 from gpupool.hostd.adapters import quota_page
 from tests.conftest import Host, end_host, make_host
 from tests.e2e.observe import ADD_ONCE, STEPPER, only_session, step, wait_for_line
+from tests.e2e.test_ahead import waiting
 
 # How many GPUs it has, and which. Its child has the same.
 DEVICES = """
@@ -209,7 +210,10 @@ def devices(clients: Clients, **variables: Any) -> list[str]:
 def test_who_asks_is_on_the_gpu_with_room(pair: Clients) -> None:
     both = devices(pair)
     assert [line.split()[0] for line in both] == ["2", "2"]
+    pair.host.wait_until(lambda: len(waiting(pair.host)) == 2, "workers to wait")
+    before = set(waiting(pair.host))
     pair.running(GPUPOOL_COMPUTE_PERCENT="60")
+    assert set(waiting(pair.host)) == before  # they have both GPUs: for the next that asks for nothing
     taken = only_session(pair.host)["devices"]
     found = devices(pair, GPUPOOL_COMPUTE_PERCENT="60", GPUPOOL_VGPU="~program")
     assert [line.split()[0] for line in found] == ["1", "1"]

@@ -192,6 +192,7 @@ def _vgpu(content: Any) -> Vgpu:
         gpu=one.text("gpu", ""),
         memory_used_mib=one.maybe("used_mib"),
         sessions=len(sessions),
+        users=tuple(one.each("users", int)),
     )
 
 

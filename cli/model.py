@@ -25,6 +25,9 @@ class Vgpu:
     tenant: str = ""
     memory_used_mib: int | None = None
     sessions: int | None = None  # how many use it now
+    users: tuple[
+        int, ...
+    ] = ()  # uids that may use it, on a standalone hostd; empty: whoever may come
 
 
 @dataclass(frozen=True, slots=True)

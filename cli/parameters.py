@@ -112,3 +112,11 @@ def uid(text: str) -> int:
         return pwd.getpwnam(text).pw_uid
     except KeyError as error:
         raise UsageError(f"given --user {text!r}, and this machine has none") from error
+
+
+def user(uid: int) -> str:
+    """Its name here, or the number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -182,10 +182,12 @@ def list_all(asking: Asking) -> int:
         return 0
     header = [
         *("NAME", "COMPUTE", "MEMORY", "USED", "POLICY", "PRIORITY", "MODE"),
-        *("STATE", "SESSIONS", "TENANT", "NODE", "GPU"),
+        *("STATE", "SESSIONS", "USERS", "TENANT", "NODE", "GPU"),
     ]
     if not any(one.node or one.tenant for one in found):
         header = [name for name in header if name not in ("TENANT", "NODE")]
+    if not any(one.users for one in found):
+        header.remove("USERS")
     rows = [[_cells(one)[name] for name in header] for one in found]
     asking.show(header, rows, "no vGPUs; `gpupool vgpu create` makes one")
     for one in waiting:
@@ -211,7 +213,9 @@ def show(asking: Asking, name: Name) -> int:
     if asking.as_json:
         asking.answer(vgpu=one)
     else:
-        asking.facts([(key.lower(), value) for key, value in _cells(one).items()])
+        # Users are a standalone hostd's, tenants and nodes a controller's.
+        other = ("USERS",) if one.tenant else ("TENANT", "NODE")
+        asking.facts([(key.lower(), each) for key, each in _cells(one).items() if key not in other])
     return 0
 
 
@@ -295,6 +299,7 @@ def _cells(one: Vgpu) -> dict[str, object]:
         "MODE": one.mode,
         "STATE": one.state,
         "SESSIONS": "-" if one.sessions is None else one.sessions,
+        "USERS": ",".join(parameters.user(uid) for uid in one.users) or "any",
         "TENANT": one.tenant or "-",
         "NODE": one.node or "-",
         "GPU": one.gpu or "-",

@@ -144,6 +144,7 @@ def test_a_vgpu_from_its_making_to_its_end(controller: Controller, node: FakeNod
         "tenant": "acme",
         "memory_used_mib": 0,
         "sessions": 0,
+        "users": [],
     }
     assert shown["gpu"] in node.uuids
     resized = controller.call("vgpu", "resize", "trainer", "--compute", "20%")

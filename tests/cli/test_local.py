@@ -89,6 +89,7 @@ def test_a_vgpu_from_its_making_to_its_end(here: Here) -> None:
         "tenant": "",
         "memory_used_mib": 0,
         "sessions": 0,
+        "users": [os.geteuid()],
     }
     assert here.json("vgpu", "show", "trainer")["vgpu"] == made
     assert here.json("vgpu", "list") == {"vgpus": [made], "waiting": []}
@@ -96,7 +97,13 @@ def test_a_vgpu_from_its_making_to_its_end(here: Here) -> None:
     assert listed.stderr == f"from hostd at {here.daemon.admin_socket}\n"
     header, row = listed.stdout.splitlines()
     assert "TENANT" not in header
+    assert me in row.split()
     assert row.split()[:4] == ["trainer", "30%", "256", "MiB"]
+    facts = dict(
+        line.split(maxsplit=1) for line in here.call("vgpu", "show", "trainer").stdout.splitlines()
+    )
+    assert (facts["memory"], facts["users"], facts["gpu"]) == ("256 MiB", me, GPU_UUID)
+    assert "tenant" not in facts
     (gpu,) = here.json("gpu", "list")["gpus"]
     assert (gpu["compute_free_percent"], gpu["pool"], gpu["healthy"]) == (70, "pooled", True)
     resized = here.call("vgpu", "resize", "trainer", "--compute", "50", "--policy", "hard")

@@ -41,6 +41,11 @@ class Cluster:
         log = str(self.folder / "log")
         self._run("pg_ctl", "-D", str(self._data), "-l", log, "-w", "-t", str(_START_S), "start")
 
+    @property
+    def pid(self) -> int:
+        """Of the first of its processes."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
+
     def stop(self, mode: str = "fast") -> None:
         """Ends it; `immediate` is a crash."""
         self._run("pg_ctl", "-D", str(self._data), "-w", "-m", mode, "stop")

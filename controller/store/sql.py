@@ -2,6 +2,7 @@
 
 Changes take effect one after the other, in all replicas:
 
+- In one process those that wait go together, in one commit (see turns.py).
 - SQLite: BEGIN IMMEDIATE, with a lock of this process before it, so that threads wait their turn
   instead of polling the file.
 - PostgreSQL: SERIALIZABLE, behind a lock on the empty table `gate`. LOCK TABLE comes first and
@@ -27,7 +28,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, select, text, update
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from gpupool.controller.core.errors import StoreError
@@ -36,6 +37,7 @@ from gpupool.controller.core.node import Beat
 from gpupool.controller.core.ports import Tables
 from gpupool.controller.store.models import BeatRow, GpuRow, UseRow
 from gpupool.controller.store.tables import SqlTables
+from gpupool.controller.store.turns import Turns, Waiting
 
 log = logging.getLogger("gpupool.controller.store")
 T = TypeVar("T")
@@ -63,7 +65,8 @@ class SqlStore:
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
         self.engine = make_engine(settings)
         self._postgres = self.engine.dialect.name == "postgresql"
-        self._turn = threading.Lock()
+        self._turn = threading.Lock()  # SQLite has one writer
+        self._turns = Turns(self._together, 2 * settings.timeout_s)
         self.retries = 0  # for the metrics
 
     def close(self) -> None:
@@ -76,8 +79,8 @@ class SqlStore:
 
     def change(self, work: Callable[[Tables], T]) -> T:
         """See the port."""
-        with self._my_turn():
-            return self._tries(lambda: self._change(work))
+        done: T = self._turns.take(work)
+        return done
 
     def beat(self, beats: Sequence[Beat]) -> set[str]:
         """See the port. READ COMMITTED and no gate: it touches rows that no change decides by."""
@@ -127,12 +130,12 @@ class SqlStore:
 
         if self._postgres:
             return self._tries(once)  # all of it may be done twice
-        with self._my_turn():
+        with self._writing():
             return self._tries(once)
 
     @contextmanager
-    def _my_turn(self) -> Iterator[None]:
-        """One change of this process at a time: waiting here takes no connection."""
+    def _writing(self) -> Iterator[None]:
+        """One writer of this process at a time: waiting here takes no connection."""
         if not self._turn.acquire(timeout=2 * self._settings.timeout_s):
             raise StoreError("too many changes wait for the database")
         try:
@@ -145,10 +148,33 @@ class SqlStore:
             self._begin(connection, write=False, gate=False)
             return work(SqlTables(connection, self._now_ms()))
 
-    def _change(self, work: Callable[[Tables], T]) -> T:
+    def _together(self, batch: Sequence[Waiting]) -> None:
+        """Changes that waited, in one transaction."""
+        if self._postgres:
+            self._tries(lambda: self._change(batch))
+            return
+        with self._writing():
+            self._tries(lambda: self._change(batch))
+
+    def _change(self, batch: Sequence[Waiting]) -> None:
         with self._connection("SERIALIZABLE") as connection:
             self._begin(connection, write=True, gate=True)
-            answer = work(SqlTables(connection, self._now_ms()))
+            now_ms = self._now_ms()
+            for one in batch:
+                one.result = one.error = None
+                savepoint = connection.begin_nested() if len(batch) > 1 else None
+                try:
+                    one.result = one.work(SqlTables(connection, now_ms))
+                except Exception as error:
+                    if _is_of_all(error):
+                        raise
+                    one.error = error
+                    if savepoint is None:
+                        return  # nothing to commit
+                    savepoint.rollback()
+                else:
+                    if savepoint is not None:
+                        savepoint.commit()
             try:
                 connection.commit()
             except DBAPIError as error:
@@ -157,7 +183,6 @@ class SqlStore:
                 raise StoreError(
                     f"the database was lost at COMMIT: {_brief(error)}", unsure=True
                 ) from error
-            return answer
 
     @contextmanager
     def _connection(self, isolation: str) -> Iterator[Connection]:
@@ -193,6 +218,11 @@ class SqlStore:
             time.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311  no secret
             pause_s = min(pause_s * 2, 0.1)
         raise AssertionError("unreachable")
+
+
+def _is_of_all(error: Exception) -> bool:
+    """Whether it ends the transaction, and not only the one change that met it."""
+    return isinstance(error, DBAPIError) and not isinstance(error, (IntegrityError, DataError))
 
 
 def _state(error: DBAPIError) -> str:

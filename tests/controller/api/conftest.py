@@ -52,14 +52,12 @@ class Rest:
         return found
 
 
-def make_door(pool: Pool, rate: float = 1e6, stopping: list[bool] | None = None) -> Door:
+def make_door(pool: Pool, rate: float = 1e6, failures: int = 1_000_000) -> Door:
     """As main wires it."""
     metrics = Metrics(lambda: 0)
-    services = Services(
-        pool.store, lambda: pool.licence, "1.2.3", lambda: bool(stopping and stopping[0])
-    )
+    services = Services(pool.store, lambda: pool.licence, "1.2.3", lambda: False)
     limiter = Limiter(rate, max(1, int(rate)), time.monotonic)
-    limits = Limits(limiter, Limiter(1e6, 1_000_000, time.monotonic))
+    limits = Limits(limiter, Limiter(0.01, failures, time.monotonic))
     return Door(
         make_app(services, metrics),
         pool.store,

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from gpupool.controller.core.errors import StoreError
 from gpupool.controller.core.licence import Licence
@@ -271,8 +272,6 @@ def test_unknown_paths_and_methods(rest: Rest) -> None:
 
 
 def test_a_token_that_asks_too_often_waits(rest: Rest) -> None:
-    from starlette.testclient import TestClient
-
     with TestClient(make_door(rest.pool, rate=3)) as client:
         headers = {"Authorization": f"Bearer {rest.secrets['tenant']}"}
         answers = [client.get("/api/v1/version", headers=headers) for _ in range(20)]
@@ -280,6 +279,27 @@ def test_a_token_that_asks_too_often_waits(rest: Rest) -> None:
         assert int(answers[-1].headers["retry-after"]) == told["retry_after_s"] >= 1
         other = {"Authorization": f"Bearer {rest.secrets['other']}"}
         assert client.get("/api/v1/version", headers=other).status_code == 200
+
+
+def test_wrong_tokens_shut_out_nobody_who_has_a_good_one(rest: Rest) -> None:
+    """All of them come from one address, as they do behind a balancer."""
+    door = make_door(rest.pool, failures=3)
+    with TestClient(door) as client:
+
+        def ask(secret: str) -> httpx.Response:
+            headers = {"Authorization": f"Bearer {secret}"}
+            answer: httpx.Response = client.get("/api/v1/version", headers=headers)
+            return answer
+
+        assert ask(rest.secrets["tenant"]).status_code == 200
+        statuses = [ask(f"wrong-{number}").status_code for number in range(6)]
+        assert statuses == [401, 401, 401, 429, 429, 429]
+        assert ask(rest.secrets["tenant"]).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["vgpus/%00", "vgpus?name=%00", "tenants?name=a%00b"])
+def test_zero_bytes_do_not_reach_the_database(rest: Rest, path: str) -> None:
+    problem(rest.ask("tenant", "GET", path), 422, "invalid-request")
 
 
 def test_a_database_that_is_away_is_503(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:

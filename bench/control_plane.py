@@ -24,21 +24,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import insert, text, update
 
 from gpupool.bench import postgres
-from gpupool.controller.core import allocation, consistency, fleet
-from gpupool.controller.core.gpu import GpuFacts
+from gpupool.controller.core import consistency
 from gpupool.controller.core.identity import new_id
-from gpupool.controller.core.licence import NO_LICENCE
-from gpupool.controller.core.node import Registration
 from gpupool.controller.core.ports import Tables
 from gpupool.controller.core.tenant import Tenant
-from gpupool.controller.core.vgpu import Ask, Request, Share, Strategy
 from gpupool.controller.store import migrate
+from gpupool.controller.store.models import (
+    BeatRow,
+    GpuRow,
+    LabelRow,
+    NodeRow,
+    TenantRow,
+    UseRow,
+    VgpuRow,
+)
 from gpupool.controller.store.sql import Settings, SqlStore
 
 _START_S = 60.0
-_BATCH = 100  # vGPUs a transaction while filling
 _SHARES = (5, 10, 15, 20, 25, 30)
 _GPU_MIB = 80_000
 
@@ -56,8 +63,8 @@ class Plan:
     nice: int = 0  # of what is measured, on a machine that has other things to do
 
 
-def fill(store: SqlStore, plan: Plan) -> str:
-    """Nodes, GPUs and vGPUs; the id of the tenant."""
+def fill(store: SqlStore, plan: Plan) -> None:
+    """Nodes, GPUs and vGPUs, as if all had come by the usual way, which would take minutes."""
 
     def tenant(tables: Tables) -> str:
         one = Tenant(new_id("tenant", tables.now_ms), "bench")
@@ -65,29 +72,111 @@ def fill(store: SqlStore, plan: Plan) -> str:
         return one.id
 
     owner = store.change(tenant)
-    for number in range(plan.nodes):
-        gpus = tuple(
-            GpuFacts(f"GPU-{number}-{index}", index, "H100" if number % 2 else "A100", _GPU_MIB)
-            for index in range(plan.gpus)
-        )
-        labels = {"zone": f"z{number % 8}"}
-        registration = Registration(f"node-{number:05d}", gpus, labels, f"tls://{number}:9179")
-        store.change(lambda tables, told=registration: fleet.register(tables, told, NO_LICENCE))  # type: ignore[misc]
-    for start in range(0, plan.vgpus, _BATCH):
+    nodes = [f"node-{number:05d}" for number in range(plan.nodes)]
+    gpus = [_gpu(node, index) for node in nodes for index in range(plan.gpus)]
+    vgpus = [_vgpu(owner, number, gpus[number % len(gpus)]) for number in range(plan.vgpus)]
+    chosen = TenantRow.__table__.c.name == "bench"
+    used = {
+        "used_vgpus": len(vgpus),
+        "used_compute_percent": sum(one["compute_percent"] for one in vgpus),
+        "used_memory_mib": sum(one["memory_mib"] for one in vgpus),
+    }
+    with store.engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN")
+        connection.execute(insert(NodeRow), [_node(name) for name in nodes])
+        labels = [
+            {"node_id": name, "key": "zone", "value": f"z{number % 8}"}
+            for number, name in enumerate(nodes)
+        ]
+        connection.execute(insert(LabelRow), labels)
+        beat = {"incarnation": 1, "sequence": 0, "beat": 1, "heard_ms": 1}
+        connection.execute(insert(BeatRow), [{"node_id": name, **beat} for name in nodes])
+        connection.execute(insert(GpuRow), gpus)
+        use = {"load_percent": 0, "memory_used_mib": 0}
+        connection.execute(insert(UseRow), [{"gpu_id": gpu["id"], **use} for gpu in gpus])
+        connection.execute(insert(VgpuRow), vgpus)
+        connection.execute(update(TenantRow).where(chosen).values(used))
+        connection.commit()
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("ANALYZE"))  # as autovacuum does, some minutes later
+            connection.commit()
 
-        def some(tables: Tables, start: int = start) -> None:
-            for number in range(start, min(start + _BATCH, plan.vgpus)):
-                allocation.create(tables, wanted(owner, number), NO_LICENCE)
 
-        store.change(some)
-    return owner
+def _node(name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "name": name,
+        "state": "ready",
+        "cordoned": False,
+        "labels": {},
+        "endpoint": f"tls://{name}:9179",
+        "agent_version": "bench",
+        "incarnation": 1,
+        "generation": 1,
+        "applied_generation": 0,
+        "version": 1,
+        "created_ms": 1,
+    }
 
 
-def wanted(owner: str, number: int) -> Request:
-    """Shares of several sizes, packed and spread in turn."""
-    share = Share(_SHARES[number % len(_SHARES)], 1000 + number % 7 * 500)
-    strategy = Strategy.SPREAD if number % 2 else Strategy.BINPACK
-    return Request(owner, (Ask(f"filled-{number}", share),), strategy=strategy)
+def _gpu(node: str, index: int) -> dict[str, Any]:
+    return {
+        "id": f"gpu-{node}-{index}",
+        "node_id": node,
+        "uuid": f"GPU-{node}-{index}",
+        "position": index,
+        "model": "H100" if index % 2 else "A100",
+        "memory_mib": _GPU_MIB,
+        "overhead_mib": 0,
+        "compute_held_percent": 0,
+        "memory_held_mib": 0,
+        "local_compute_percent": 0,
+        "local_memory_mib": 0,
+        "compute_free_percent": 100,
+        "memory_free_mib": _GPU_MIB,
+        "pool": "pooled",
+        "pool_wanted": "pooled",
+        "pool_deadline_s": None,
+        "healthy": True,
+        "present": True,
+        "licensed": True,
+        "usable": True,
+        "version": 1,
+    }
+
+
+def _vgpu(owner: str, number: int, gpu: dict[str, Any]) -> dict[str, Any]:
+    """One on a GPU, whose room it takes."""
+    compute, memory = _SHARES[number % len(_SHARES)], 1000 + number % 7 * 500
+    gpu["compute_held_percent"] += compute
+    gpu["compute_free_percent"] -= compute
+    gpu["memory_held_mib"] += memory
+    gpu["memory_free_mib"] -= memory
+    return {
+        "id": f"vgpu-{number:08d}",
+        "tenant_id": owner,
+        "name": f"filled-{number}",
+        "mode": "reserved",
+        "policy": "elastic",
+        "priority": 0,
+        "compute_percent": compute,
+        "memory_mib": memory,
+        "compute_held_percent": compute,
+        "memory_held_mib": memory,
+        "state": "placed",
+        "selector": {"models": [], "gpu_memory_mib": 0, "node": "", "labels": {}},
+        "strategy": "binpack",
+        "gpu_id": gpu["id"],
+        "gpu_uuid": gpu["uuid"],
+        "node_id": gpu["node_id"],
+        "node_name": gpu["node_id"],
+        "group_id": None,
+        "memory_used_mib": 0,
+        "generation": 1,
+        "version": 1,
+        "created_ms": 1,
+    }
 
 
 class Controller:

@@ -52,12 +52,11 @@ class Rest:
         return found
 
 
-def make_door(pool: Pool, rate: float = 1e6, failures: int = 1_000_000) -> Door:
+def make_door(pool: Pool, burst: int = 1_000_000, failures: int = 1_000_000) -> Door:
     """As main wires it."""
     metrics = Metrics(lambda: 0)
     services = Services(pool.store, lambda: pool.licence, "1.2.3", lambda: False)
-    limiter = Limiter(rate, max(1, int(rate)), time.monotonic)
-    limits = Limits(limiter, Limiter(0.01, failures, time.monotonic))
+    limits = Limits(Limiter(0.01, burst, time.monotonic), Limiter(0.01, failures, time.monotonic))
     return Door(
         make_app(services, metrics),
         pool.store,

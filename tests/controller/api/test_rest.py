@@ -272,9 +272,9 @@ def test_unknown_paths_and_methods(rest: Rest) -> None:
 
 
 def test_a_token_that_asks_too_often_waits(rest: Rest) -> None:
-    with TestClient(make_door(rest.pool, rate=3)) as client:
+    with TestClient(make_door(rest.pool, burst=3)) as client:
         headers = {"Authorization": f"Bearer {rest.secrets['tenant']}"}
-        answers = [client.get("/api/v1/version", headers=headers) for _ in range(20)]
+        answers = [client.get("/api/v1/version", headers=headers) for _ in range(4)]
         told = problem(answers[-1], 429, "too-many-requests")
         assert int(answers[-1].headers["retry-after"]) == told["retry_after_s"] >= 1
         other = {"Authorization": f"Bearer {rest.secrets['other']}"}

@@ -7,6 +7,7 @@ never maps it: a worker that a client has taken over could cut it short.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 from gpupool.hostd.core.ports import AccountUse
 
@@ -35,29 +36,24 @@ def row_at(number: int) -> int:
 
 
 def sessions(raw: bytes) -> dict[int, int]:
-    """Which session has which row, by row."""
-    found = {}
-    for number, (session_id, _, _) in _rows(raw):
-        if session_id:
-            found[number] = session_id
-    return found
+    """Which session has which row, by row. Nothing for bytes that are no whole page."""
+    if len(raw) < BYTES or not _is_page(raw):
+        return {}
+    found = ((number, _ROW.unpack_from(raw, row_at(number))[0]) for number in range(ROWS))
+    return {number: session_id for number, session_id in found if session_id}
 
 
-def use(raw: bytes) -> AccountUse:
-    """The sum of the rows that have a session."""
-    total = AccountUse()
-    for _, (session_id, used, overhead) in _rows(raw):
-        if session_id:
-            total += AccountUse(used, min(overhead, MOST_OVERHEAD_BYTES))
-    return total
+def use(raw: bytes, rows: Iterable[int]) -> AccountUse:
+    """The sum of these rows, as far as `raw`, the beginning of a page, has them."""
+    memory_bytes = overhead_bytes = 0
+    if _is_page(raw):
+        for at in map(row_at, rows):
+            if at + _ROW.size <= len(raw):
+                _, used, overhead = _ROW.unpack_from(raw, at)
+                memory_bytes += used
+                overhead_bytes += min(overhead, MOST_OVERHEAD_BYTES)
+    return AccountUse(memory_bytes, overhead_bytes)
 
 
-def _rows(raw: bytes) -> list[tuple[int, tuple[int, int, int]]]:
-    """Nothing for bytes that are no whole page."""
-    if len(raw) < BYTES or HEADER.unpack_from(raw) != (MAGIC, VERSION):
-        return []
-    found = []
-    for number in range(ROWS):
-        session_id, used, overhead = _ROW.unpack_from(raw, row_at(number))
-        found.append((number, (session_id, used, overhead)))
-    return found
+def _is_page(raw: bytes) -> bool:
+    return len(raw) >= HEADER.size and HEADER.unpack_from(raw) == (MAGIC, VERSION)

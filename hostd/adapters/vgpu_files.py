@@ -14,7 +14,7 @@ import contextlib
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gpupool.hostd.adapters import account_page, futex
@@ -79,9 +79,10 @@ class VgpuFiles:
         with _reported(self._account(vgpu_id)):
             self._account(vgpu_id).unlink(missing_ok=True)
 
-    def use(self, vgpu_id: int) -> AccountUse:
-        """What its rows say now."""
-        return account_page.use(self._account_bytes(vgpu_id))
+    def use(self, vgpu_id: int, rows: Collection[int]) -> AccountUse:
+        """What these rows say now."""
+        size = account_page.row_at(max(rows, default=0) + 1)
+        return account_page.use(self._account_bytes(vgpu_id, size), rows)
 
     def open(self, session_id: int, seat: Seat) -> tuple[int, int, int]:
         """The three pages of a seat, for its worker. Raises PortError."""
@@ -141,10 +142,13 @@ class VgpuFiles:
             if wanted.get(row) != there.get(row):
                 self.write_account(vgpu_id, row, wanted.get(row, 0))
 
-    def _account_bytes(self, vgpu_id: int) -> bytes:
+    def _account_bytes(self, vgpu_id: int, size: int = account_page.BYTES) -> bytes:
         try:
-            with self._account(vgpu_id).open("rb") as file:
-                return file.read(account_page.BYTES)
+            fd = os.open(self._account(vgpu_id), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.read(fd, size)
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return b""
         except OSError as error:

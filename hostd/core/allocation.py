@@ -101,8 +101,11 @@ class Allocations:
 
     def use(self, vgpu_id: int) -> AccountUse:
         """What the sessions of a vGPU use; nothing, and logged, where that cannot be read."""
+        placed = self.table.place_of(vgpu_id)
+        if placed is None:
+            return AccountUse()
         try:
-            return self._pages.use(vgpu_id)
+            return self._pages.use(vgpu_id, placed.sessions.values())
         except PortError as error:
             log.error("account unreadable", extra=fields({"vgpu": vgpu_id, "error": str(error)}))
             return AccountUse()

@@ -16,7 +16,7 @@ each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -341,8 +341,8 @@ class VgpuPages(Protocol):
         """Nobody uses that page any more. A missing one is no error."""
         ...
 
-    def use(self, vgpu_id: int) -> AccountUse:
-        """What its sessions say they use; nothing where there is no page."""
+    def use(self, vgpu_id: int, rows: Collection[int]) -> AccountUse:
+        """What the sessions in these rows say they use; nothing where there is no page."""
         ...
 
     def open(self, session_id: int, seat: Seat) -> tuple[int, int, int]:

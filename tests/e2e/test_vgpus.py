@@ -213,7 +213,7 @@ def test_who_asks_is_on_the_gpu_with_room(pair: Clients) -> None:
     pair.host.wait_until(lambda: len(waiting(pair.host)) == 2, "workers to wait")
     before = set(waiting(pair.host))
     pair.running(GPUPOOL_COMPUTE_PERCENT="60")
-    assert set(waiting(pair.host)) == before  # they have both GPUs: for the next that asks for nothing
+    assert set(waiting(pair.host)) == before  # they have both GPUs, for who asks for nothing
     taken = only_session(pair.host)["devices"]
     found = devices(pair, GPUPOOL_COMPUTE_PERCENT="60", GPUPOOL_VGPU="~program")
     assert [line.split()[0] for line in found] == ["1", "1"]

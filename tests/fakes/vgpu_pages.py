@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpupool.hostd.core.ports import AccountUse, GpuPages, PortError, SessionRow
@@ -54,7 +54,7 @@ class FakePages:
         self._check()
         self.accounts.pop(vgpu_id, None)
 
-    def use(self, vgpu_id: int) -> AccountUse:
+    def use(self, vgpu_id: int, rows: Collection[int]) -> AccountUse:  # noqa: ARG002
         """What the test has put there."""
         return self.uses.get(vgpu_id, AccountUse())
 

@@ -184,13 +184,14 @@ def test_what_a_vgpu_uses(files: VgpuFiles) -> None:
     _, account, _ = fds = files.open(41, SEAT)
     for row, used in ((9, (1000, 10)), (3, (500, 5)), (4, (99, 99))):  # row 4 is nobody's
         os.pwrite(account, struct.pack("<QQ", *used), account_page.row_at(row) + 8)
-    assert files.use(7) == AccountUse(1500, 15)
+    assert files.use(7, (9, 3)) == AccountUse(1500, 15)
+    assert files.use(7, [3]) == AccountUse(500, 5)
     files.write_account(7, 9, 0)
-    assert files.use(7) == AccountUse(500, 5)
+    assert files.use(7, {3, 9}) == AccountUse(500, 5)
     os.pwrite(account, struct.pack("<QQ", 0, 1 << 60), account_page.row_at(3) + 8)  # a lie
-    assert files.use(7) == AccountUse(0, account_page.MOST_OVERHEAD_BYTES)
+    assert files.use(7, {3, 9}) == AccountUse(0, account_page.MOST_OVERHEAD_BYTES)
     os.ftruncate(account, 100)  # a worker that a client has taken over
-    assert files.use(7) == AccountUse()
+    assert files.use(7, {3, 9}) == AccountUse()
     files.close(fds)
 
 
@@ -211,7 +212,7 @@ def test_a_later_hostd_restores_the_pages(files: VgpuFiles, tmp_path: Path) -> N
     found = page(tmp_path)
     assert {row: one.id for row, one in enumerate(found.vgpu) if one.id} == {2: 7}
     assert {row: one.id for row, one in enumerate(found.session) if one.id} == {5: 41}
-    assert later.use(7) == AccountUse(1000, 10)
+    assert later.use(7, [9]) == AccountUse(1000, 10)
     assert sorted(path.name for path in (tmp_path / "vgpus").iterdir()) == ["7.account"]
     assert {path.name for path in (tmp_path / "gpus" / GPU).iterdir()} == {"quota", "41.lease"}
     later.restore({}, {})

@@ -187,10 +187,24 @@ void OrderedMemory::notice_frees() {
 void OrderedMemory::refresh(u32 device) {
   if (!limited(device)) return;
   if (devices_[device].charged != devices_[device].used + devices_[device].graph_used) notice_frees();
-  for (auto& [handle, pool] : pools_)
-    if (pool.device == device) look_at(handle, pool);
+  for (auto& [handle, pool] : pools_) {
+    if (pool.device != device) continue;
+    look_at(handle, pool);
+    if (pool.idle() != 0) give_up_unwanted(handle, pool);
+  }
   look_at_graphs(device);
   settle(device);
+}
+
+// What the driver does when a program waits: it gives up what is above the release threshold. It never hears
+// of our clients' waits.
+void OrderedMemory::give_up_unwanted(CUmemoryPool handle, Pool& pool) {
+  const DriverApi& driver = ledger_.driver();
+  cuuint64_t threshold = 0;
+  if (driver.cuMemPoolGetAttribute(handle, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &threshold) != CUDA_SUCCESS ||
+      threshold >= pool.reserved || any_capturing(ledger_.worker()))
+    return;
+  if (driver.cuMemPoolTrimTo(handle, threshold) == CUDA_SUCCESS) look_at(handle, pool);
 }
 
 // Of every context on the device: any of them may have something to free.

@@ -85,6 +85,7 @@ class OrderedMemory {
   bool grow(u32 device, u64 wanted);
   void look_at(CUmemoryPool handle, Pool& pool);
   void look_at_graphs(u32 device);
+  void give_up_unwanted(CUmemoryPool handle, Pool& pool);
   [[nodiscard]] u64 wanted(u32 device) const;
   // Charges for what there is now. What does not fit is charged anyway, or (`refusing`) makes it false.
   bool settle(u32 device, bool refusing = false);

@@ -66,11 +66,11 @@ def block(size):
     return driver.cuMemCreate(byref(handle), c_size_t(size), byref(block_props), none), handle
 def array(size):
     handle = c_void_p()
-    shape = Array(64, size // 512, 0x20, 2)  # 64 elements of two floats in a row
+    shape = Array(size // 512, 64, 0x20, 2)  # 64 rows of elements of two floats
     return driver.cuArrayCreate_v2(byref(handle), byref(shape)), handle
 def volume(size):
     handle = c_void_p()
-    shape = Array3D(64, 2, size // 1024, 0x20, 2, 0)
+    shape = Array3D(64, size // 65536, 128, 0x20, 2, 0)
     return driver.cuArray3DCreate_v2(byref(handle), byref(shape)), handle
 def free(address):
     ok(driver.cuMemFree_v2(address))
@@ -83,7 +83,7 @@ def destroy(handle):
     ok(driver.cuArrayDestroy(handle))
 WAYS = [(plain, free, 512), (pitched, free, 512), (ordered, free_async, 512), (ordered, free, 512),
         (pooled, free_async, 512), (block, release, unit.value), (array, destroy, 512),
-        (volume, destroy, 1024)]
+        (volume, destroy, 65536)]
 """
 
 

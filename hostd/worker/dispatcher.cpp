@@ -8,6 +8,7 @@
 #include "hostd/worker/launch_crew.hpp"
 #include "hostd/worker/lease_class.hpp"
 #include "hostd/worker/log.hpp"
+#include "hostd/worker/memory_account.hpp"
 #include "wire/cpp/futex.hpp"
 #include "worker_dispatch.hpp"  // generated: kHandlers, kHandlerCount
 
@@ -125,6 +126,7 @@ void Dispatcher::wait_for(u64 head) {
     const u64 now = wire::monotonic_ns();
     if (now >= activity_.due_ns()) activity_.sample(now);
     if (now >= gate_.due_ns()) gate_.tend(now);
+    look_at_idle_memory();
     const u64 due_ns = std::min(activity_.due_ns(), gate_.due_ns());
     const u64 sleep_ns = std::min(kSleepNs, due_ns - std::min(now, due_ns));
     const u32 bell = control.doorbell.load(std::memory_order_acquire);

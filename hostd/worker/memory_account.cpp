@@ -249,6 +249,44 @@ CUresult mipmapped_destroy(CUmipmappedArray array) {
   return result;
 }
 
+// What kernels may take of the device beyond what a context begins with: their heap, the buffer of printf,
+// and stacks for as many threads as the device runs.
+u64 limit_unit(CUlimit limit, u32 device) {
+  if (limit == CU_LIMIT_MALLOC_HEAP_SIZE || limit == CU_LIMIT_PRINTF_FIFO_SIZE) return 1;
+  if (limit != CU_LIMIT_STACK_SIZE) return 0;
+  const CUdevice of = memory_ledger().worker().devices[device];
+  int processors = 0;
+  int threads = 0;
+  real().cuDeviceGetAttribute(&processors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, of);
+  real().cuDeviceGetAttribute(&threads, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR, of);
+  return static_cast<u64>(processors) * static_cast<u64>(threads);
+}
+
+CUresult set_limit(CUlimit limit, size_t value) {
+  MemoryLedger& ledger = memory_ledger();
+  const u32 device = ledger.current_index();
+  const CUcontext context = current_context();
+  const u64 unit = limit_unit(limit, device);
+  if (unit == 0 || context == nullptr) return real().cuCtxSetLimit(limit, value);
+  // Contexts lie at least a pointer apart.
+  const u64 key = key_of(context) + 1 + static_cast<u64>(limit);
+  static auto& begins = *new std::unordered_map<u64, size_t>();
+  size_t now = 0;
+  if (!begins.contains(key) && real().cuCtxGetLimit(&now, limit) == CUDA_SUCCESS) begins[key] = now;
+  u64 more = 0;
+  if (value > begins[key] && __builtin_mul_overflow(value - begins[key], unit, &more)) more = ~u64{0};
+  const u64 before = ledger.bytes_of(key);
+  if (more > before && !ledger.charge(device, more - before)) return CUDA_ERROR_OUT_OF_MEMORY;
+  const CUresult result = real().cuCtxSetLimit(limit, value);
+  if (result != CUDA_SUCCESS) {
+    if (more > before) ledger.release(device, more - before);
+    return result;
+  }
+  if (more < before) ledger.release(device, before - more);
+  ledger.resize(key, device, more, context);
+  return result;
+}
+
 // Looking into an image takes as long as reading it, so it is done where there is a limit.
 u64 code_bytes(const void* image) {
   const MemoryLedger& ledger = memory_ledger();
@@ -336,11 +374,16 @@ void account_memory(Worker& worker) {
   replace(driver.cuArrayDestroy, &array_destroy);
   replace(driver.cuMipmappedArrayCreate, &mipmapped_create);
   replace(driver.cuMipmappedArrayDestroy, &mipmapped_destroy);
+  replace(driver.cuCtxSetLimit, &set_limit);
   replace(driver.cuModuleLoadDataEx, &module_load);
   replace(driver.cuModuleUnload, &module_unload);
   replace(driver.cuLibraryLoadData, &library_load);
   replace(driver.cuLibraryUnload, &library_unload);
   replace(driver.cuCtxDestroy_v2, &context_destroy);
+}
+
+void look_at_idle_memory() {
+  if (memory_ledger().is_open()) ordered_memory().look_again();
 }
 
 const DriverApi& uncounted_driver(const Worker& worker) {

@@ -16,6 +16,10 @@ namespace gpupool::worker {
 // dispatcher's thread may call what allocates and frees.
 void account_memory(Worker& worker);
 
+// Pools that held idle memory are looked at anew, when there is nothing else to do: streams may have freed
+// more by now, and other sessions of the vGPU want it.
+void look_at_idle_memory();
+
 // The driver without the account, for what the worker needs for a moment itself.
 const DriverApi& uncounted_driver(const Worker& worker);
 

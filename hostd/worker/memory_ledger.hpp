@@ -43,6 +43,10 @@ class MemoryLedger {
 
   // Notes what has been charged, by address or handle; with a context it goes when that does.
   void keep(u64 key, u32 device, u64 bytes, CUcontext context);
+  // Another size of a thing, for which it has been charged already.
+  void resize(u64 key, u32 device, u64 bytes, CUcontext context) {
+    things_[key] = Thing{bytes, device, context};
+  }
   // Gives it back; false when there is none of that key.
   bool forget(u64 key);
   [[nodiscard]] u64 bytes_of(u64 key) const;

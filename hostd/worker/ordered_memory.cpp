@@ -60,14 +60,15 @@ void OrderedMemory::look_at_graphs(u32 device) {
   devices_[device].graph_reserved = std::max(used, reserved);
 }
 
-u64 OrderedMemory::wanted(u32 device) const {
+// `to_graphs`: if graphs allocated so much more now, of what is idle in their pool as far as that goes.
+u64 OrderedMemory::wanted(u32 device, u64 to_graphs) const {
   const Device& all = devices_[device];
-  const u64 used = all.used + all.graph_used;
+  const u64 used = all.used + all.graph_used + to_graphs;
   if (!limited(device)) return used;
-  u64 idle = all.lingering + all.graph_reserved - all.graph_used;
+  const u64 graph_idle = all.graph_reserved - all.graph_used;
+  u64 idle = all.lingering + graph_idle - std::min(graph_idle, to_graphs);
   for (const auto& [handle, pool] : pools_)
     if (pool.device == device) idle += pool.idle();
-  ledger_.vgpu(device).set_overhead(std::min(idle, kRounding));
   return used + (idle > kRounding ? idle - kRounding : 0);
 }
 
@@ -89,6 +90,8 @@ bool OrderedMemory::settle(u32 device, bool refusing) {
     ledger_.charge_anyway(device, now - all.charged);
   }
   all.charged = now;
+  idle_ = std::ranges::any_of(devices_,
+                              [](const Device& one) { return one.charged > one.used + one.graph_used; });
   return true;
 }
 
@@ -275,11 +278,14 @@ CUresult OrderedMemory::run_counted(CUgraphExec handle, CUstream stream, Run run
   if (found == execs_.end()) return run(handle, stream);
   Exec& exec = found->second;
   const Device& all = devices_[exec.device];
-  const u64 idle = all.graph_reserved - all.graph_used;
-  // What the driver may have to add; most launches find what earlier ones have left.
-  const bool again = exec.launched && exec.frees_first;
-  const u64 more = again || exec.bytes <= idle ? 0 : exec.bytes - idle;
-  if (!ledger_.charge(exec.device, more)) return CUDA_ERROR_OUT_OF_MEMORY;
+  const u64 to_graphs = exec.launched && exec.frees_first ? 0 : exec.bytes;
+  u64 more = 0;
+  const auto fits = [&] {
+    const u64 then = wanted(exec.device, to_graphs);
+    more = then > all.charged ? then - all.charged : 0;
+    return ledger_.try_charge(exec.device, more);
+  };
+  if (!fits() && !(make_room(exec.device) && fits())) return CUDA_ERROR_OUT_OF_MEMORY;
   const CUresult result = run(handle, stream);
   ledger_.release(exec.device, more);
   exec.launched = exec.launched || result == CUDA_SUCCESS;

@@ -47,6 +47,12 @@ class OrderedMemory {
 
   // Looks at everything anew.
   void refresh(u32 device);
+  // The same where something that counts was idle at the last look.
+  void look_again() {
+    if (idle_) [[unlikely]]
+      for (u32 device = 0; device < ledger_.worker().devices.size() && device < wire::kMaxDevices; ++device)
+        refresh(device);
+  }
   // Gives up what is idle, which waits for all work; false when there is nothing to give up.
   bool make_room(u32 device);
 
@@ -86,7 +92,7 @@ class OrderedMemory {
   void look_at(CUmemoryPool handle, Pool& pool);
   void look_at_graphs(u32 device);
   void give_up_unwanted(CUmemoryPool handle, Pool& pool);
-  [[nodiscard]] u64 wanted(u32 device) const;
+  [[nodiscard]] u64 wanted(u32 device, u64 to_graphs = 0) const;
   // Charges for what there is now. What does not fit is charged anyway, or (`refusing`) makes it false.
   bool settle(u32 device, bool refusing = false);
   [[nodiscard]] u64 bytes_of(CUgraph graph) const;
@@ -101,6 +107,7 @@ class OrderedMemory {
   std::array<Device, wire::kMaxDevices> devices_{};
   u64 next_serial_ = 1;
   bool graphs_ = false;
+  bool idle_ = false;  // on some device
 };
 
 OrderedMemory& ordered_memory();

@@ -235,6 +235,10 @@ ok(driver.cuGraphDestroy(big))
 graph, address = graph_of(40 * MIB)
 result, executable = make(graph)
 same(result, 0)
+result, more = plain(30 * MIB)
+same(result, 0)
+same(driver.cuGraphLaunch(executable, None), OUT_OF_MEMORY)  # and not later
+free(more)
 ok(driver.cuGraphLaunch(executable, None))
 ok(driver.cuCtxSynchronize())
 same(room(), 4 * MIB)
@@ -287,5 +291,25 @@ for make, unload in ((module, driver.cuModuleUnload), (library, driver.cuLibrary
     same(make(17)[0], OUT_OF_MEMORY)
     ok(unload(handle))
     same(room(), 64 * MIB)
+""",
+    )
+
+
+def test_heaps_of_kernels_count(host: Host, transport: str) -> None:
+    """What kernels may allocate by themselves, beyond what a context begins with."""
+    run(
+        host,
+        transport,
+        """
+HEAP, now = 2, c_size_t()
+ok(driver.cuCtxGetLimit(byref(now), HEAP))
+same(driver.cuCtxSetLimit(HEAP, c_size_t(now.value + 65 * MIB)), OUT_OF_MEMORY)
+ok(driver.cuCtxSetLimit(HEAP, c_size_t(now.value + 60 * MIB)))
+same(room(), 4 * MIB)
+same(plain(5 * MIB)[0], OUT_OF_MEMORY)
+ok(driver.cuCtxSetLimit(HEAP, c_size_t(now.value + 20 * MIB)))
+same(room(), 44 * MIB)
+ok(driver.cuCtxSetLimit(HEAP, c_size_t(now.value)))
+same(plain(64 * MIB)[0], 0)
 """,
     )

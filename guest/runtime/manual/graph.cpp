@@ -45,15 +45,16 @@ void follow_launch(const Stream& stream, u64 value, const std::shared_ptr<GraphC
     run_when(stream.handle.index(), value, [contents] {});
 }
 
-// `value` is what the stream's word reaches after the launch, if something follows it.
-CUresult launch(CUgraphExec handle, Stream& stream, const std::shared_ptr<GraphContents>& contents,
-                u64& value) {
+// `value` is what the stream's word reaches after the launch, if something follows it. A launch that may find
+// no memory is waited for: the program must learn it from this call.
+CUresult launch(CUgraphExec handle, const ExecContents& exec, Stream& stream,
+                const std::shared_ptr<GraphContents>& contents, u64& value) {
   Call call(wire::Function::cuGraphLaunch);
   call.on(stream);
   call.put(bits(handle));
   const bool followed = !contents->empty();
   if (followed) call.mark();
-  const CUresult result = call.send();
+  const CUresult result = exec.allocates ? call.wait() : call.send();
   value = call.ticket() + 1;
   if (result == CUDA_SUCCESS && followed) follow_launch(stream, value, contents);
   return result;
@@ -68,7 +69,8 @@ CUresult launch_with_pieces(CUgraphExec handle, ExecContents& exec, Stream& stre
       return result;
   if (const CUresult result = fill_graph_pieces(*contents, stream); result != CUDA_SUCCESS) return result;
   u64 value = 0;
-  if (const CUresult result = launch(handle, stream, contents, value); result != CUDA_SUCCESS) return result;
+  if (const CUresult result = launch(handle, exec, stream, contents, value); result != CUDA_SUCCESS)
+    return result;
   exec.word = stream.handle.index();
   exec.value = value;
   return empty_graph_pieces(*contents, stream);
@@ -184,11 +186,12 @@ CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
   }
   if (!contents->copies.empty()) return launch_with_pieces(handle, *exec, *stream, contents);
   u64 value = 0;
-  return launch(handle, *stream, contents, value);
+  return launch(handle, *exec, *stream, contents, value);
 }
 
 CUresult cuGraphUpload(CUgraphExec handle, CUstream stream_handle) {
-  if (find_exec(bits(handle)) == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  const std::shared_ptr<ExecContents> exec = find_exec(bits(handle));
+  if (exec == nullptr) return CUDA_ERROR_INVALID_VALUE;
   CUresult error = CUDA_SUCCESS;
   Stream* stream = resolve_stream(stream_handle, error);
   if (stream == nullptr) return error;
@@ -196,7 +199,7 @@ CUresult cuGraphUpload(CUgraphExec handle, CUstream stream_handle) {
   Call call(wire::Function::cuGraphUpload);
   call.on(*stream);
   call.put(bits(handle));
-  return call.send();
+  return exec->allocates ? call.wait() : call.send();
 }
 
 CUresult cuGraphExecUpdate_v2(CUgraphExec handle, CUgraph graph, CUgraphExecUpdateResultInfo* info) {

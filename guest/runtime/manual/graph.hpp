@@ -92,11 +92,15 @@ struct ExecContents {
       std::make_shared<GraphContents>();  // replaced by updates, never changed
   const Context* context = nullptr;       // it ends with it
   u64 flags = 0;
+  bool allocates = false;  // perhaps: its launches may find no memory
   // For launches that fill and empty pieces: those are the graph's, not the launch's.
   std::mutex launching;
   u32 word = 0;  // of the newest such launch's stream
   u64 value = 0;
 };
+
+// A graph of this program has a node that allocates.
+inline std::atomic<bool> g_graphs_allocate{false};
 
 // The registry. A graph that is not in it was never given to this program, or is destroyed.
 void remember_graph(u64 graph, const GraphContents& contents);

@@ -5,6 +5,7 @@
 
 #include "guest/runtime/manual/address_space.hpp"
 #include "guest/runtime/manual/device.hpp"
+#include "guest/runtime/manual/graph.hpp"
 #include "guest/runtime/manual/graph_params.hpp"
 #include "guest/runtime/manual/graph_place.hpp"
 #include "guest/runtime/thread_state.hpp"
@@ -74,6 +75,7 @@ CUresult add_allocation(const Place& place, CUDA_MEM_ALLOC_NODE_PARAMS& params) 
   allocation.address = call.get<u64>();
   allocation.size = params.bytesize;
   allocation.kind = MemoryKind::graph;
+  g_graphs_allocate.store(true, std::memory_order_relaxed);
   allocation.device = params.poolProps.location.id;
   // A node that allocates cannot be taken out of its graph (CUDA programming guide, "Graph Memory Nodes"), so
   // there is no second try.

@@ -293,6 +293,7 @@ void remember_exec(u64 exec, u64 flags, GraphContents contents) {
   auto entry = std::make_shared<ExecContents>();
   entry->contents = std::make_shared<GraphContents>(std::move(contents));
   entry->flags = flags;
+  entry->allocates = g_graphs_allocate.load(std::memory_order_relaxed);
   entry->context = current_context();
   const std::lock_guard lock(registry().mutex);
   registry().execs[exec] = std::move(entry);

@@ -4,6 +4,7 @@
 
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/device.hpp"
+#include "guest/runtime/manual/graph.hpp"
 #include "guest/runtime/manual/kept_memory.hpp"
 #include "guest/runtime/manual/memory.hpp"
 #include "guest/runtime/message.hpp"
@@ -32,6 +33,7 @@ CUresult allocate(CUdeviceptr* address, u64 bytes, CUmemoryPool pool, CUstream h
     if (error = check_unsafe_call(); error != CUDA_SUCCESS) return error;
   Allocation allocation;
   // In a capture it becomes a node that allocates.
+  if (captured) g_graphs_allocate.store(true, std::memory_order_relaxed);
   allocation.kind = captured ? MemoryKind::graph : MemoryKind::stream_ordered;
   allocation.context = stream->context;
   allocation.device = stream->context->device;

@@ -28,7 +28,7 @@ from gpupool.hostd.adapters.exchange import TenantExchange
 from gpupool.hostd.adapters.gpus import ChosenGpus
 from gpupool.hostd.adapters.listener import Lock, listen, read_token
 from gpupool.hostd.adapters.notify import notify
-from gpupool.hostd.adapters.nvml import NvmlGpus
+from gpupool.hostd.adapters.nvml import NvmlGpus, NvmlProcesses
 from gpupool.hostd.adapters.pci_devices import SysfsPci
 from gpupool.hostd.adapters.peer import identify
 from gpupool.hostd.adapters.session_files import SessionFiles
@@ -40,6 +40,7 @@ from gpupool.hostd.adapters.window import MemfdWindows
 from gpupool.hostd.adapters.worker_process import SubprocessWorkers, common_arguments
 from gpupool.hostd.api.admin import Admin
 from gpupool.hostd.api.greeter import Greeter, Secure
+from gpupool.hostd.api.overhead import measure_overhead
 from gpupool.hostd.api.pools import PoolMethods
 from gpupool.hostd.api.vgpus import VgpuMethods
 from gpupool.hostd.config import Config, EndpointConfig
@@ -48,7 +49,7 @@ from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.idle import IdleRule
 from gpupool.hostd.core.pool_ports import PciDevices
 from gpupool.hostd.core.pools import Pools
-from gpupool.hostd.core.ports import Clock, GpuSource, PortError, WorkerProcesses
+from gpupool.hostd.core.ports import Clock, GpuSource, PortError, ProcessMemory, WorkerProcesses
 from gpupool.hostd.core.sandbox import Sandbox, SandboxFacts, plan
 from gpupool.hostd.core.start import Ports
 from gpupool.hostd.core.vgpus import Vgpus
@@ -86,6 +87,7 @@ class Machine:
     workers: WorkerProcesses
     sandbox: Sandbox = Sandbox()  # noqa: RUF009 (frozen)
     devices: PciDevices = field(default_factory=SysfsPci)
+    memory: ProcessMemory = field(default_factory=NvmlProcesses)
 
 
 def real_machine(config: Config) -> Machine:
@@ -222,6 +224,7 @@ class Hostd:
         tasks.append(loop.create_task(admin.serve(admin_listener)))
         tasks.append(loop.create_task(pooled.task.run()))
         tasks.append(loop.create_task(self._watch_gpus(pooled)))
+        tasks.append(loop.create_task(measure_overhead(host, pages, self._machine.memory)))
         tasks += [loop.create_task(one.serve()) for one in metrics]
         if linked is not None:
             tasks.append(loop.create_task(linked.run()))

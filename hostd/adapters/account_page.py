@@ -35,6 +35,11 @@ def row_at(number: int) -> int:
     return FIRST_ROW + number * ROW_BYTES
 
 
+def overhead_at(number: int) -> int:
+    """Where the overhead of a row is."""
+    return row_at(number) + 16
+
+
 def sessions(raw: bytes) -> dict[int, int]:
     """Which session has which row, by row. Nothing for bytes that are no whole page."""
     if len(raw) < BYTES or not _is_page(raw):

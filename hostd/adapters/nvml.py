@@ -23,14 +23,15 @@ class NvmlGpus:
         self._libcuda = libcuda  # absolute path from the configuration; empty: look for it
         self._folders = folders  # where to look, and nowhere else; None: where drivers install
 
-    def _find(self, name: str) -> tuple[Path | None, list[str]]:
+    def find(self, name: str) -> tuple[Path | None, list[str]]:
+        """A library of the driver, and what was wrong with others of that name."""
         if self._folders is None:
             return find_real(name)
         return find_real(name, self._folders, ldconfig=False)
 
     def discover(self) -> Inventory:
         """The cards of this machine; notes say why there are none."""
-        nvml_path, notes = self._find("libnvidia-ml.so.1")
+        nvml_path, notes = self.find("libnvidia-ml.so.1")
         if nvml_path is None:
             return Inventory(
                 (), "", "", (*notes, "no NVIDIA driver: libnvidia-ml.so.1 was not found")
@@ -55,7 +56,7 @@ class NvmlGpus:
 
     def _find_libcuda(self) -> tuple[Path | None, list[str]]:
         if not self._libcuda:
-            library, notes = self._find("libcuda.so.1")
+            library, notes = self.find("libcuda.so.1")
             return library, notes if library else [
                 *notes,
                 "libcuda.so.1 was not found: install the NVIDIA driver",
@@ -66,6 +67,49 @@ class NvmlGpus:
             *notes,
             f"libcuda = {self._libcuda!r} names no usable library",
         ]
+
+
+class NvmlProcesses:
+    """Implements `ports.ProcessMemory`."""
+
+    def __init__(self, folders: Sequence[str] | None = None) -> None:
+        self._gpus = NvmlGpus(folders=folders)
+
+    def look(self) -> dict[str, dict[int, int]]:
+        """By UUID and process id. Nothing where NVML does not tell, as in containers with process
+        ids of their own, whose ids the driver does not know.
+        """
+        nvml_path, _ = self._gpus.find("libnvidia-ml.so.1")
+        if nvml_path is None:
+            return {}
+        try:
+            ctypes.CDLL(str(nvml_path))
+            import pynvml  # as in discover()
+        except (OSError, ImportError):
+            return {}
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:
+            return {}
+        try:
+            return _processes(pynvml)
+        finally:
+            pynvml.nvmlShutdown()
+
+
+def _processes(nvml: Any) -> dict[str, dict[int, int]]:
+    found: dict[str, dict[int, int]] = {}
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            found[str(nvml.nvmlDeviceGetUUID(handle))] = {
+                int(one.pid): int(one.usedGpuMemory)
+                for one in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                if one.usedGpuMemory is not None
+            }
+        except nvml.NVMLError:  # the others still tell; discover() says what is wrong with it
+            continue
+    return found
 
 
 def _look(nvml: Any, library: Path | None, notes: list[str]) -> Inventory:

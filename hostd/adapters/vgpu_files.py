@@ -84,6 +84,16 @@ class VgpuFiles:
         size = account_page.row_at(max(rows, default=0) + 1)
         return account_page.use(self._account_bytes(vgpu_id, size), rows)
 
+    def write_overhead(self, vgpu_id: int, row: int, overhead_bytes: int) -> None:
+        """Eight bytes that nobody else writes. Raises PortError."""
+        path = self._account(vgpu_id)
+        with _reported(path):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.pwrite(fd, overhead_bytes.to_bytes(8, "little"), account_page.overhead_at(row))
+            finally:
+                os.close(fd)
+
     def open(self, session_id: int, seat: Seat) -> tuple[int, int, int]:
         """The three pages of a seat, for its worker. Raises PortError."""
         self._page(seat.gpu)  # it exists from here on

@@ -322,6 +322,16 @@ class GpuPages:
     sessions: Mapping[int, SessionRow]  # by row
 
 
+class ProcessMemory(Protocol):
+    """What the driver says that processes hold of its GPUs."""
+
+    def look(self) -> Mapping[str, Mapping[int, int]]:
+        """Bytes by UUID and process id; nothing where the driver does not tell. Takes
+        milliseconds.
+        """
+        ...
+
+
 class VgpuPages(Protocol):
     """The pages that workers and arbiters share with hostd (hostd/pages). All raise PortError."""
 
@@ -343,6 +353,10 @@ class VgpuPages(Protocol):
 
     def use(self, vgpu_id: int, rows: Collection[int]) -> AccountUse:
         """What the sessions in these rows say they use; nothing where there is no page."""
+        ...
+
+    def write_overhead(self, vgpu_id: int, row: int, overhead_bytes: int) -> None:
+        """What the driver was measured to hold for that row's session besides."""
         ...
 
     def open(self, session_id: int, seat: Seat) -> tuple[int, int, int]:

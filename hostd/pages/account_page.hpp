@@ -24,7 +24,8 @@ struct AccountPage {
   struct alignas(64) Row {
     std::atomic<u64> session;         // 0: free row
     std::atomic<u64> bytes;           // what its programs asked for
-    std::atomic<u64> overhead_bytes;  // what the driver took besides (contexts): not counted in the quota
+    // What the driver took besides (contexts), not counted in the quota. hostd writes it, as NVML measures.
+    std::atomic<u64> overhead_bytes;
     std::atomic<u32> reserving;       // 1: `bytes` may still be taken back
   };
 

@@ -146,10 +146,6 @@ u64 VgpuMemory::all_bytes() const {
   return account_ == nullptr ? own_ : look().sum;
 }
 
-void VgpuMemory::set_overhead(u64 bytes) {
-  if (row_ != nullptr) row_->overhead_bytes.store(bytes, std::memory_order_relaxed);
-}
-
 bool map_vgpu_memory(int quota_fd, u32 vgpu_row, int account_fd, u32 account_row, VgpuMemory& memory,
                      std::string& error) {
   if (vgpu_row >= QuotaPage::kVgpus || account_row >= AccountPage::kSessions) {

@@ -31,8 +31,6 @@ class VgpuMemory {
   [[nodiscard]] u64 limit_bytes() const;  // 0: none
   [[nodiscard]] u64 own_bytes() const { return own_; }
   [[nodiscard]] u64 all_bytes() const;  // of all sessions of the vGPU
-  // What the driver took besides.
-  void set_overhead(u64 bytes);
 
  private:
   struct Look;

@@ -17,6 +17,7 @@ class FakePages:
     sessions: dict[tuple[str, int], SessionRow] = field(default_factory=dict)
     accounts: dict[int, dict[int, int]] = field(default_factory=dict)
     uses: dict[int, AccountUse] = field(default_factory=dict)  # by vGPU, put there by the test
+    overheads: dict[tuple[int, int], int] = field(default_factory=dict)
     leases: set[tuple[str, int]] = field(default_factory=set)
     opened: set[int] = field(default_factory=set)
     fail: str = ""
@@ -53,6 +54,11 @@ class FakePages:
         """Forgets it."""
         self._check()
         self.accounts.pop(vgpu_id, None)
+
+    def write_overhead(self, vgpu_id: int, row: int, overhead_bytes: int) -> None:
+        """Keeps it for the test."""
+        self._check()
+        self.overheads[vgpu_id, row] = overhead_bytes
 
     def use(self, vgpu_id: int, rows: Collection[int]) -> AccountUse:  # noqa: ARG002
         """What the test has put there."""

@@ -66,6 +66,18 @@ int nvmlDeviceGetP2PStatus(void* one, void* other, int index, int* status) {
   *status = index ? 5 : 0;
   return 0;
 }
+struct process { unsigned pid; unsigned long long used; unsigned gpu, compute; };
+int nvmlDeviceGetComputeRunningProcesses_v3(void* device, unsigned* count, struct process* found) {
+  if ((long)device == 2) return 3;
+  if (*count < 2 || !found) { *count = 2; return 7; }
+  *count = 2;
+  memset(found, 0, 2 * sizeof *found);
+  found[0].pid = 4242;
+  found[0].used = 600ull << 20;
+  found[1].pid = 4243;
+  found[1].used = ~0ull; /* not known */
+  return 0;
+}
 struct pci { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; };
 int nvmlDeviceGetPciInfo_v3(void* device, struct pci* pci) {
   memset(pci, 0, sizeof *pci);
@@ -179,3 +191,26 @@ def test_a_libcuda_named_in_the_configuration(driver: Path, tmp_path: Path) -> N
     assert "names no usable library" in found[1][-1]
     found = NvmlGpus(str(driver / "libcuda.so.1"), [str(tmp_path)])._find_libcuda()
     assert found[0] == driver / "libcuda.so.1"
+
+
+def test_what_processes_hold(driver: Path) -> None:
+    """Of cards that tell, and processes whose memory is known."""
+    probe = (
+        "import json, sys; from gpupool.hostd.adapters.nvml import NvmlProcesses; "
+        "print(json.dumps(NvmlProcesses(folders=sys.argv[1:]).look()))"
+    )
+
+    def held(folder: Path, **variables: str) -> object:
+        done = subprocess.run(
+            [sys.executable, "-c", probe, str(folder)],
+            env={"PYTHONPATH": str(ROOT), **variables},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    assert held(driver) == {"GPU-1": {"4242": 600 << 20}}
+    assert held(driver, NVML_INIT="9") == {}
+    assert held(driver / "nowhere") == {}

@@ -54,7 +54,8 @@ def build(folder: Path) -> Path:
         encoding="utf-8",
     )
     worker.chmod(0o755)
-    tls = folder / "libexec" / "gpupool-tls"
-    tls.write_text("#!/bin/sh\nexit 14\n", encoding="utf-8")
-    tls.chmod(0o755)
+    for name, code in (("gpupool-tls", 14), ("gpupool-arbiter", 0)):
+        program = folder / "libexec" / name
+        program.write_text(f"#!/bin/sh\nexit {code}\n", encoding="utf-8")
+        program.chmod(0o755)
     return folder

@@ -24,7 +24,7 @@ def test_the_build_folder(native: Path) -> None:
 
 def test_the_installed_package(tmp_path: Path) -> None:
     make(tmp_path, "guest/libcuda.so.1", "libexec/gpupool-worker", "host/libgpupool-softgpu.so")
-    make(tmp_path, "libexec/gpupool-tls")
+    make(tmp_path, "libexec/gpupool-tls", "libexec/gpupool-arbiter")
     found = locate({"GPUPOOL_NATIVE_DIR": str(tmp_path)})
     assert found.guest_dir == tmp_path / "guest"
     assert found.missing == ()
@@ -33,7 +33,7 @@ def test_the_installed_package(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     make(tmp_path, "libexec/gpupool-worker")
     found = locate({"GPUPOOL_NATIVE_DIR": str(tmp_path)})
-    assert found.missing == ("guest library", "tls", "software gpu")
+    assert found.missing == ("guest library", "tls", "arbiter", "software gpu")
     assert found.guest_dir is None
 
 
@@ -42,5 +42,6 @@ def test_a_named_folder_is_the_only_one(tmp_path: Path) -> None:
         "guest library",
         "worker",
         "tls",
+        "arbiter",
         "software gpu",
     )

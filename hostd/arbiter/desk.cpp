@@ -173,6 +173,7 @@ void Desk::tell(const Scheduler& scheduler, u64 now_ns) {
     const LeaseState state = !scheduler.arbitrates() ? LeaseState::free
                              : lease.held            ? LeaseState::held
                                                      : LeaseState::shut;
+    seat.page->grant.used_ns.store(scheduler.used_ns(seat.tenant), std::memory_order_relaxed);
     say(*seat.page, state, lease, now_ns);
   }
 }

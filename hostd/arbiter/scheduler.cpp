@@ -118,10 +118,10 @@ void Scheduler::charge(u64 now_ns) {
     const double share = tenants_[i].share_percent / 100.0;
     const bool holds = i == holder_ && !lingers_;
     if (wants(i)) account.credit_ns += account.fraction * passed;
-    if (holds)
-      account.credit_ns -= passed;
-    else if (heard_[i].busy)  // its work goes on beside the holder's: half of the GPU, by the driver's slices
-      account.credit_ns -= passed / 2;
+    // Work that goes on beside the holder's has half of the GPU, by the driver's slices.
+    const double used = holds ? passed : heard_[i].busy ? passed / 2 : 0;
+    account.credit_ns -= used;
+    account.used_ns += used;
     const double part = std::max(account.fraction, share);
     if (!wants(i) || (wanting_.size() == 1 && !is_hard(i))) {
       // Nobody waits for it: debts are paid by time, and idleness is no claim.

@@ -48,11 +48,14 @@ class Scheduler {
   [[nodiscard]] Lease lease(size_t tenant) const;
 
   [[nodiscard]] double credit_ns(size_t tenant) const { return accounts_[tenant].credit_ns; }
+  // The time of the GPU that it has been charged so far.
+  [[nodiscard]] u64 used_ns(size_t tenant) const { return static_cast<u64>(accounts_[tenant].used_ns); }
 
  private:
   enum class Phase { nobody, held, shut };
   struct Account {
     double credit_ns = 0;
+    double used_ns = 0;
     double fraction = 0;   // of the time, now
     bool overran = false;  // was not drained in time, and has not been since
     bool woke = false;     // wants the GPU after a while without, and has not had it yet

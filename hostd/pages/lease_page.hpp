@@ -37,6 +37,7 @@ struct LeasePage {
     std::atomic<u64> number;   // of the lease, from 1; those of all vGPUs on this GPU count together
     std::atomic<u64> end_ns;   // CLOCK_MONOTONIC; may be moved while the lease is held
     std::atomic<u64> beat_ns;  // CLOCK_MONOTONIC
+    std::atomic<u64> used_ns;  // what the vGPU has been charged since the arbiter knows it
     std::atomic<u32> magic;
     std::atomic<u32> version;
   };

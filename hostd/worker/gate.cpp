@@ -13,7 +13,9 @@ namespace {
 using pages::LeasePage;
 using pages::LeaseState;
 
-constexpr u64 kGraceNs = 250'000;    // a program that waits for its work comes back within this time
+constexpr u64 kGraceNs = 250'000;       // an empty lane keeps its lease for at least so long
+constexpr u64 kShortGapNs = 1'500'000;  // and twice its usual gap, if that is no longer than this
+constexpr u64 kLongGapNs = 10'000'000;
 constexpr u64 kMarkIdleNs = 50'000;  // an open batch is closed when nothing more has come for so long
 constexpr u64 kLookNs = 50'000;      // the shortest and the longest time between two looks at marks
 constexpr u64 kLongestLookNs = 500'000;
@@ -154,7 +156,9 @@ bool Gate::admit(const wire::Slot& slot) {
       if (lane.page->want.wants.load(std::memory_order_relaxed) != 0)
         lane.page->want.wants.store(0, std::memory_order_seq_cst);
       lane.flight.add(slot.stream, now);
-      lane.empty_ns = 0;
+      if (lane.emptied_ns != 0)
+        lane.gap_ns = (3 * lane.gap_ns + std::min(now - std::min(now, lane.emptied_ns), kLongGapNs)) / 4;
+      lane.empty_ns = lane.emptied_ns = 0;
       due_ns_ = std::min(due_ns_, now + kLookNs);
       return true;
     }
@@ -192,6 +196,10 @@ void Gate::sleep(const std::atomic<u32>& doorbell, u32 bell, u32 turn) {
   if (!waits_on_many_) wire::futex_wait_ns(doorbell, bell, kShortSleepNs);
 }
 
+u64 Gate::grace_ns(const Lane& lane) {
+  return lane.gap_ns > kShortGapNs ? kGraceNs : std::max(kGraceNs, 2 * lane.gap_ns);
+}
+
 void Gate::tend(u64 now_ns) {
   due_ns_ = ~u64{0};
   for (const auto& lane : lanes_)
@@ -207,8 +215,8 @@ void Gate::tend(Lane& lane, u64 now_ns) {
   if (!flight.is_empty()) {
     lane.empty_ns = 0;
   } else {
-    if (lane.empty_ns == 0) lane.empty_ns = now_ns;
-    if (!holds(lane) || now_ns - lane.empty_ns >= kGraceNs) {
+    if (lane.empty_ns == 0) lane.empty_ns = lane.emptied_ns = now_ns;
+    if (!holds(lane) || now_ns - lane.empty_ns >= grace_ns(lane)) {
       lane.empty_ns = 0;
       return set_busy(lane, false);
     }

@@ -62,7 +62,9 @@ class Gate {
     u64 full_ns = 0;      // since when it has been waiting for room
     u64 used = 0;         // the newest lease under which something was submitted
     u64 done = 0;         // the newest lease that it will not use any more
-    u64 empty_ns = 0;     // since when nothing is in flight
+    u64 empty_ns = 0;     // since when nothing is in flight, and it still holds its lease
+    u64 emptied_ns = 0;   // when that last began
+    u64 gap_ns = 0;       // how long it usually is
   };
 
   void enter(u32 context);
@@ -78,6 +80,8 @@ class Gate {
   void ask(Lane& lane, u64 now_ns);
   // True when the arbiter has been silent for too long: then the lane is an orphan.
   bool is_orphan(Lane& lane, u64 now_ns);
+  // How long an empty lane keeps its lease: a program that waits for each piece of work comes back soon.
+  static u64 grace_ns(const Lane& lane);
   void tend(Lane& lane, u64 now_ns);
 
   Worker& worker_;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -39,11 +40,13 @@ while True:
 """
 
 
-def start(host: Host, transport: str, percent: int) -> subprocess.Popen[str]:
+def start(
+    host: Host, transport: str, percent: int, policy: str = "elastic"
+) -> subprocess.Popen[str]:
     """A client that keeps the GPU busy."""
-    client = host.start_client(
-        transport, sys.executable, "-c", RUNNER, GPUPOOL_COMPUTE_PERCENT=str(percent)
-    )
+    share = {"GPUPOOL_COMPUTE_PERCENT": str(percent), "GPUPOOL_POLICY": policy}
+    variables = share if percent else {}
+    client = host.start_client(transport, sys.executable, "-c", RUNNER, **variables)
     wait_for_line(client, "running")
     return client
 
@@ -71,6 +74,25 @@ def arbiter_of(host: Host) -> int:
     return int(text) if text.strip() else 0
 
 
+def lease_s(host: Host) -> dict[int, float]:
+    """For how long each session's vGPU has been charged, by the number of the session: exact where
+    what gets done depends on the processors, too. The last word that the arbiter writes into
+    a lease page (hostd/pages/lease_page.hpp).
+    """
+    pages = Path(host.folder, "state", "gpus").glob("*/*.lease")
+    return {
+        int(path.stem): struct.unpack_from("<32xQ", path.read_bytes())[0] / 1e9 for path in pages
+    }
+
+
+def leased_percent(host: Host, seconds: float) -> list[float]:
+    """Of the GPU's time, by session, in that time from now on."""
+    before, begin = lease_s(host), time.monotonic()
+    time.sleep(seconds)
+    after, took = lease_s(host), time.monotonic() - begin
+    return [(after[session] - before[session]) / took * 100 for session in sorted(after)]
+
+
 def check_three_to_one(large: int, small: int) -> None:
     """Coarsely: the processors are shared, and a client that gets none wants nothing."""
     assert small > 0
@@ -91,6 +113,49 @@ def test_two_saturating_clients_get_their_shares(own_host: Host, transport: str)
     large, small = done_in(clients, 4)
     end(*clients)
     check_three_to_one(large, small)
+
+
+def test_a_hard_share_is_a_cap_also_alone(own_host: Host) -> None:
+    free = start(own_host, "shm", 0)
+    (solo,) = done_in([free], 2)
+    end(free)
+    capped = start(own_host, "shm", 25, "hard")
+    own_host.wait_until(lambda: arbiter_of(own_host) > 0, "an arbiter")
+    time.sleep(0.5)
+    (percent,) = leased_percent(own_host, 3)
+    (done,) = done_in([capped], 2)
+    end(capped)
+    assert 21 < percent < 29
+    assert 0.05 < done / solo < 0.6
+
+
+def test_hard_shares_side_by_side(own_host: Host) -> None:
+    clients = [start(own_host, "shm", 60, "hard"), start(own_host, "shm", 20, "hard")]
+    own_host.wait_until(lambda: arbiter_of(own_host) > 0, "an arbiter")
+    time.sleep(0.5)
+    large, small = leased_percent(own_host, 4)
+    end(*clients)
+    assert 35 < large < 64  # less where the client had no processor to want more with
+    assert 15 < small < 23
+
+
+def test_two_clients_of_one_vgpu_share_its_lease(own_host: Host) -> None:
+    own_host.command("vgpu", "create", "both", "--compute", "30", "--policy", "hard")
+    clients = []
+    for _ in range(2):
+        clients.append(
+            own_host.start_client("shm", sys.executable, "-c", RUNNER, GPUPOOL_VGPU="both")
+        )
+        wait_for_line(clients[-1], "running")
+    own_host.wait_until(lambda: arbiter_of(own_host) > 0, "an arbiter")
+    time.sleep(0.5)
+    percents = leased_percent(own_host, 3)
+    own_host.command("vgpu", "resize", "both", "--compute", "60")
+    time.sleep(0.2)
+    resized = leased_percent(own_host, 2)
+    end(*clients)
+    assert all(25 < percent < 35 for percent in percents), percents  # each page has the vGPU's sum
+    assert all(40 < percent < 66 for percent in resized), resized
 
 
 def test_shares_hold_again_after_the_arbiter_was_killed(own_host: Host) -> None:

@@ -177,6 +177,7 @@ def hostd(
     ports = {each: free_port() for each in transports if each in ("tcp", "tls")}
     first = (
         *(f'gpu = "{gpu}"', f'state_dir = "{folder}/state"'),
+        f'vgpu_dir = "{folder}/kept"',
         *(f'admin_socket = "{folder}/admin.sock"', f"idle_timeout_s = {_IDLE_TIMEOUT_S}"),
     )
     endpoints = [_endpoint(each, folder, ports.get(each, 0)) for each in transports]

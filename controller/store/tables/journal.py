@@ -1,4 +1,8 @@
-"""Events, the audit log and kept answers: the port `Journal`."""
+"""Events, the audit log and kept answers: the port `Journal`.
+
+Events and audit entries are written at the end of a transaction, all of them with one statement
+each: nothing that a change decides by is in them.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,24 @@ class SqlJournal:
     def __init__(self, connection: Connection, now_ms: int) -> None:
         self._connection = connection
         self._now_ms = now_ms
+        self._events: list[dict[str, Any]] = []
+        self._entries: list[dict[str, Any]] = []
+
+    def hand_over(self, other: SqlJournal) -> None:
+        """What is not written yet is written by another journal of the same transaction."""
+        other._events += self._events
+        other._entries += self._entries
+
+    def flush(self) -> None:
+        """Writes what has been told."""
+        for statement, rows in ((_EVENT, self._events), (_AUDIT, self._entries)):
+            if rows:
+                self._connection.execute(statement, rows)
+                rows.clear()
 
     def emit(self, event: Event) -> None:
         """See the port."""
-        self._connection.execute(
-            _EVENT,
+        self._events.append(
             {
                 "time_ms": self._now_ms,
                 "kind": event.kind,
@@ -34,11 +51,12 @@ class SqlJournal:
                 "tenant_id": event.tenant_id,
                 "node_id": event.node_id,
                 "facts": dict(event.facts),
-            },
+            }
         )
 
     def events(self, after: int, limit: int, tenant_id: str | None = None) -> list[Event]:
         """See the port."""
+        self.flush()
         found = select(EventRow.__table__).where(EventRow.number > after)
         if tenant_id is not None:
             found = found.where(EventRow.tenant_id == tenant_id)
@@ -47,6 +65,7 @@ class SqlJournal:
 
     def span(self) -> tuple[int, int]:
         """See the port."""
+        self.flush()
         row = self._connection.execute(
             select(func.min(EventRow.number), func.max(EventRow.number))
         ).one()
@@ -54,8 +73,7 @@ class SqlJournal:
 
     def audit(self, entry: AuditEntry) -> None:
         """See the port."""
-        self._connection.execute(
-            _AUDIT,
+        self._entries.append(
             {
                 "time_ms": self._now_ms,
                 "action": entry.action,
@@ -66,11 +84,12 @@ class SqlJournal:
                 "tenant_id": entry.tenant_id,
                 "before": dict(entry.before) if entry.before is not None else None,
                 "after": dict(entry.after) if entry.after is not None else None,
-            },
+            }
         )
 
     def audit_page(self, after: int, limit: int) -> list[AuditEntry]:
         """See the port."""
+        self.flush()
         found = select(AuditRow.__table__).where(AuditRow.number > after)
         rows = self._connection.execute(found.order_by(AuditRow.number).limit(limit))
         return [_entry(row) for row in rows]

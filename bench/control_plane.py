@@ -29,6 +29,7 @@ from typing import Any
 from sqlalchemy import insert, text, update
 
 from gpupool.bench import postgres
+from gpupool.bench.live_nodes import LiveNodes
 from gpupool.controller.core import consistency
 from gpupool.controller.core.identity import new_id
 from gpupool.controller.core.ports import Tables
@@ -46,6 +47,7 @@ from gpupool.controller.store.models import (
 from gpupool.controller.store.sql import Settings, SqlStore
 
 _START_S = 60.0
+_SETTLE_S = 300.0
 _SHARES = (5, 10, 15, 20, 25, 30)
 _GPU_MIB = 80_000
 
@@ -61,6 +63,7 @@ class Plan:
     seconds: float
     requesters: int
     nice: int = 0  # of what is measured, on a machine that has other things to do
+    live: bool = False  # nodes that are there, by gRPC, and do what they are told
 
 
 def fill(store: SqlStore, plan: Plan) -> None:
@@ -184,11 +187,11 @@ class Controller:
 
     def __init__(self, folder: Path, url: str) -> None:
         self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = _free_port()
+        self.nodes_port = _free_port()
         (folder / "controller.toml").write_text(
             f'listen = "127.0.0.1:{self.port}"\n'
+            f'nodes.listen = "127.0.0.1:{self.nodes_port}"\n'
             f'[database]\nurl = "{url}"\n'
             f'[bootstrap]\ntoken_file = "{folder}/token"\n'
             "[limits]\nrequests_per_s = 100000\nburst = 100000\n"
@@ -237,6 +240,12 @@ class Controller:
         except OSError:
             return False
         return status == 200
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Connection:
@@ -396,6 +405,13 @@ def measure(kind: str, plan: Plan) -> list[str]:
         controller = Controller(folder, url)
         stack.enter_context(hurried(server_pid, plan.nice))
         first_s = controller.start()
+        live: LiveNodes | None = None
+        told = []
+        if plan.live:
+            live = LiveNodes(store, folder, controller.nodes_port, plan.nodes, plan.gpus)
+            stack.callback(live.end)
+            took_s = live.until_consistent(_SETTLE_S)
+            told.append(f"All nodes came at once: all vGPUs confirmed after {took_s:.1f} s.")
         try:
             rows = []
             for work in (at_rate, at_once):
@@ -405,7 +421,17 @@ def measure(kind: str, plan: Plan) -> list[str]:
                 rows.append(taken.row())
         finally:
             controller.end(signal.SIGKILL)
+        if live is not None:
+            # Nodes still have reports to make of the last allocations; that is part of it.
+            time.sleep(1)
+        killed_s = time.time()
         again_s = controller.start()
+        if live is not None:
+            consistent_s = again_s + live.until_consistent(_SETTLE_S, since=killed_s)
+            told.append(
+                f"After kill -9, {consistent_s:.1f} s until the controller served, every node had "
+                "its stream again and every vGPU was confirmed."
+            )
         controller.end(signal.SIGTERM)
         wrong = store.read(consistency.faults)
     if wrong:
@@ -421,6 +447,8 @@ def measure(kind: str, plan: Plan) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
+        *told,
+        "",
     ]
 
 
@@ -435,6 +463,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--requesters", type=int, default=64)
     parser.add_argument("--nice", type=int, default=0, help="of the measured part")
+    parser.add_argument(
+        "--live", action="store_true", help="with simulated nodes that are connected by gRPC"
+    )
     asked = parser.parse_args(arguments)
     plan = Plan(
         asked.nodes,
@@ -444,6 +475,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked.seconds,
         asked.requesters,
         asked.nice,
+        asked.live,
     )
     kinds = ("sqlite", "postgresql") if asked.database == "both" else (asked.database,)
     load = os.getloadavg()[0]

@@ -99,13 +99,17 @@ def desired(tables: Tables, node_id: str) -> Desired:
     generation = tables.nodes.generations([node_id]).get(node_id)
     if generation is None:
         raise not_found("node", node_id)
-    vgpus = [vgpu for vgpu in tables.vgpus.of_node(node_id) if vgpu.state is not State.DELETING]
+    every = tables.vgpus.of_node(node_id)
+    vgpus = [vgpu for vgpu in every if vgpu.state is not State.DELETING]
+    deleting = tuple(vgpu.id for vgpu in every if vgpu.state is State.DELETING)
     pools = [
         DesiredPool(gpu.uuid, gpu.pool_wanted, gpu.pool_deadline_s)
         for gpu in tables.gpus.of_node(node_id)
         if gpu.present
     ]
-    return Desired(generation, tuple(claims.as_desired(vgpu) for vgpu in vgpus), tuple(pools))
+    return Desired(
+        generation, tuple(claims.as_desired(vgpu) for vgpu in vgpus), tuple(pools), deleting
+    )
 
 
 def report(tables: Tables, told: Report) -> Reported:
@@ -167,6 +171,7 @@ def _end_switch(tables: Tables, gpu: Gpu, facts: GpuReport) -> None:
 
 def _take_vgpus(tables: Tables, node: Node, told: Report, applied: int) -> None:
     there = {vgpu.id: vgpu for vgpu in told.vgpus}
+    used_mib = {}  # of its own vGPUs, whatever ids it names, and only where that has changed
     for vgpu in tables.vgpus.of_node(node.id):
         current = applied >= vgpu.generation
         found = there.get(vgpu.id)
@@ -175,9 +180,11 @@ def _take_vgpus(tables: Tables, node: Node, told: Report, applied: int) -> None:
                 allocation.gone(tables, vgpu)
         elif found is not None:
             _take_vgpu(tables, vgpu, found, current=current)
+            if found.memory_used_mib != vgpu.memory_used_mib:
+                used_mib[vgpu.id] = found.memory_used_mib
         elif vgpu.state is State.LOST:
             tables.vgpus.put(replace(vgpu, state=State.PLACED, version=vgpu.version + 1))
-    tables.vgpus.set_used({one.id: one.memory_used_mib for one in told.vgpus})
+    tables.vgpus.set_used(used_mib)
 
 
 def _take_vgpu(tables: Tables, vgpu: Vgpu, found: VgpuReport, *, current: bool) -> None:

@@ -149,3 +149,4 @@ class Desired:
     generation: int
     vgpus: tuple[DesiredVgpu, ...]
     pools: tuple[DesiredPool, ...]
+    deleting: tuple[str, ...] = ()  # ids: their sessions are to be ended

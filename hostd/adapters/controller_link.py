@@ -225,6 +225,9 @@ class ControllerLink:
             request_serializer=call.request.SerializeToString,
             response_deserializer=call.reply.FromString,
         )
+        # What this stream says is newer than any answer before it, also where the database was put
+        # back to an older copy.
+        self._controlled.resume()
         try:
             async for message in watch(self._messages.watch(me), metadata=self._metadata):
                 if not self._connected.is_set():

@@ -107,6 +107,10 @@ class Controlled:
         self._known = False
         self._least = 0
 
+    def resume(self) -> None:
+        """A new connection: what it says first is the newest there is."""
+        self._least = 0
+
     def apply(self, desired: Desired) -> bool:
         """Puts it into effect, as far as that is possible now. False: it is an old one. Raises
         PortError where it cannot be written down; nothing has changed then.

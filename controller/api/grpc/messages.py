@@ -204,7 +204,7 @@ class Replies:
         """A BeatReply."""
         return self._api.BeatReply(known=known)
 
-    def desired(self, wanted: Desired, deleting: Iterable[str], tenants: Mapping[str, str]) -> Any:
+    def desired(self, wanted: Desired, tenants: Mapping[str, str]) -> Any:
         """A Desired. `tenants`: their names by id."""
         api = self._api
         pools = []
@@ -217,7 +217,7 @@ class Replies:
             generation=wanted.generation,
             vgpus=[self.vgpu(one, tenants.get(one.tenant_id, "")) for one in wanted.vgpus],
             pools=pools,
-            deleting=list(deleting),
+            deleting=list(wanted.deleting),
         )
 
     def vgpu(self, one: DesiredVgpu, tenant_name: str) -> Any:

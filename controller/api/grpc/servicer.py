@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,16 +25,20 @@ from gpupool.controller.api.grpc.claiming import claim
 from gpupool.controller.api.grpc.watchers import Watcher, Watchers
 from gpupool.controller.core import claims, fleet
 from gpupool.controller.core.errors import Kind, RefusedError, StoreError
+from gpupool.controller.core.gpu import GpuUse
 from gpupool.controller.core.licence import Licence
 from gpupool.controller.core.ports import Store, Tables
-from gpupool.controller.core.vgpu import State
 from gpupool.wire.proto.node import NodeApi
 
 log = logging.getLogger("gpupool.controller.nodes")
 T = TypeVar("T")
 
-_THREADS = 16
+_THREADS = 8
+# Reports and desired states are much and may wait a moment. Whoever allocates stands in one line
+# with them for the database: no more than these may be before it.
+_BULK_THREADS = 2
 _CHECK_AGAIN_S = 30.0
+_USE_S = 15.0  # how busy GPUs are, of one node
 _CODES = {
     Kind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Kind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
@@ -68,16 +73,20 @@ class Servicer:
         self._timing = timing or Timing()
         self._replies = messages.Replies(api)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="nodes")
+        self._bulk = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="reports")
         self._beats = Beats(lambda beats: self._run(partial(store.beat, beats)))
         self.watchers = Watchers(
             lambda ids: self._run(lambda: store.read(lambda tables: tables.nodes.generations(ids)))
         )
-        self._uses: dict[str, Any] = {}  # the last of each node that beats here
+        # The last of each node that beats here, and when.
+        self._uses: dict[str, tuple[tuple[GpuUse, ...], float]] = {}
+        self._tenants: dict[str, str] = {}  # names by id: they never change
         self.stopping = False
 
     def close(self) -> None:
         """Lets go of the threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._bulk.shutdown(wait=True, cancel_futures=True)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """For the server."""
@@ -106,6 +115,9 @@ class Servicer:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def _run_bulk(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._bulk, work)
 
     async def _change(self, work: Callable[[Tables], T]) -> T:
         return await self._run(partial(self._store.change, work))
@@ -154,15 +166,24 @@ class Servicer:
         node_id, incarnation = await self._node_of(request, caller)
         uses = messages.uses(request)
         known = await self._beats.beat(node_id, incarnation)
-        if known and uses and self._uses.get(node_id) != uses:
-            await self._run(partial(self._store.use, node_id, uses))
-            self._uses[node_id] = uses
+        if known and uses:
+            await self._use(node_id, uses)
         return self._replies.beaten(known=known)
+
+    async def _use(self, node_id: str, uses: tuple[GpuUse, ...]) -> None:
+        """Each is a transaction of its own, so not with every beat."""
+        now_s = time.monotonic()
+        before, written_s = self._uses.get(node_id, ((), -_USE_S))
+        if before != uses and now_s - written_s >= _USE_S:
+            self._uses[node_id] = (uses, now_s)
+            await self._run_bulk(partial(self._store.use, node_id, uses))
 
     async def _report(self, request: Any, caller: Caller) -> Any:
         await self._node_of(request, caller)
         told = messages.report(request)
-        done = await self._change(lambda tables: fleet.report(tables, told))
+        done = await self._run_bulk(
+            partial(self._store.change, lambda tables: fleet.report(tables, told))
+        )
         return self._replies.reported(done)
 
     async def _claim(self, request: Any, caller: Caller) -> Any:
@@ -214,7 +235,7 @@ class Servicer:
         def look() -> tuple[Any, int]:
             return self._store.read(lambda tables: self._desired(tables, watcher.node_id))
 
-        message, current = await self._run(look)
+        message, current = await self._run_bulk(look)
         if message is None or current != incarnation:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, "this incarnation is not known: register again"
@@ -229,13 +250,11 @@ class Servicer:
         if node is None:
             return None, 0
         wanted = fleet.desired(tables, node_id)
-        deleting = [one.id for one in tables.vgpus.of_node(node_id) if one.state is State.DELETING]
-        ids = {one.tenant_id for one in wanted.vgpus}
-        tenants = {}
-        for tenant_id in ids:
+        for tenant_id in {one.tenant_id for one in wanted.vgpus} - self._tenants.keys():
             tenant = tables.tenants.get(tenant_id)
-            tenants[tenant_id] = tenant.name if tenant else ""
-        return self._replies.desired(wanted, deleting, tenants), node.incarnation
+            if tenant is not None:
+                self._tenants[tenant_id] = tenant.name
+        return self._replies.desired(wanted, self._tenants), node.incarnation
 
 
 async def _abort(

@@ -224,7 +224,9 @@ class Hostd:
         tasks.append(loop.create_task(admin.serve(admin_listener)))
         tasks.append(loop.create_task(pooled.task.run()))
         tasks.append(loop.create_task(self._watch_gpus(pooled)))
-        tasks.append(loop.create_task(measure_overhead(host, pages, self._machine.memory)))
+        tasks.append(
+            loop.create_task(measure_overhead(host, pages, self._machine.memory, pooled.task.alone))
+        )
         tasks += [loop.create_task(one.serve()) for one in metrics]
         if linked is not None:
             tasks.append(loop.create_task(linked.run()))

@@ -76,7 +76,7 @@ def _show(host: dict[str, Any]) -> None:
             session["transport"],
             session["endpoint"],
             len(session["devices"]),
-            f"{session['compute_percent']}%",
+            f"{session['compute_percent']}%" if session["compute_percent"] else "rest",
             f"{session['memory_mib']} MiB" if session["memory_mib"] else "all",
             session["since"],
             session["worker_pid"],

@@ -184,7 +184,7 @@ class Host:
         if before and self.allocations.needs_room(wanted):
             asked = wanted.vgpu if wanted.vgpu and not wanted.group else describe(wanted.quota)
             return NoPlace(
-                f"{asked} was asked for, and {before} other clients wait for room on this host; "
+                f"{asked} was asked for, and others wait for room on this host ({before}); "
                 "wait behind them (gpupool run --wait SECONDS)",
                 may_wait=True,
             )
@@ -224,7 +224,10 @@ class Host:
             plan = self.plan(wanted)
             quota, gpus = (plan.quota, plan.gpus) if isinstance(plan, Plan) else (wanted.quota, ())
             ids = {plan.vgpu.id} if isinstance(plan, Plan) and plan.vgpu else set()
-        if quota.holds:
+            if not ids and mine and quota.holds:
+                # It would have a vGPU of its own. What it looks for are its user's programs.
+                gpus = tuple({uuid: None for one in mine for uuid in one.session.devices})
+        if ids and quota.holds:
             mine = [one for one in mine if ids & {seat.vgpu for seat in one.session.seats}]
         used = self._used_of(ids) if quota.memory_mib else {}
         return make_report(quota, self.inventory.only(gpus), mine, host_version, used)

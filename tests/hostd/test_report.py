@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.peer import Peer
 from gpupool.hostd.core.ports import DeviceUsage
 from gpupool.hostd.core.report import OwnSession, make_report
+from gpupool.hostd.core.session import Session
 from gpupool.hostd.core.vgpu import Quota
 from gpupool.wire.hello import TransportKind, WelcomeStatus
 from gpupool.wire.query import UNKNOWN, Query, Report
@@ -125,3 +127,29 @@ def test_a_host_without_a_gpu_says_so() -> None:
     answer = host.report(Query(), PEER, DOOR, "0.1.0")
     assert isinstance(answer, Refusal)
     assert "no NVIDIA driver" in answer.text
+
+
+def test_what_a_guest_sees_of_vgpus() -> None:
+    """Its own where it has one; of a vGPU that is shared, that one's sessions; else its user's."""
+    machine = Machine(limits=LIMITS)
+    host = machine.host()
+
+    def open_one(pid: int, **more: Any) -> None:
+        answer = host.open(replace(HELLO, pid=pid, **more), PEER, DOOR, 7)
+        assert isinstance(answer, Session), answer
+
+    open_one(10)
+    open_one(11, compute_percent=60, vgpu="~k")
+    open_one(12, compute_percent=60, vgpu="~k")
+
+    def seen(**more: Any) -> tuple[int, int, list[int]]:
+        report = host.report(Query(**more), PEER, DOOR, "0.1.0")
+        assert isinstance(report, Report)
+        pids = sorted({process.pid for process in report.processes})
+        return len(report.gpus), report.gpus[0].compute_percent, pids
+
+    assert seen() == (8, 0, [10, 11, 12])
+    assert seen(pid=10) == (8, 0, [10, 11, 12])
+    assert seen(pid=11) == (1, 60, [11, 12])
+    assert seen(compute_percent=60, vgpu="~k") == (1, 60, [11, 12])
+    assert seen(compute_percent=30) == (8, 30, [10, 11, 12])

@@ -226,6 +226,35 @@ def test_many_at_once_are_never_too_many(daemon: Daemon) -> None:
     eventually(lambda: rows(daemon) == [], "all rows to be free")
 
 
+def test_a_hostd_killed_while_clients_come_and_go(daemon: Daemon) -> None:
+    """At moments that nobody chose; `test_vgpu_crashes` has every step."""
+    daemon.start()
+    state = daemon.folder / "state"
+
+    def come(number: int) -> Answer | None:
+        asking = hello(20, wait_s=60 * (number % 2))
+        with contextlib.suppress(OSError, AssertionError):  # hostd went meanwhile
+            return say(daemon.unix, asking.encode())
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        for delay_s in (0.0, 0.01, 0.03, 0.1):
+            coming = [pool.submit(come, number) for number in range(8)]
+            time.sleep(delay_s)
+            daemon.stop(kill=True)
+            answers = [one.result(timeout=60) for one in coming]
+            daemon.start()
+            assert sum(percent for _, percent in rows(daemon)) <= 100
+            living = {session["id"] for session in daemon.sessions()}
+            assert {int(lease.stem) for lease in state.glob("gpus/*/*.lease")} <= living
+            for answer in answers:
+                if answer is not None:
+                    answer.close()
+            eventually(lambda: not daemon.sessions(), "the sessions to end")
+            assert rows(daemon) == []
+            assert list(state.glob("vgpus/*")) == list(state.glob("gpus/*/*.lease")) == []
+
+
 def test_waiting_ends(daemon: Daemon) -> None:
     daemon.start("[limits]\nqueue_s = 4")
     holder = let_in(daemon, hello(100))

@@ -393,7 +393,9 @@ def test_first_come_first_served() -> None:
     wanted = host.wanted(replace(HELLO, compute_percent=50), PEER, DOOR)
     ticket = Ticket(wanted, "python3", 5, 0.0)
     assert host.line.enter(ticket)
-    assert "1 other clients wait" in text(ask(host, 10))  # it would fit, and may not slip past
+    assert "others wait for room on this host (1)" in text(
+        ask(host, 10)
+    )  # it would fit, and may not slip past
     got(ask(host))  # who needs no room does not wait
     assert isinstance(host.open(hello_of(50), PEER, DOOR, 7, (), ticket), NoPlace)
     one.workers.end(first.id)

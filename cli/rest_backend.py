@@ -112,7 +112,9 @@ class RestBackend:
 
     def gpus(self) -> list[Gpu]:
         """Of all nodes."""
-        return [_gpu(one) for one in self._rest.pages("/gpus")]
+        found = list(self._rest.pages("/gpus"))
+        found.sort(key=lambda one: (str(one.get("node")), one.get("position", 0)))
+        return [_gpu(one) for one in found]
 
     def move_gpu(self, move: PoolMove) -> Operation:
         """Begins it."""

@@ -149,6 +149,9 @@ class SimulatedNode:
 
     def _apply(self, desired: Any) -> None:
         wanted = {one.id: one for one in desired.vgpus}
+        # A connection that was made again tells nothing new, and then neither does the node.
+        if desired.generation > self.generation or wanted != self.vgpus:
+            self._changed.set()
         running = {vgpu for vgpu, _ in self.sessions.values()}
         for vgpu in desired.deleting:
             self.sessions = {key: value for key, value in self.sessions.items() if value[0] != vgpu}
@@ -157,7 +160,6 @@ class SimulatedNode:
         self.vgpus = {**kept, **wanted}
         self._pools = {one.gpu_uuid: one.pool for one in desired.pools}
         self.generation = desired.generation
-        self._changed.set()
 
     async def _beat(self) -> None:
         while True:
@@ -181,7 +183,11 @@ class SimulatedNode:
             self._changed.clear()
             if self.generation and not self.silent:
                 async with self._lock:
-                    await self.report()
+                    try:
+                        await self.report()
+                    except BaseException:
+                        self._changed.set()  # it was not heard
+                        raise
 
     async def report(self) -> Any:
         """Tells all."""

@@ -4,6 +4,7 @@ ports).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from gpupool.controller.core import allocation, claims
@@ -128,16 +129,20 @@ def report(tables: Tables, told: Report) -> Reported:
     if came_back:
         tables.nodes.set_state(node.id, NodeState.READY)
         _tell(tables, node, "back", f"node {node.name} is back")
-    _take_gpus(tables, node, told)
+    others = _take_gpus(tables, node, told)
     _take_vgpus(tables, node, told, applied)
     _take_sessions(tables, node, told, came_back=came_back)
-    tables.gpus.refresh(node.id)
+    if others or came_back:
+        tables.gpus.refresh(node.id)
     generation = tables.nodes.generations([node.id])[node.id]
     return Reported(accepted=True, known=True, generation=generation)
 
 
-def _take_gpus(tables: Tables, node: Node, told: Report) -> None:
+def _take_gpus(tables: Tables, node: Node, told: Report) -> bool:
+    """Whether any is another now."""
     known = {gpu.uuid: gpu for gpu in tables.gpus.of_node(node.id)}
+    running = tables.operations.running_any([gpu.id for gpu in known.values()])
+    others = False
     for facts in told.gpus:
         gpu = known.get(facts.uuid)
         if gpu is None:
@@ -150,20 +155,22 @@ def _take_gpus(tables: Tables, node: Node, told: Report) -> None:
             local_compute_percent=max(facts.local_compute_percent, 0),
             local_memory_mib=max(facts.local_memory_mib, 0),
         )
-        _end_switch(tables, new, facts)
+        _end_switch(tables, new, facts, [one for one in running if one.subject == gpu.id])
         if new != gpu:
+            others = True
             tables.gpus.put(replace(new, version=gpu.version + 1))
         if new.pool is not gpu.pool:
             _tell(tables, node, "gpu-pool", f"GPU {gpu.uuid} is now {new.pool.value}")
         if new.healthy != gpu.healthy:
             health = "healthy" if new.healthy else "unhealthy"
             _tell(tables, node, "gpu-health", f"GPU {gpu.uuid} is {health}")
+    return others
 
 
-def _end_switch(tables: Tables, gpu: Gpu, facts: GpuReport) -> None:
+def _end_switch(tables: Tables, gpu: Gpu, facts: GpuReport, running: Sequence[Operation]) -> None:
     if facts.pool is not gpu.pool_wanted and not facts.pool_error:
         return
-    for operation in tables.operations.running(gpu.id):
+    for operation in running:
         failed = facts.pool is not gpu.pool_wanted
         state = OperationState.FAILED if failed else OperationState.DONE
         tables.operations.end(operation.id, state, facts.pool_error if failed else "")
@@ -201,7 +208,7 @@ def _take_vgpu(tables: Tables, vgpu: Vgpu, found: VgpuReport, *, current: bool) 
 
 def _take_sessions(tables: Tables, node: Node, told: Report, *, came_back: bool) -> None:
     known = {(one.id, one.vgpu_id): one for one in tables.sessions.of_node(node.id)}
-    gpus = {gpu.uuid: gpu.id for gpu in tables.gpus.of_node(node.id)}
+    gpus = {gpu.uuid: gpu.id for gpu in tables.gpus.of_node(node.id)} if told.sessions else {}
     for facts in told.sessions:
         old = known.pop((facts.id, facts.vgpu_id), None)
         if old is not None and old.confirmed:

@@ -138,6 +138,10 @@ class ControllerLink:
                 self._me = None
             except (LinkError, PortError, OSError, grpc.RpcError) as error:
                 self._tell_problem(target, _text(error))
+            except Exception as error:
+                # An accident here must not end hostd, which serves without a controller, too.
+                log.exception("link to the controller failed")
+                self._problem = f"an accident: {error!r}; hostd's log says more"
             if self._connected.is_set():
                 pause_s = self._settings.first_pause_s
             self._connected.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -34,8 +35,12 @@ class SqlOperations:
 
     def running(self, subject: str) -> list[Operation]:
         """See the port."""
+        return self.running_any([subject])
+
+    def running_any(self, subjects: Collection[str]) -> list[Operation]:
+        """See the port."""
         found = _SELECT.where(
-            OperationRow.subject == subject,
+            OperationRow.subject.in_(subjects),
             OperationRow.state == OperationState.RUNNING.value,
         )
         return [_operation(row) for row in self._connection.execute(found)]

@@ -1,7 +1,9 @@
 #include "hostd/worker/memory_account.hpp"
 
 #include <algorithm>
+#include <array>
 #include <map>
+#include <memory>
 #include <unordered_map>
 
 #include "hostd/worker/array_bytes.hpp"
@@ -12,15 +14,33 @@
 namespace gpupool::worker {
 namespace {
 
+// Bytes that have been charged, given back with the last who knows of them.
+struct Charge {
+  Charge(u32 device_index, u64 size) : device(device_index), bytes(size) {}
+  ~Charge() { memory_ledger().release(device, bytes); }
+  Charge(const Charge&) = delete;
+  Charge& operator=(const Charge&) = delete;
+  u32 device;
+  u64 bytes;
+};
+
 struct Block {
-  u64 bytes = 0;
-  u32 device = 0;
+  std::shared_ptr<Charge> charge;
   u64 holds = 0;  // handles and mappings
 };
+
+using TokenBytes = std::array<u8, sizeof(wire::ShareToken)>;
+
+TokenBytes bytes_of(const wire::ShareToken& token) {
+  TokenBytes bytes{};
+  std::copy(std::begin(token.bytes), std::end(token.bytes), bytes.begin());
+  return bytes;
+}
 
 // Physical memory, which is there as long as anything holds it.
 struct Blocks {
   std::unordered_map<CUmemGenericAllocationHandle, Block> blocks;
+  std::map<TokenBytes, std::shared_ptr<Charge>> exported;
   std::map<CUdeviceptr, std::pair<u64, CUmemGenericAllocationHandle>> mappings;  // address -> size, block
 
   void hold(CUmemGenericAllocationHandle block) {
@@ -29,7 +49,6 @@ struct Blocks {
   void let_go(CUmemGenericAllocationHandle block) {
     const auto found = blocks.find(block);
     if (found == blocks.end() || --found->second.holds > 0) return;
-    memory_ledger().release(found->second.device, found->second.bytes);
     blocks.erase(found);
   }
 };
@@ -178,7 +197,7 @@ CUresult mem_create(CUmemGenericAllocationHandle* block, size_t bytes, const CUm
   if (!ledger.charge(device, bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
   const CUresult result = real().cuMemCreate(block, bytes, properties, flags);
   if (result == CUDA_SUCCESS)
-    physical().blocks[*block] = Block{bytes, device, 1};
+    physical().blocks[*block] = Block{std::make_shared<Charge>(device, bytes), 1};
   else
     ledger.release(device, bytes);
   return result;
@@ -380,6 +399,15 @@ void account_memory(Worker& worker) {
   replace(driver.cuLibraryLoadData, &library_load);
   replace(driver.cuLibraryUnload, &library_unload);
   replace(driver.cuCtxDestroy_v2, &context_destroy);
+}
+
+void block_exported(CUmemGenericAllocationHandle block, const wire::ShareToken& token) {
+  const auto found = physical().blocks.find(block);
+  if (found != physical().blocks.end()) physical().exported[bytes_of(token)] = found->second.charge;
+}
+
+void export_dropped(const wire::ShareToken& token) {
+  physical().exported.erase(bytes_of(token));
 }
 
 void look_at_idle_memory() {

@@ -9,12 +9,18 @@
 #pragma once
 
 #include "hostd/worker/worker.hpp"
+#include "wire/cpp/share.hpp"
 
 namespace gpupool::worker {
 
 // Puts the account into worker.driver; from then on worker.usage shows the sums. Once a process. Only the
 // dispatcher's thread may call what allocates and frees.
 void account_memory(Worker& worker);
+
+// Memory that others can still map through a descriptor (ShareKind::allocation) is there, whoever has
+// released it: it stays charged until that token is dropped.
+void block_exported(CUmemGenericAllocationHandle block, const wire::ShareToken& token);
+void export_dropped(const wire::ShareToken& token);
 
 // Pools that held idle memory are looked at anew, when there is nothing else to do: streams may have freed
 // more by now, and other sessions of the vGPU want it.

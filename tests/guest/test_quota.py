@@ -194,6 +194,47 @@ same(room(), 64 * MIB)
     )
 
 
+def test_what_pools_keep_counts(host: Host, transport: str) -> None:
+    """Beyond 32 MiB, and only until somebody of this program needs it."""
+    run(
+        host,
+        transport,
+        """
+most, pools = c_uint64(2**64 - 1), []
+for _ in range(6):
+    one = c_void_p()
+    ok(driver.cuMemPoolCreate(byref(one), byref(pool_props)))
+    ok(driver.cuMemPoolSetAttribute(one, 4, byref(most)))  # the release threshold
+    pools.append(one)
+address = c_uint64()
+def use(one, size):
+    result = driver.cuMemAllocFromPoolAsync(byref(address), c_size_t(size), one, None)
+    if result == 0:
+        free_async(address)
+    return result
+same(use(pools[0], 48 * MIB), 0)
+kept = 64 * MIB - room()
+assert kept >= 16 * MIB, kept
+result, whole = plain(64 * MIB)
+same(result, 0, "what is idle goes first")
+same(use(pools[1], 512), OUT_OF_MEMORY)
+free(whole)
+for one in pools:
+    same(use(one, 48 * MIB), 0)
+    reserved = 0
+    for each in pools:
+        value = c_uint64()
+        ok(driver.cuMemPoolGetAttribute(each, 5, byref(value)))  # what it holds
+        reserved += value.value
+    assert reserved <= 96 * MIB, reserved // MIB
+ok(driver.cuMemPoolTrimTo(pools[-1], c_size_t(0)))
+for one in pools:
+    ok(driver.cuMemPoolDestroy(one))
+same(room(), 64 * MIB)
+""",
+    )
+
+
 def test_a_destroyed_context_makes_room(host: Host, transport: str) -> None:
     run(
         host,
@@ -311,5 +352,29 @@ ok(driver.cuCtxSetLimit(HEAP, c_size_t(now.value + 20 * MIB)))
 same(room(), 44 * MIB)
 ok(driver.cuCtxSetLimit(HEAP, c_size_t(now.value)))
 same(plain(64 * MIB)[0], 0)
+""",
+    )
+
+
+def test_an_exported_block_counts_until_nobody_can_open_it(host: Host, transport: str) -> None:
+    """Whoever has released it: another program may map it at any time."""
+    run(
+        host,
+        transport,
+        """
+import os
+size, handle, fd, none = 32 * MIB, c_uint64(), c_int(), c_uint64(0)
+shared = BlockProps(1, 1, Location(1, 0))  # can be exported as a descriptor
+ok(driver.cuMemCreate(byref(handle), c_size_t(size), byref(shared), none))
+ok(driver.cuMemExportToShareableHandle(byref(fd), handle, 1, none))
+imported = c_uint64()
+ok(driver.cuMemImportFromShareableHandle(byref(imported), c_void_p(fd.value), 1))
+same(room(), 32 * MIB, "imported")  # charged once
+release(imported)
+release(handle)
+same(room(), 32 * MIB, "released")
+same(plain(33 * MIB)[0], OUT_OF_MEMORY)
+os.close(fd.value)
+same(plain(64 * MIB)[0], 0, "closed")
 """,
     )

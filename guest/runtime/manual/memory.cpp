@@ -7,6 +7,7 @@
 #include "guest/runtime/manual/capture.hpp"
 #include "guest/runtime/manual/copy_linear.hpp"
 #include "guest/runtime/manual/kept_memory.hpp"
+#include "guest/runtime/manual/share.hpp"
 #include "guest/runtime/message.hpp"
 #include "guest/runtime/thread_state.hpp"
 #include "guest_api.hpp"  // generated
@@ -43,7 +44,9 @@ CUresult allocate_at_free_address(Allocation& allocation,
     // leaves the taken range behind in steps of a block.
     const u64 least = tried == 0 ? 0 : kAddressUnit;
     result = allocate(allocation, least);
-    if (result == CUDA_ERROR_OUT_OF_MEMORY && give_back_kept()) result = allocate(allocation, least);
+    // Blocks that were exported through descriptors which are closed by now are free as well.
+    if (result == CUDA_ERROR_OUT_OF_MEMORY && (give_back_kept() | collect_token_files(true)))
+      result = allocate(allocation, least);
     if (result != CUDA_SUCCESS) break;
     found = adopt_device_memory(allocation);
     // Held until we are done, so that the worker's driver gives us another place.

@@ -80,12 +80,12 @@ bool read_token_file(int fd, wire::ShareKind kind, wire::ShareToken& token) {
   return handle.magic == wire::kShareMagic && handle.kind == kind;
 }
 
-void collect_token_files(bool all) {
+bool collect_token_files(bool all) {
   TokenFiles& files = TokenFiles::instance();
   std::vector<Given> closed;
   {
     const std::lock_guard lock(files.mutex);
-    if (!all && files.given.size() < files.look_at) return;
+    if (!all && files.given.size() < files.look_at) return false;
     const auto first = std::partition(files.given.begin(), files.given.end(), [](const Given& one) {
       return flock(one.watch, LOCK_EX | LOCK_NB) != 0;
     });
@@ -97,6 +97,7 @@ void collect_token_files(bool all) {
     close(one.watch);
     drop(one.token);
   }
+  return !closed.empty();
 }
 
 }  // namespace gpupool::guest

@@ -34,7 +34,7 @@ int make_token_file(wire::ShareKind kind, const wire::ShareToken& token);
 // The token of such a descriptor; false for any other.
 bool read_token_file(int fd, wire::ShareKind kind, wire::ShareToken& token);
 // Takes back the tokens of descriptors that nobody has any more. `all`: looks at every one; else now and
-// then.
-void collect_token_files(bool all);
+// then. True when there were any: the memory behind them is free.
+bool collect_token_files(bool all);
 
 }  // namespace gpupool::guest

@@ -98,13 +98,17 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle* handle, size_t size, const CU
   if (handle == nullptr || size == 0) return CUDA_ERROR_INVALID_VALUE;
   CUmemAllocationProp sent{};
   if (const CUresult result = sent_properties(properties, sent); result != CUDA_SUCCESS) return result;
-  Call call(wire::Function::cuMemCreate);
-  call.put<u64>(size);
-  call.put<u64>(flags);
-  call.put(sent);
-  if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
-  *handle = call.get<wire::Handle>().bits;
-  return CUDA_SUCCESS;
+  const auto create = [&] {
+    Call call(wire::Function::cuMemCreate);
+    call.put<u64>(size);
+    call.put<u64>(flags);
+    call.put(sent);
+    if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
+    *handle = call.get<wire::Handle>().bits;
+    return CUDA_SUCCESS;
+  };
+  const CUresult result = create();
+  return result == CUDA_ERROR_OUT_OF_MEMORY && collect_token_files(true) ? create() : result;
 }
 
 CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {

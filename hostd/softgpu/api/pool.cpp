@@ -1,6 +1,6 @@
 // Stream-ordered memory. An allocation is usable at once; a free takes effect when its stream gets there.
-// Nothing is kept back for later: what is freed returns to the device, so the reserved and the used amounts
-// are the same.
+// What is freed returns to the device, but for what the release threshold lets a pool keep: that stays
+// charged to the device until the pool hands it out again, is trimmed or destroyed.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -27,6 +27,7 @@ struct Pool {
   u64 limit_bytes = ~0ull;
   std::mutex mutex;
   u64 used = 0, high = 0;
+  u64 kept = 0, reserved_high = 0;
   u64 release_threshold = 0;
   std::array<int, 4> reuse{0, 1, 1, 1};  // by CUmemPool_attribute, the first three of which are these
   std::map<int, CUmemAccess_flags> access;
@@ -35,11 +36,27 @@ struct Pool {
     const std::lock_guard lock(mutex);
     require(bytes <= limit_bytes - std::min(used, limit_bytes), CUDA_ERROR_OUT_OF_MEMORY);
     used += bytes;
+    give_up(std::min(kept, bytes));  // whoever allocates charges the device for all of it
     high = std::max(high, used);
+    reserved_high = std::max(reserved_high, used + kept);
   }
+  // The caller takes the bytes off the device's account.
   void release(u64 bytes) {
     const std::lock_guard lock(mutex);
     used -= bytes;
+    if (release_threshold <= used + kept) return;
+    const u64 more = std::min(bytes, release_threshold - used - kept);
+    kept += more;
+    device->used_bytes.fetch_add(more, std::memory_order_relaxed);
+  }
+  void trim_to(u64 bytes) {
+    const std::lock_guard lock(mutex);
+    if (used + kept > bytes) give_up(std::min(kept, used + kept - bytes));
+  }
+  // The mutex is held.
+  void give_up(u64 bytes) {
+    kept -= bytes;
+    device->release(bytes);
   }
 };
 
@@ -123,10 +140,14 @@ void get_attribute(Pool& pool, CUmemPool_attribute attribute, void* value) {
       *static_cast<cuuint64_t*>(value) = pool.release_threshold;
       return;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
+      *static_cast<cuuint64_t*>(value) = pool.used + pool.kept;
+      return;
     case CU_MEMPOOL_ATTR_USED_MEM_CURRENT:
       *static_cast<cuuint64_t*>(value) = pool.used;
       return;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
+      *static_cast<cuuint64_t*>(value) = pool.reserved_high;
+      return;
     case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
       *static_cast<cuuint64_t*>(value) = pool.high;
       return;
@@ -145,8 +166,13 @@ void set_attribute(Pool& pool, CUmemPool_attribute attribute, const void* value)
       return;
     case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
       pool.release_threshold = *static_cast<const cuuint64_t*>(value);
+      if (pool.used + pool.kept > pool.release_threshold)
+        pool.give_up(std::min(pool.kept, pool.used + pool.kept - pool.release_threshold));
       return;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
+      require(*static_cast<const cuuint64_t*>(value) == 0);
+      pool.reserved_high = pool.used + pool.kept;
+      return;
     case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
       require(*static_cast<const cuuint64_t*>(value) == 0);
       pool.high = pool.used;
@@ -253,12 +279,13 @@ GPUPOOL_CUDA CUresult cuMemPoolDestroy(CUmemoryPool handle) {
     const std::lock_guard lock(device_pools_mutex());
     DevicePools& mine = pools_of(*pool->device);
     if (mine.current == pool) mine.current = mine.standard;
+    pool->trim_to(0);
     pools().take(handle);  // its allocations live on until they are freed
   });
 }
 
-GPUPOOL_CUDA CUresult cuMemPoolTrimTo(CUmemoryPool handle, size_t) {
-  return call([&] { pool_of(handle); });  // nothing unused is ever kept
+GPUPOOL_CUDA CUresult cuMemPoolTrimTo(CUmemoryPool handle, size_t keep) {
+  return call([&] { pool_of(handle)->trim_to(keep); });
 }
 
 GPUPOOL_CUDA CUresult cuMemPoolGetAttribute(CUmemoryPool handle, CUmemPool_attribute attribute, void* value) {

@@ -9,6 +9,7 @@
 #include <map>
 
 #include "hostd/worker/manual/memory.hpp"
+#include "hostd/worker/memory_account.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
@@ -182,7 +183,9 @@ CUresult handle_cuMemExportToShareableHandle(Worker& worker, Request& request) {
   result = clear_block(worker, block);
   ShareToken token;
   if (result == CUDA_SUCCESS) result = worker.exchange.put(ShareKind::allocation, {}, exported.get(), token);
-  if (result == CUDA_SUCCESS) request.out->put(token);
+  if (result != CUDA_SUCCESS) return result;
+  block_exported(block, token);
+  request.out->put(token);
   return result;
 }
 
@@ -287,6 +290,7 @@ CUresult handle_share_drop(Worker& worker, Request& request) {
   const auto token = request.in.get<ShareToken>();
   request.in.finish();
   worker.exchange.drop(token);
+  export_dropped(token);
   return CUDA_SUCCESS;
 }
 

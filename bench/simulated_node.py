@@ -260,9 +260,16 @@ class _AgainError(Exception):
     """Register again."""
 
 
-def channel(target: str, ca: bytes | None = None) -> Any:
-    """A connection that many nodes may share; with an authority, over TLS."""
+def channel(
+    target: str,
+    ca: bytes | None = None,
+    key: bytes | None = None,
+    certificate: bytes | None = None,
+) -> Any:
+    """A connection that many nodes may share; with an authority, over TLS, and perhaps with a
+    certificate of its own.
+    """
     if ca is None:
         return grpc.aio.insecure_channel(target, options=_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(root_certificates=ca)
+    credentials = grpc.ssl_channel_credentials(ca, key, certificate)
     return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)

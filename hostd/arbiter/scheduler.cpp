@@ -95,14 +95,21 @@ u64 Scheduler::eligible_ns(size_t tenant, u64 now_ns) const {
     return account.ended_ns + std::max(kNothingLeftNs, kNothingLeftParts * account.length_ns);
   if (!is_hard(tenant)) return now_ns;
   const double lacking = swing_ns(tenant) / 2 - account.credit_ns;
-  return lacking <= 0 ? now_ns : now_ns + static_cast<u64>(lacking / account.fraction) + 1;
+  const u64 earned_ns = lacking <= 0 ? now_ns : now_ns + static_cast<u64>(lacking / account.fraction) + 1;
+  return account.overran ? std::min(earned_ns, account.ended_ns + kNothingLeftNs) : earned_ns;
+}
+
+bool Scheduler::is_due(size_t tenant, u64 now_ns) const {
+  const Account& account = accounts_[tenant];
+  if (eligible_ns(tenant, now_ns) > now_ns) return false;
+  return account.fraction <= 0 || (account.overran && now_ns >= account.ended_ns + kNothingLeftNs);
 }
 
 size_t Scheduler::next(u64 now_ns) const {
   size_t best = kNobody;
   for (size_t i = 0; i < tenants_.size(); ++i) {
     if (eligible_ns(i, now_ns) > now_ns) continue;
-    if (accounts_[i].fraction <= 0) return i;  // once a second: not to be put off
+    if (is_due(i, now_ns)) return i;  // once a second: not to be put off
     if (best == kNobody || lag_ns(i) > lag_ns(best)) best = i;
   }
   return best;
@@ -224,7 +231,7 @@ bool Scheduler::go_on_held(u64 now_ns) {
     bool better = false;
     for (size_t i = 0; i < tenants_.size(); ++i)
       better = better || (i != holder_ && eligible_ns(i, now_ns) <= now_ns &&
-                          (accounts_[i].fraction <= 0 || lag_ns(i) > lag_ns(holder_)));
+                          (is_due(i, now_ns) || lag_ns(i) > lag_ns(holder_)));
     if (!better) {
       end_ns_ = now_ns + slice_ns(holder_);
       return false;

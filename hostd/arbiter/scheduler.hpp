@@ -74,6 +74,9 @@ class Scheduler {
   [[nodiscard]] u64 slice_ns(size_t tenant) const;
   // When it may get the next lease; kNever while it does not want one.
   [[nodiscard]] u64 eligible_ns(size_t tenant, u64 now_ns) const;
+  // Whether it has waited so long that it gets a short turn whatever its credit: there is nothing left for
+  // it, or what it has in flight may itself wait for what it cannot submit.
+  [[nodiscard]] bool is_due(size_t tenant, u64 now_ns) const;
   [[nodiscard]] size_t next(u64 now_ns) const;
 
   void charge(u64 now_ns);

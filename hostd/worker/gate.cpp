@@ -170,7 +170,6 @@ bool Gate::admit(const wire::Slot& slot) {
 void Gate::ask(Lane& lane, u64 now_ns) {
   lane.flight.close();
   lane.flight.look(now_ns);
-  lane.full_ns = 0;
   const bool news = lane.page->want.wants.exchange(1, std::memory_order_seq_cst) == 0;
   if (lane.flight.is_empty() && lane.busy)
     set_busy(lane, false);

@@ -142,6 +142,27 @@ TEST_CASE("an endless kernel does not starve the neighbour") {
   CHECK(achieved(world, 2) > 48);
 }
 
+TEST_CASE("whoever waits for what it has yet to submit gets a turn again and again") {
+  for (const bool beside : {false, true}) {
+    Scheduler scheduler;
+    std::vector<Tenant> tenants = {{1, 10, SharePolicy::hard}};
+    if (beside) tenants.push_back({2, 90, SharePolicy::elastic});
+    scheduler.set_tenants(tenants, kS);
+    // The first is never drained; the second does as it should.
+    u64 turns = 0, last = 0;
+    for (u64 now = kS; now < 11 * kS; now += kMs / 2) {
+      for (int i = 0; i < 3; ++i) {
+        std::vector<Signals> heard = {{true, true, scheduler.lease(0).number == last}};
+        if (beside) heard.push_back({!scheduler.lease(1).held, scheduler.lease(1).held, false});
+        scheduler.step(now, heard);
+      }
+      if (scheduler.lease(0).held && scheduler.lease(0).number != last) ++turns;
+      if (scheduler.lease(0).held) last = scheduler.lease(0).number;
+    }
+    CHECK(turns >= 8);
+  }
+}
+
 TEST_CASE("one who says that he is never drained pays for being waited for") {
   World world;
   world.add({1, 5, SharePolicy::elastic}, Client{.kernel_ns = 100'000, .late_drain_ns = 99 * kMs});

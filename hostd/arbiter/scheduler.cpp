@@ -96,13 +96,13 @@ u64 Scheduler::eligible_ns(size_t tenant, u64 now_ns) const {
   if (!is_hard(tenant)) return now_ns;
   const double lacking = swing_ns(tenant) / 2 - account.credit_ns;
   const u64 earned_ns = lacking <= 0 ? now_ns : now_ns + static_cast<u64>(lacking / account.fraction) + 1;
-  return account.overran ? std::min(earned_ns, account.ended_ns + kNothingLeftNs) : earned_ns;
+  return heard_[tenant].busy ? std::min(earned_ns, account.ended_ns + kNothingLeftNs) : earned_ns;
 }
 
 bool Scheduler::is_due(size_t tenant, u64 now_ns) const {
   const Account& account = accounts_[tenant];
   if (eligible_ns(tenant, now_ns) > now_ns) return false;
-  return account.fraction <= 0 || (account.overran && now_ns >= account.ended_ns + kNothingLeftNs);
+  return account.fraction <= 0 || (heard_[tenant].busy && now_ns >= account.ended_ns + kNothingLeftNs);
 }
 
 size_t Scheduler::next(u64 now_ns) const {

@@ -97,7 +97,7 @@ void InFlight::close() {
 
 bool InFlight::is_done(const Batch& batch) const {
   return std::ranges::all_of(batch.marks, [&](const Mark& mark) {
-    if (words_[mark.word].load(std::memory_order_acquire) == mark.value) return true;
+    if (words_[mark.word].load(std::memory_order_acquire) >= mark.value) return true;  // or used again
     // With its context the stream's work is gone, and the word is never written.
     return worker_.contexts.find(wire::Handle::make(wire::HandleKind::context, 0, mark.context)) == nullptr;
   });

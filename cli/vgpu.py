@@ -48,9 +48,7 @@ Policy = Annotated[
 ]
 Priority = Annotated[
     int | None,
-    typer.Option(
-        metavar="N", min=0, max=9, help="0 to 9; who has more is placed, and served, first"
-    ),
+    typer.Option(metavar="N", min=0, max=9, help="0 to 9; who has more gets room first"),
 ]
 
 

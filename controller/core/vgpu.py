@@ -10,6 +10,7 @@ from enum import Enum
 from gpupool.controller.core.errors import Kind, RefusedError
 
 HIGHEST_PRIORITY = 9
+DEFAULT_PRIORITY = 5  # as hostd's
 MOST_IN_A_GROUP = 64
 MOST_LABELS = 16
 MOST_MEMORY_MIB = 1 << 24  # 16 TiB; keeps sums far away from 64 bits
@@ -82,7 +83,7 @@ class Ask:
     name: str
     share: Share
     policy: Policy = Policy.ELASTIC
-    priority: int = 0
+    priority: int = DEFAULT_PRIORITY
     mode: Mode = Mode.RESERVED
 
     def __post_init__(self) -> None:

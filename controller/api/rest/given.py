@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from gpupool.controller.core.gpu import Pool
 from gpupool.controller.core.token import Role
 from gpupool.controller.core.vgpu import (
+    DEFAULT_PRIORITY,
     HIGHEST_PRIORITY,
     MOST_IN_A_GROUP,
     MOST_LABELS,
@@ -57,7 +58,7 @@ class VgpuSpec(Given):
     compute_percent: Percent = Field(default=0, description="0: only what others leave")
     memory_mib: Memory = Field(default=0, description="0: not limited")
     policy: Annotated[Policy, Field(strict=False)] = Policy.ELASTIC
-    priority: Priority = 0
+    priority: Priority = DEFAULT_PRIORITY
 
     def ask(self, mode: Mode) -> Ask:
         """For the core."""

@@ -22,11 +22,11 @@ struct AccountPage {
   static constexpr u32 kSessions = 128;
 
   struct alignas(64) Row {
-    std::atomic<u64> session;         // 0: free row
-    std::atomic<u64> bytes;           // what its programs asked for
+    std::atomic<u64> session;  // 0: free row
+    std::atomic<u64> bytes;    // what its programs asked for
     // What the driver took besides (contexts), not counted in the quota. hostd writes it, as NVML measures.
     std::atomic<u64> overhead_bytes;
-    std::atomic<u32> reserving;       // 1: `bytes` may still be taken back
+    std::atomic<u32> reserving;  // 1: `bytes` may still be taken back
   };
 
   alignas(64) std::atomic<u32> magic;

@@ -209,7 +209,7 @@ def test_every_change_is_in_the_audit_log(rest: Rest) -> None:
         "tenant.create",
     ]
     resized = entries[1]
-    assert (resized["before"]["priority"], resized["after"]["priority"]) == (0, 2)
+    assert (resized["before"]["priority"], resized["after"]["priority"]) == (5, 2)
     assert (resized["role"], resized["request_id"]) == ("operator", "req-7")
     problem(rest.ask("operator", "GET", "audit"), 403, "forbidden")
 

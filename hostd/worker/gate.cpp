@@ -119,11 +119,12 @@ bool Gate::has_room(Lane& lane, u64 now_ns) {
   return lane.stuck;
 }
 
-// Whether one more will be done by the end of the lease. The first one always may: it is charged.
+// Whether one more will be done by the end of the lease. The first one always may: it is charged. So may what
+// comes while the lane is stuck: what is in flight takes no time, it waits.
 bool Gate::fits(Lane& lane, u64 now_ns) {
   const LeasePage::Grant& grant = lane.page->grant;
   const u64 number = grant.number.load(std::memory_order_relaxed);
-  const u64 expected_ns = lane.used == number ? lane.flight.expected_ns() : 0;
+  const u64 expected_ns = lane.used == number && !lane.stuck ? lane.flight.expected_ns() : 0;
   if (now_ns + expected_ns < grant.end_ns.load(std::memory_order_relaxed)) {
     lane.used = number;
     return true;

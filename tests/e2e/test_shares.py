@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import Host
 from tests.e2e.observe import wait_for_line
+from tests.guest.stream_program import PRELUDE
 
 # Launches and waits, again and again, some launches at a time; says how many at the end of each
 # line of its standard input.
@@ -247,3 +248,26 @@ time.sleep(60)
     (beside,) = done_in([neighbour], 4)
     end(neighbour, endless)
     assert beside > alone * 2 / 3  # 2 s alone against 4 s beside it
+
+
+def test_work_that_waits_for_later_work_uses_its_lease(own_host: Host, transport: str) -> None:
+    """A stream that waits for a value which the program writes after the launches behind it. What
+    cannot be done yet is not work in flight that the next launch has to fit behind.
+    """
+    own_host.run_python(
+        transport,
+        PRELUDE
+        + """
+s, number = stream(), alloc(4)
+begin = time.monotonic()
+hold(s)
+for _ in range(60): ok(launch(s, number, 1))
+let_go()
+ok(driver.cuStreamSynchronize(s))
+same(read(number), 60)
+took_s = time.monotonic() - begin
+assert took_s < 20, f"{took_s} s"
+""",
+        GPUPOOL_COMPUTE_PERCENT="20",
+        GPUPOOL_POLICY="hard",
+    )

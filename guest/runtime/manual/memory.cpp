@@ -45,7 +45,9 @@ CUresult allocate_at_free_address(Allocation& allocation,
     const u64 least = tried == 0 ? 0 : kAddressUnit;
     result = allocate(allocation, least);
     // Blocks that were exported through descriptors which are closed by now are free as well.
-    if (result == CUDA_ERROR_OUT_OF_MEMORY && (give_back_kept() | collect_token_files(true)))
+    const bool gave_back = result == CUDA_ERROR_OUT_OF_MEMORY && give_back_kept();
+    const bool collected = result == CUDA_ERROR_OUT_OF_MEMORY && collect_token_files(true);
+    if (gave_back || collected)
       result = allocate(allocation, least);
     if (result != CUDA_SUCCESS) break;
     found = adopt_device_memory(allocation);

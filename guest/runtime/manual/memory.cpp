@@ -47,8 +47,7 @@ CUresult allocate_at_free_address(Allocation& allocation,
     // Blocks that were exported through descriptors which are closed by now are free as well.
     const bool gave_back = result == CUDA_ERROR_OUT_OF_MEMORY && give_back_kept();
     const bool collected = result == CUDA_ERROR_OUT_OF_MEMORY && collect_token_files(true);
-    if (gave_back || collected)
-      result = allocate(allocation, least);
+    if (gave_back || collected) result = allocate(allocation, least);
     if (result != CUDA_SUCCESS) break;
     found = adopt_device_memory(allocation);
     // Held until we are done, so that the worker's driver gives us another place.

@@ -96,6 +96,7 @@ class Asking:
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(one) for one in value]
+    # is_dataclass() is also true of a class, which no value here is.
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
 
 
@@ -160,6 +161,7 @@ def command(name: str) -> Callable[[Verb], Verb]:
             except BrokenPipeError as error:
                 raise ReaderLeftError from error
 
+        # What Typer reads; no function has it in its type.
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {one.name: one.annotation for one in parameters}
         return called

@@ -67,6 +67,7 @@ def add(
     def command(**_: object) -> None:
         raise AssertionError(f"gpupool {noun} is read by argparse")
 
+    # What Typer reads; no function has it in its type.
     command.__signature__ = inspect.Signature(listener.parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in listener.parameters}
     top.command(noun, cls=layout.Command, help=line)(command)

@@ -22,6 +22,7 @@ from gpupool.controller.config_keys import KEYS
 if sys.version_info >= (3, 11):
     import tomllib
 else:
+    # Installed where Python needs it (pyproject.toml).
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 DEFAULT_PATH = Path("/etc/gpupool/controller.toml")

@@ -29,6 +29,7 @@ from gpupool.wire.settings import Key
 if sys.version_info >= (3, 11):
     import tomllib
 else:
+    # Installed where Python needs it (pyproject.toml).
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 OWN_CERTIFICATE, OWN_KEY = "tls-certificate.pem", "tls-key.pem"

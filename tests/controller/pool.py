@@ -64,6 +64,7 @@ class FakeNode:
             node_id=self.id,
             incarnation=self.registered.incarnation,
             sequence=sequence,
+            # Each of them has the type of its field; a dict of all has the type of none.
             **(content | changes),  # type: ignore[arg-type]
         )
 

@@ -70,6 +70,7 @@ def make_app(services: Services, metrics: Metrics, options: Options | None = Non
     app.include_router(v1)
     app.include_router(health.router)
     _handle_errors(app)
+    # FastAPI's documented way to change it ("Extending OpenAPI").
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

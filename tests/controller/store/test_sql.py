@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -85,13 +86,13 @@ def test_changes_do_not_overtake_each_other(pool: Pool) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    run_all([lambda worker=worker: make(worker) for worker in range(4)])  # type: ignore[misc]
+    run_all([partial(make, worker) for worker in range(4)])
     stop.set()
     watcher.join(_TIMEOUT_S)
     assert gaps == []
 
 
-def run_all(works: list[Callable[[], None]]) -> None:
+def run_all(works: Sequence[Callable[[], None]]) -> None:
     """Each in a thread; raises what the first of them raised."""
     wrong: list[BaseException] = []
 

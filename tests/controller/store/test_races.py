@@ -180,7 +180,7 @@ def test_kill_9_at_any_moment_leaves_what_adds_up(database_url: str) -> None:
         child.wait(timeout=20)
         child.stdout.close()
         pool.check()
-    node.report()  # what was deleted holds its share until its node says so, and that may be all there is
+    node.report()  # what was deleted holds its share until its node says that it is gone
     pool.create(tenant, "after")
     pool.check()
     store.close()

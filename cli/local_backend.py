@@ -79,7 +79,7 @@ class LocalBackend:
         parameters: dict[str, object] = {
             "name": wanted.names[0],
             "mode": wanted.mode,
-            **_changes(wanted.quota),
+            **wanted.quota.said,
         }
         if place.gpu:
             parameters["gpu"] = place.gpu
@@ -89,7 +89,7 @@ class LocalBackend:
 
     def resize_vgpu(self, name: str, quota: Quota) -> Vgpu:
         """While it is in use, too."""
-        return _vgpu(self._call("vgpu_resize", vgpu=name, **_changes(quota))["vgpu"])
+        return _vgpu(self._call("vgpu_resize", vgpu=name, **quota.said)["vgpu"])
 
     def delete_vgpu(self, name: str, end_sessions: bool) -> None:
         """At once."""
@@ -159,16 +159,6 @@ class LocalBackend:
             if text.startswith((_ACCIDENT, f"{self._path}:")):
                 raise BackendError(text) from error
             raise RefusedError(text) from error
-
-
-def _changes(quota: Quota) -> dict[str, object]:
-    given = {
-        "compute_percent": quota.compute_percent,
-        "memory_mib": quota.memory_mib,
-        "policy": quota.policy,
-        "priority": quota.priority,
-    }
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _number(text: str) -> int:

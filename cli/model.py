@@ -52,6 +52,17 @@ class Quota:
     policy: str | None = None
     priority: int | None = None
 
+    @property
+    def said(self) -> dict[str, object]:
+        """What was said, by its name in requests, which hostd and controller share."""
+        given = {
+            "compute_percent": self.compute_percent,
+            "memory_mib": self.memory_mib,
+            "policy": self.policy,
+            "priority": self.priority,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:

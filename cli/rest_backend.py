@@ -86,7 +86,7 @@ class RestBackend:
             common["tenant"] = wanted.tenant
         if place.strategy:
             common["strategy"] = place.strategy
-        specs = [{"name": name, **_changes(wanted.quota)} for name in wanted.names]
+        specs = [{"name": name, **wanted.quota.said} for name in wanted.names]
         if len(specs) == 1:
             return [_vgpu(self._rest.send("POST", "/vgpus", {**common, **specs[0]}))]
         if place.same_node is not None:
@@ -99,7 +99,7 @@ class RestBackend:
     def resize_vgpu(self, name: str, quota: Quota) -> Vgpu:
         """While it is in use, too."""
         found = self.vgpu(name)
-        return _vgpu(self._rest.send("PATCH", f"/vgpus/{found.id}", _changes(quota)))
+        return _vgpu(self._rest.send("PATCH", f"/vgpus/{found.id}", quota.said))
 
     def delete_vgpu(self, name: str, end_sessions: bool) -> Operation | None:
         """Its share is free when its node says that it is gone."""
@@ -234,16 +234,6 @@ class RestBackend:
         if not found:
             raise RefusedError(f"there is no {noun} {name} that this token may see")
         return found[0]
-
-
-def _changes(quota: Quota) -> dict[str, object]:
-    given = {
-        "compute_percent": quota.compute_percent,
-        "memory_mib": quota.memory_mib,
-        "policy": quota.policy,
-        "priority": quota.priority,
-    }
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _vgpu(content: Any) -> Vgpu:

@@ -226,15 +226,17 @@ def command_lines(word: str) -> list[bytes]:
 def test_its_arbiter_ends(pair: Host) -> None:
     if not (pair.native / "libexec" / "gpupool-arbiter").exists():
         pytest.skip("gpupool-arbiter is not built: run ./run build")
-    uuid = gpus(pair)[0]["uuid"]
-    folder = f"{pair.folder}/state/gpus/{uuid}"
+    folders = {one["uuid"]: f"{pair.folder}/state/gpus/{one['uuid']}" for one in gpus(pair)}
     client = pair.start_client("shm", sys.executable, "-c", PROGRAM, GPUPOOL_COMPUTE_PERCENT="25")
     assert client.stdout is not None
     client.stdout.readline()
-    if not command_lines(folder):  # its share is on another GPU
-        uuid = gpus(pair)[1]["uuid"]
-        folder = f"{pair.folder}/state/gpus/{uuid}"
-    assert command_lines(folder)
+
+    def arbiters() -> list[str]:
+        return [uuid for uuid, folder in folders.items() if command_lines(folder)]
+
+    pair.wait_until(lambda: len(arbiters()) == 1, "an arbiter, of the GPU that has the share")
+    (uuid,) = arbiters()
+    folder = folders[uuid]
     begun = switch(pair, uuid, "native")
     finish(client)
     assert wait_for_end(pair, begun)["state"] == "succeeded"

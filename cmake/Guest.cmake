@@ -31,7 +31,7 @@ file(GLOB TLS_SOURCES CONFIGURE_DEPENDS ${GPUPOOL_ROOT}/wire/tls/*.cpp)
 file(GLOB NVML_SOURCES CONFIGURE_DEPENDS ${GPUPOOL_ROOT}/guest/nvml/*.cpp)
 add_library(guest_nvml SHARED ${NVML_SOURCES} ${GPUPOOL_GENERATED_NVML} ${GPUPOOL_ROOT}/guest/runtime/log.cpp
             ${GPUPOOL_ROOT}/guest/runtime/marker.cpp ${GPUPOOL_ROOT}/guest/runtime/transport/endpoint.cpp
-            ${GPUPOOL_ROOT}/guest/runtime/transport/secure.cpp ${TLS_SOURCES})
+            ${GPUPOOL_ROOT}/guest/runtime/transport/guest_file.cpp ${GPUPOOL_ROOT}/guest/runtime/transport/secure.cpp ${TLS_SOURCES})
 target_link_libraries(guest_nvml PRIVATE gpupool_flags ${CMAKE_DL_LIBS})
 # Older and newer names of a function are told apart, as above.
 target_compile_definitions(guest_nvml PRIVATE NVML_NO_UNVERSIONED_FUNC_DEFS)

@@ -46,7 +46,10 @@ CUresult Session::start() {
   std::string why;
   bool refused = false;
   if (!dial(connection, why, refused)) {
-    log_line("%s", why.c_str());
+    // Some programs ask again and again; the caller's lock guards what was said last.
+    static auto& said = *new std::string();
+    if (why != said) log_line("%s", why.c_str());
+    said = why;
     return CUDA_ERROR_NO_DEVICE;
   }
   window_ = connection.window;

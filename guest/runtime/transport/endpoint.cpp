@@ -13,6 +13,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "guest/runtime/transport/guest_file.hpp"
+
 namespace gpupool::guest {
 namespace {
 
@@ -39,7 +41,9 @@ bool split_address(const std::string& text, Endpoint& endpoint) {
   return true;
 }
 
-bool parse_endpoint(const std::string& text, Endpoint& endpoint, std::string& why) {
+// `source` says where the text came from, for messages.
+bool parse_endpoint(const std::string& text, const std::string& source, Endpoint& endpoint,
+                    std::string& why) {
   endpoint.text = text;
   if (text.rfind("unix:", 0) == 0) {
     endpoint.kind = wire::TransportKind::shm;
@@ -57,7 +61,7 @@ bool parse_endpoint(const std::string& text, Endpoint& endpoint, std::string& wh
         is_vsock_number(endpoint.port))
       return true;
   }
-  why = "GPUPOOL_ENDPOINT is '" + text +
+  why = source + " is '" + text +
         "'; it must be unix:/path/to/socket, tls://host:port, tcp://host:port or vsock://2:port (2 is a "
         "virtual "
         "machine's host)";
@@ -154,7 +158,14 @@ bool candidates(std::vector<Endpoint>& endpoints, std::string& why) {
   const std::string named = environment("GPUPOOL_ENDPOINT");
   if (!named.empty()) {
     endpoints.emplace_back();
-    return parse_endpoint(named, endpoints.back(), why);
+    return parse_endpoint(named, "GPUPOOL_ENDPOINT", endpoints.back(), why);
+  }
+  GuestFile file;
+  if (!read_guest_file(file, why)) return false;
+  if (!file.path.empty()) {
+    endpoints.emplace_back();
+    endpoints.back().wanted_transport = file.transport;
+    return parse_endpoint(file.endpoint, "endpoint in " + file.path, endpoints.back(), why);
   }
   const std::string runtime = environment("XDG_RUNTIME_DIR");
   const std::string own = runtime.empty() ? "/tmp/gpupool-" + std::to_string(getuid()) : runtime + "/gpupool";
@@ -164,7 +175,7 @@ bool candidates(std::vector<Endpoint>& endpoints, std::string& why) {
     // Whoever serves the socket sees all our data: only root's or our own.
     if (facts.st_uid != 0 && facts.st_uid != getuid()) continue;
     endpoints.emplace_back();
-    if (!parse_endpoint("unix:" + path, endpoints.back(), why)) return false;
+    if (!parse_endpoint("unix:" + path, path, endpoints.back(), why)) return false;
   }
   if (!endpoints.empty()) return true;
   why =
@@ -175,12 +186,13 @@ bool candidates(std::vector<Endpoint>& endpoints, std::string& why) {
 }
 
 bool check_transport(const Endpoint& endpoint, std::string& why) {
-  const std::string wanted = environment("GPUPOOL_TRANSPORT");
+  std::string wanted = environment("GPUPOOL_TRANSPORT");
+  if (wanted.empty()) wanted = endpoint.wanted_transport;
   if (wanted.empty()) return true;
   const std::string offered = transport_name(endpoint.kind);
   if (wanted == offered) return true;
   if (wanted == "shm" || wanted == "tcp" || wanted == "tls" || wanted == "vsock")
-    why = "GPUPOOL_TRANSPORT=" + wanted + " was asked for, but " + endpoint.text + " offers " + offered +
+    why = "transport " + wanted + " was asked for, but " + endpoint.text + " offers " + offered +
           "; choose an endpoint of that kind or unset GPUPOOL_TRANSPORT";
   else
     why = "GPUPOOL_TRANSPORT=" + wanted + " is not available in this version; shm, tls, tcp and vsock are";

@@ -12,9 +12,10 @@ namespace gpupool::guest {
 
 struct Endpoint {
   wire::TransportKind kind = wire::TransportKind::shm;
-  std::string path;        // unix
-  std::string host, port;  // tcp, tls; vsock: the context id (2 is the host) and the port
-  std::string text;        // as the user wrote it
+  std::string path;              // unix
+  std::string host, port;        // tcp, tls; vsock: the context id (2 is the host) and the port
+  std::string text;              // as the user wrote it
+  std::string wanted_transport;  // of guest.toml, where that named the endpoint
 };
 
 // Owns a descriptor.
@@ -42,12 +43,12 @@ class Descriptor {
   int fd_;
 };
 
-// The endpoints to try, in order: what the user named, or the system's hostd and then this user's own. False
-// with `why` when there is none.
+// The endpoints to try, in order: what the user named, or in a virtual machine what the guest agent has
+// written down, or the system's hostd and then this user's own. False with `why` when there is none.
 bool candidates(std::vector<Endpoint>& endpoints, std::string& why);
 // "shm", "tcp", "vsock", "rdma", "tls".
 const char* transport_name(wire::TransportKind kind);
-// Whether GPUPOOL_TRANSPORT allows this endpoint.
+// Whether GPUPOOL_TRANSPORT, or guest.toml where that is not set, allows this endpoint.
 bool check_transport(const Endpoint& endpoint, std::string& why);
 
 // A connected socket, close-on-exec, or -1. Sends on it are bounded by `timeout_s` too. For tls it is the TCP

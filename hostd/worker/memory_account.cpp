@@ -8,6 +8,7 @@
 
 #include "hostd/worker/array_bytes.hpp"
 #include "hostd/worker/image_memory.hpp"
+#include "hostd/worker/manual/memory.hpp"
 #include "hostd/worker/memory_ledger.hpp"
 #include "hostd/worker/ordered_memory.hpp"
 
@@ -105,7 +106,7 @@ CUresult mem_get_info(size_t* available, size_t* total) {
   const u32 device = ledger.current_index();
   const u64 limit = ledger.vgpu(device).limit_bytes();
   if (limit == 0 || limit >= *total) return result;
-  ordered_memory().refresh(device);
+  ordered_memory().refresh(device, kFreePatienceNs);
   const u64 used = ledger.vgpu(device).all_bytes();
   *total = limit;
   *available = std::min<u64>(*available, limit - std::min(used, limit));

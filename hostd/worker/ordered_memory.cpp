@@ -56,14 +56,20 @@ void OrderedMemory::look_at_graphs(u32 device) {
       driver.cuDeviceGetGraphMemAttribute(of, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, &reserved) !=
           CUDA_SUCCESS)
     return;
-  devices_[device].graph_used = used;
-  devices_[device].graph_reserved = std::max(used, reserved);
+  Device& all = devices_[device];
+  if (used == 0) all.graphs_gone = 0;
+  u64 asked = all.graphs_gone;
+  for (const auto& [handle, exec] : execs_)
+    if (exec.device == device && exec.launched) asked += exec.bytes;
+  // The driver says what it holds for graphs in its own units: what was not asked for is idle.
+  all.graph_used = std::min<u64>(used, asked);
+  all.graph_reserved = std::max(used, reserved);
 }
 
 // `to_graphs`: if graphs allocated so much more now, of what is idle in their pool as far as that goes.
 u64 OrderedMemory::wanted(u32 device, u64 to_graphs) const {
   const Device& all = devices_[device];
-  const u64 used = all.used + all.graph_used + to_graphs;
+  const u64 used = all.in_use() + to_graphs;
   if (!limited(device)) return used;
   const u64 graph_idle = all.graph_reserved - all.graph_used;
   u64 idle = all.lingering + graph_idle - std::min(graph_idle, to_graphs);
@@ -90,8 +96,7 @@ bool OrderedMemory::settle(u32 device, bool refusing) {
     ledger_.charge_anyway(device, now - all.charged);
   }
   all.charged = now;
-  idle_ = std::ranges::any_of(devices_,
-                              [](const Device& one) { return one.charged > one.used + one.graph_used; });
+  idle_ = std::ranges::any_of(devices_, [](const Device& one) { return one.charged > one.in_use(); });
   return true;
 }
 
@@ -119,7 +124,7 @@ CUresult OrderedMemory::allocate(CUdeviceptr* address, u64 bytes, CUmemoryPool p
   Device& all = devices_[device];
   const auto fits = [&] {
     u64 sum = 0;
-    return !__builtin_add_overflow(all.used + all.graph_used, size, &sum) && grow(device, sum);
+    return !__builtin_add_overflow(all.in_use(), size, &sum) && grow(device, sum);
   };
   if (!fits() && !(make_room(device) && fits())) return CUDA_ERROR_OUT_OF_MEMORY;
   CUresult result = ask();
@@ -177,25 +182,18 @@ void OrderedMemory::pool_ended(CUmemoryPool handle) {
   settle(device);
 }
 
-// The driver notices only when it is asked for a stream that its frees are done; the client's own waits do
-// not ask it. Not while a stream is being captured: a question to another one could end the capture.
-void OrderedMemory::notice_frees() {
-  Worker& worker = ledger_.worker();
-  if (any_capturing(worker)) return;
-  worker.streams.each([&](wire::Handle, const StreamEntry& entry) {
-    static_cast<void>(ledger_.driver().cuStreamQuery(entry.stream));  // a fault is told by what follows
-  });
+void OrderedMemory::look_at_all(u32 device) {
+  for (auto& [handle, pool] : pools_)
+    if (pool.device == device) look_at(handle, pool);
+  look_at_graphs(device);
 }
 
-void OrderedMemory::refresh(u32 device) {
+void OrderedMemory::refresh(u32 device, u64 patience_ns) {
   if (!limited(device)) return;
-  if (devices_[device].charged != devices_[device].used + devices_[device].graph_used) notice_frees();
-  for (auto& [handle, pool] : pools_) {
-    if (pool.device != device) continue;
-    look_at(handle, pool);
-    if (pool.idle() != 0) give_up_unwanted(handle, pool);
-  }
-  look_at_graphs(device);
+  if (devices_[device].charged != devices_[device].in_use()) notice_frees(ledger_.worker(), patience_ns);
+  look_at_all(device);
+  for (auto& [handle, pool] : pools_)
+    if (pool.device == device && pool.idle() != 0) give_up_unwanted(handle, pool);
   settle(device);
 }
 
@@ -224,17 +222,19 @@ void OrderedMemory::wait_for_all(u32 device) {
 
 bool OrderedMemory::make_room(u32 device) {
   Device& all = devices_[device];
-  if (!limited(device) || all.charged == all.used + all.graph_used) return false;
-  if (any_capturing(ledger_.worker())) return false;
+  if (!limited(device)) return false;
+  // A pool that has just grown is not charged yet for what is idle in the others.
+  const u64 before = std::max(all.charged, wanted(device));
+  if (before == all.in_use() || any_capturing(ledger_.worker())) return false;
   const DriverApi& driver = ledger_.driver();
-  const u64 before = all.charged;
   wait_for_all(device);
   for (const auto& [handle, pool] : pools_)
     if (pool.device == device) driver.cuMemPoolTrimTo(handle, 0);
   if (graphs_ && driver.cuDeviceGraphMemTrim != nullptr)
     driver.cuDeviceGraphMemTrim(ledger_.worker().devices[device]);
-  refresh(device);
-  return all.charged < before;
+  look_at_all(device);
+  settle(device, true);  // what still does not fit is refused by whoever asked for it
+  return std::max(all.charged, wanted(device)) < before;
 }
 
 // Of all nodes that allocate, as if they did at the same time; the graphs inside it as well.
@@ -267,7 +267,8 @@ CUresult OrderedMemory::instantiate(CUgraphExec* exec, CUgraph graph, CUDA_GRAPH
   ledger_.release(device, bytes);
   if (result == CUDA_SUCCESS) {
     const bool frees_first = (params->flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH) != 0;
-    execs_[*exec] = Exec{bytes, device, frees_first, false};
+    const bool uploaded = (params->flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD) != 0;
+    execs_[*exec] = Exec{bytes, device, frees_first, uploaded};
   }
   settle_graphs();
   return result;
@@ -294,8 +295,12 @@ CUresult OrderedMemory::run_counted(CUgraphExec handle, CUstream stream, Run run
   return result;
 }
 
-void OrderedMemory::graph_ended(CUgraphExec exec) {
-  if (execs_.erase(exec) != 0) settle_graphs();
+void OrderedMemory::graph_ended(CUgraphExec handle) {
+  const auto found = execs_.find(handle);
+  if (found == execs_.end()) return;
+  if (found->second.launched) devices_[found->second.device].graphs_gone += found->second.bytes;
+  execs_.erase(found);
+  settle_graphs();
 }
 
 void OrderedMemory::settle_graphs() {

@@ -45,15 +45,15 @@ class OrderedMemory {
   // Something was freed that may be a graph's, or trimmed.
   void settle_graphs();
 
-  // Looks at everything anew.
-  void refresh(u32 device);
+  // Looks at everything anew, after giving the streams so long to get to the frees that were just issued.
+  void refresh(u32 device, u64 patience_ns = 0);
   // The same where something that counts was idle at the last look.
   void look_again() {
     if (idle_) [[unlikely]]
       for (u32 device = 0; device < ledger_.worker().devices.size() && device < wire::kMaxDevices; ++device)
         refresh(device);
   }
-  // Gives up what is idle, which waits for all work; false when there is nothing to give up.
+  // Gives up what is idle, which waits for all work; false when that made no room.
   bool make_room(u32 device);
 
  private:
@@ -80,8 +80,10 @@ class OrderedMemory {
     u64 used = 0;  // of pools
     u64 charged = 0;
     u64 lingering = 0;
-    u64 graph_used = 0;
+    u64 graph_used = 0;  // no more than the graphs that were launched allocate
     u64 graph_reserved = 0;
+    u64 graphs_gone = 0;  // allocations of executable graphs that were destroyed; some may not be freed
+    [[nodiscard]] u64 in_use() const { return used + graph_used; }
   };
 
   Pool& pool_of(CUmemoryPool handle);
@@ -91,13 +93,13 @@ class OrderedMemory {
   bool grow(u32 device, u64 wanted);
   void look_at(CUmemoryPool handle, Pool& pool);
   void look_at_graphs(u32 device);
+  void look_at_all(u32 device);
   void give_up_unwanted(CUmemoryPool handle, Pool& pool);
   [[nodiscard]] u64 wanted(u32 device, u64 to_graphs = 0) const;
   // Charges for what there is now. What does not fit is charged anyway, or (`refusing`) makes it false.
   bool settle(u32 device, bool refusing = false);
   [[nodiscard]] u64 bytes_of(CUgraph graph) const;
   CUresult run_counted(CUgraphExec exec, CUstream stream, Run run);
-  void notice_frees();
   void wait_for_all(u32 device);
 
   MemoryLedger& ledger_;

@@ -15,13 +15,38 @@ d = Driver()
 driver = d.lib
 MIB, OUT_OF_MEMORY = 1 << 20, 2
 
+calls, pools = [], []  # for those who read a failure: what was asked last, the pools there are
+
+def attribute(call, of, number):
+    value = c_uint64()
+    result = getattr(driver, call)(of, number, byref(value))
+    return value.value if result == 0 else f"error {result}"
+# Everything that says where the memory is. Right only 50 ms later: a free was still on its way.
+def state():
+    told = {"last calls (size, result)": calls[-8:], "free, total": info()}
+    time.sleep(0.05)
+    told["50 ms later"] = info()
+    usual = c_void_p()
+    ok(driver.cuDeviceGetDefaultMemPool(byref(usual), 0))
+    told["pools hold, use"] = [
+        [attribute("cuMemPoolGetAttribute", one, n) for n in (5, 7)]
+        for one in [usual, pool, *pools]]
+    told["graphs use, hold"] = [attribute("cuDeviceGetGraphMemAttribute", 0, n) for n in (0, 2)]
+    return told
 def ok(result, what=""):
-    assert result == 0, f"{what} got {result}"
+    assert result == 0, f"{what} got {result}; {state()}"
 def same(got, wanted, what=""):
-    assert got == wanted, f"{what} got {got}, expected {wanted}"
+    assert got == wanted, f"{what} got {got}, expected {wanted}; {state()}"
+def noted(make):
+    def call(size):
+        result = make(size)
+        calls.append((make.__name__, size, result[0]))
+        return result
+    call.__name__ = make.__name__
+    return call
 def info():
     free, total = c_size_t(), c_size_t()
-    ok(driver.cuMemGetInfo_v2(byref(free), byref(total)))
+    assert driver.cuMemGetInfo_v2(byref(free), byref(total)) == 0
     return free.value, total.value
 def room():
     return info()[0]
@@ -48,26 +73,33 @@ unit = c_size_t()  # of physical blocks
 ok(driver.cuMemGetAllocationGranularity(byref(unit), byref(block_props), c_int(0)))
 
 # Each: what makes `size` bytes, what frees them, and the unit of its sizes.
+@noted
 def plain(size):
     address = c_uint64()
     return driver.cuMemAlloc_v2(byref(address), c_size_t(size)), address
+@noted
 def pitched(size):
     address, pitch = c_uint64(), c_size_t()
     return driver.cuMemAllocPitch_v2(byref(address), byref(pitch), c_size_t(300),
                                      c_size_t(size // 512), c_uint(4)), address
+@noted
 def ordered(size):
     address = c_uint64()
     return driver.cuMemAllocAsync(byref(address), c_size_t(size), None), address
+@noted
 def pooled(size):
     address = c_uint64()
     return driver.cuMemAllocFromPoolAsync(byref(address), c_size_t(size), pool, None), address
+@noted
 def block(size):
     handle, none = c_uint64(), c_uint64(0)
     return driver.cuMemCreate(byref(handle), c_size_t(size), byref(block_props), none), handle
+@noted
 def array(size):
     handle = c_void_p()
     shape = Array(size // 512, 64, 0x20, 2)  # 64 rows of elements of two floats
     return driver.cuArrayCreate_v2(byref(handle), byref(shape)), handle
+@noted
 def volume(size):
     handle = c_void_p()
     shape = Array3D(64, size // 65536, 128, 0x20, 2, 0)
@@ -121,13 +153,13 @@ for make, give_back, step in WAYS:
     same(make(whole + step)[0], OUT_OF_MEMORY, name)
     result, thing = make(whole)
     same(result, 0, name)
-    same(room(), 0, name)
+    same(room(), 0, f"{name}, all of it")
     for other, _, least in WAYS:
         same(other(least)[0], OUT_OF_MEMORY, f"{other.__name__} after {name}")
     give_back(thing)
-    same(room(), 64 * MIB, name)
+    same(room(), 64 * MIB, f"{name}, given back by {give_back.__name__}")
     result, half = make(32 * MIB)
-    same(result, 0, name)
+    same(result, 0, f"{name}, half")
     same(plain(32 * MIB + 1)[0], OUT_OF_MEMORY, name)
     result, rest = plain(32 * MIB)
     same(result, 0, name)
@@ -200,7 +232,7 @@ def test_what_pools_keep_counts(host: Host, transport: str) -> None:
         host,
         transport,
         """
-most, pools = c_uint64(2**64 - 1), []
+most = c_uint64(2**64 - 1)
 for _ in range(6):
     one = c_void_p()
     ok(driver.cuMemPoolCreate(byref(one), byref(pool_props)))
@@ -209,12 +241,13 @@ for _ in range(6):
 address = c_uint64()
 def use(one, size):
     result = driver.cuMemAllocFromPoolAsync(byref(address), c_size_t(size), one, None)
+    calls.append(("from pool", pools.index(one), size, result))
     if result == 0:
         free_async(address)
     return result
 same(use(pools[0], 48 * MIB), 0)
 kept = 64 * MIB - room()
-assert kept >= 16 * MIB, kept
+assert kept >= 16 * MIB, (kept, state())
 result, whole = plain(64 * MIB)
 same(result, 0, "what is idle goes first")
 same(use(pools[1], 512), OUT_OF_MEMORY)
@@ -226,10 +259,10 @@ for one in pools:
         value = c_uint64()
         ok(driver.cuMemPoolGetAttribute(each, 5, byref(value)))  # what it holds
         reserved += value.value
-    assert reserved <= 96 * MIB, reserved // MIB
+    assert reserved <= 96 * MIB, (reserved // MIB, state())
 ok(driver.cuMemPoolTrimTo(pools[-1], c_size_t(0)))
-for one in pools:
-    ok(driver.cuMemPoolDestroy(one))
+while pools:
+    ok(driver.cuMemPoolDestroy(pools.pop()))
 same(room(), 64 * MIB)
 """,
     )
@@ -271,24 +304,24 @@ def make(graph):
     return driver.cuGraphInstantiateWithFlags(byref(executable), graph, c_uint64(0)), executable
 taken = d.alloc(20 * MIB)
 big, _ = graph_of(48 * MIB)
-same(make(big)[0], OUT_OF_MEMORY)
+same(make(big)[0], OUT_OF_MEMORY, "a graph that cannot fit")
 ok(driver.cuGraphDestroy(big))
 graph, address = graph_of(40 * MIB)
 result, executable = make(graph)
-same(result, 0)
+same(result, 0, "instantiate")
 result, more = plain(30 * MIB)
-same(result, 0)
-same(driver.cuGraphLaunch(executable, None), OUT_OF_MEMORY)  # and not later
+same(result, 0, "beside a graph that holds nothing")
+same(driver.cuGraphLaunch(executable, None), OUT_OF_MEMORY, "launch")  # and not later
 free(more)
-ok(driver.cuGraphLaunch(executable, None))
+ok(driver.cuGraphLaunch(executable, None), "launch")
 ok(driver.cuCtxSynchronize())
-same(room(), 4 * MIB)
-same(plain(5 * MIB)[0], OUT_OF_MEMORY)
+same(room(), 4 * MIB, "what it asked for, not what the driver rounds that to")
+same(plain(5 * MIB)[0], OUT_OF_MEMORY, "beside it")
 free(c_uint64(address))
 ok(driver.cuGraphExecDestroy(executable))
 ok(driver.cuGraphDestroy(graph))
 ok(driver.cuDeviceGraphMemTrim(0))
-same(room(), 44 * MIB)
+same(room(), 44 * MIB, "trimmed")
 same(plain(44 * MIB)[0], 0)
 """,
     )

@@ -27,12 +27,14 @@ Accounts& accounts() {
   return *all;
 }
 
-void count(const GraphMemory& memory, i64 used, i64 reserved) {
+// A launch makes the graphs' pool grow, in steps; trimming makes it smaller. An H100 says more than was asked
+// for, for what is in use as well.
+void count(const GraphMemory& memory, i64 used) {
   Accounts& all = accounts();
   const std::lock_guard lock(all.mutex);
   Account& account = all.devices[static_cast<u32>(memory.device)];
   account.used += static_cast<u64>(used);
-  account.reserved += static_cast<u64>(reserved);
+  account.reserved = std::max(account.reserved, round_up(account.used, kPoolStep));
   account.used_high = std::max(account.used_high, account.used);
   account.reserved_high = std::max(account.reserved_high, account.reserved);
 }
@@ -45,7 +47,7 @@ i64 charged(const GraphMemory& memory) {
 void set_taken(GraphMemory& memory, bool taken) {
   if (memory.taken == taken) return;
   memory.taken = taken;
-  count(memory, taken ? charged(memory) : -charged(memory), 0);
+  count(memory, taken ? charged(memory) : -charged(memory));
 }
 
 cuuint64_t& value_of(Account& account, CUgraphMem_attribute attribute) {
@@ -67,7 +69,7 @@ cuuint64_t& value_of(Account& account, CUgraphMem_attribute attribute) {
 
 GraphMemory::~GraphMemory() {
   if (address == 0) return;
-  count(*this, taken ? -charged(*this) : 0, -charged(*this));
+  if (taken) count(*this, -charged(*this));
   {
     const std::lock_guard lock(accounts().mutex);
     accounts().by_address.erase(address);
@@ -89,7 +91,6 @@ std::shared_ptr<AllocationOperation> make_allocation(const CUDA_MEM_ALLOC_NODE_P
   memory->properties = properties;
   memory->access.assign(parameters.accessDescs, parameters.accessDescs + parameters.accessDescCount);
   memory->address = allocate_device(*context, parameters.bytesize, MemoryKind::graph).base;
-  count(*memory, 0, charged(*memory));
   {
     const std::lock_guard lock(accounts().mutex);
     accounts().by_address[memory->address] = memory;
@@ -181,9 +182,14 @@ GPUPOOL_CUDA CUresult cuGraphMemFreeNodeGetParams(CUgraphNode node, CUdeviceptr*
   });
 }
 
-// What is not allocated is kept for the graphs that have it reserved: there is nothing to trim.
+// Of the device's memory nothing comes back before the last graph that has the node is gone.
 GPUPOOL_CUDA CUresult cuDeviceGraphMemTrim(CUdevice device) {
-  return call([&] { device_of(device); });
+  return call([&] {
+    const auto ordinal = static_cast<u32>(device_of(device).ordinal);
+    const std::lock_guard lock(accounts().mutex);
+    Account& account = accounts().devices[ordinal];
+    account.reserved = round_up(account.used, kPoolStep);
+  });
 }
 
 GPUPOOL_CUDA CUresult cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attribute,
@@ -192,7 +198,8 @@ GPUPOOL_CUDA CUresult cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_a
     require(value != nullptr);
     const int ordinal = device_of(device).ordinal;
     const std::lock_guard lock(accounts().mutex);
-    *static_cast<cuuint64_t*>(value) = value_of(accounts().devices[static_cast<u32>(ordinal)], attribute);
+    *static_cast<cuuint64_t*>(value) =
+        round_up(value_of(accounts().devices[static_cast<u32>(ordinal)], attribute), kPoolStep);
   });
 }
 

@@ -21,6 +21,7 @@ namespace gpupool::softgpu {
 inline constexpr u64 kSmallAlignment = 512;
 inline constexpr u64 kLargeAlignment = 2u << 20;
 inline constexpr u64 kLargeBytes = 1u << 20;  // from here on an allocation gets 2 MiB alignment
+inline constexpr u64 kPoolStep = 32u << 20;   // pools and graphs hold memory in multiples of it
 inline constexpr u64 kPageBytes = 4096;
 
 constexpr u64 round_up(u64 value, u64 to) {

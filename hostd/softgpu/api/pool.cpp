@@ -1,6 +1,7 @@
 // Stream-ordered memory. An allocation is usable at once; a free takes effect when its stream gets there.
-// What is freed returns to the device, but for what the release threshold lets a pool keep: that stays
-// charged to the device until the pool hands it out again, is trimmed or destroyed.
+// A pool takes memory of the device in steps of 32 MiB, as an H100 does. What is freed returns to it, but for
+// the step that is in use and what the release threshold lets a pool keep: that stays charged to the device
+// until the pool hands it out again, is trimmed or destroyed.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -40,18 +41,30 @@ struct Pool {
     high = std::max(high, used);
     reserved_high = std::max(reserved_high, used + kept);
   }
+  // After an allocation: the rest of the step, as far as the device has it.
+  void fill_step() {
+    const std::lock_guard lock(mutex);
+    const u64 steps = round_up(used, kPoolStep);
+    if (used + kept >= steps || !device->charge(steps - used - kept)) return;
+    kept = steps - used;
+    reserved_high = std::max(reserved_high, used + kept);
+  }
   // The caller takes the bytes off the device's account.
   void release(u64 bytes) {
     const std::lock_guard lock(mutex);
     used -= bytes;
-    if (release_threshold <= used + kept) return;
-    const u64 more = std::min(bytes, release_threshold - used - kept);
-    kept += more;
-    device->used_bytes.fetch_add(more, std::memory_order_relaxed);
+    kept += bytes;
+    device->used_bytes.fetch_add(bytes, std::memory_order_relaxed);
+    keep_at_most(release_threshold);
   }
   void trim_to(u64 bytes) {
     const std::lock_guard lock(mutex);
-    if (used + kept > bytes) give_up(std::min(kept, used + kept - bytes));
+    keep_at_most(bytes);
+  }
+  // The mutex is held.
+  void keep_at_most(u64 bytes) {
+    const u64 stays = std::max(bytes, round_up(used, kPoolStep));
+    if (used + kept > stays) give_up(used + kept - stays);
   }
   // The mutex is held.
   void give_up(u64 bytes) {
@@ -97,6 +110,13 @@ std::shared_ptr<Pool> pool_of(CUmemoryPool handle) {
   return pools().get(handle, CUDA_ERROR_INVALID_VALUE);
 }
 
+CUdeviceptr take_memory(Pool& pool, Context& context, u64 bytes) {
+  const auto number = reinterpret_cast<u64>(pool.handle);
+  const CUdeviceptr address = allocate_device(context, bytes, MemoryKind::pooled, number).base;
+  pool.fill_step();
+  return address;
+}
+
 CUdeviceptr allocate(Pool& pool, u64 bytes, CUstream stream_handle) {
   const auto stream = resolve_stream(stream_handle);
   require(bytes != 0);
@@ -113,15 +133,14 @@ CUdeviceptr allocate(Pool& pool, u64 bytes, CUstream stream_handle) {
   refuse_while_capturing(*stream);
   const u64 charged = round_up(bytes, kSmallAlignment);
   pool.charge(charged);
-  const auto number = reinterpret_cast<u64>(pool.handle);
   try {
     try {
-      return allocate_device(*stream->context, bytes, MemoryKind::pooled, number).base;
+      return take_memory(pool, *stream->context, bytes);
     } catch (const Error& error) {
       if (error.result != CUDA_ERROR_OUT_OF_MEMORY) throw;
     }
     synchronize_device(*pool.device);  // frees that are queued may make room
-    return allocate_device(*stream->context, bytes, MemoryKind::pooled, number).base;
+    return take_memory(pool, *stream->context, bytes);
   } catch (...) {
     pool.release(charged);
     throw;
@@ -166,8 +185,7 @@ void set_attribute(Pool& pool, CUmemPool_attribute attribute, const void* value)
       return;
     case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
       pool.release_threshold = *static_cast<const cuuint64_t*>(value);
-      if (pool.used + pool.kept > pool.release_threshold)
-        pool.give_up(std::min(pool.kept, pool.used + pool.kept - pool.release_threshold));
+      pool.keep_at_most(pool.release_threshold);
       return;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
       require(*static_cast<const cuuint64_t*>(value) == 0);
@@ -279,7 +297,10 @@ GPUPOOL_CUDA CUresult cuMemPoolDestroy(CUmemoryPool handle) {
     const std::lock_guard lock(device_pools_mutex());
     DevicePools& mine = pools_of(*pool->device);
     if (mine.current == pool) mine.current = mine.standard;
-    pool->trim_to(0);
+    {
+      const std::lock_guard pool_lock(pool->mutex);
+      pool->give_up(pool->kept);
+    }
     pools().take(handle);  // its allocations live on until they are freed
   });
 }

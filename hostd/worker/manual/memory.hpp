@@ -29,6 +29,15 @@ CUresult localize(const Worker& worker, CUmemPoolProps& properties);
 // Whether a stream of the session is being captured: then nothing may be asked of or waited for on others.
 bool any_capturing(Worker& worker);
 
+// Clients keep what they free and give it back when they ask something (docs/memory.md), so frees are issued
+// later than the program's own waits. An idle stream is done with them within some microseconds, or when
+// other programs have had their turn on the GPU.
+inline constexpr u64 kFreePatienceNs = 2'000'000;
+
+// The driver notices only when it is asked for a stream that its frees are done; the client's own waits do
+// not ask it. Waits so long at most for streams that are not done. Nothing while a stream is being captured.
+void notice_frees(Worker& worker, u64 patience_ns);
+
 // Whether the address is a __managed__ variable's: the driver keeps those in the worker's own memory, where
 // the program would look for them in vain.
 bool is_managed(const Worker& worker, CUdeviceptr address);

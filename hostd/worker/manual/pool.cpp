@@ -3,6 +3,7 @@
 #include "hostd/worker/manual/memory.hpp"
 #include "hostd/worker/manual/share.hpp"
 #include "wire/cpp/device_info.hpp"
+#include "wire/cpp/futex.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
@@ -50,16 +51,19 @@ CUmemPool_attribute read_attribute(Request& request) {
   return static_cast<CUmemPool_attribute>(attribute);
 }
 
-// The driver notices only when it is asked for a stream that its frees are done; the client's own waits do
-// not ask it. Not while a stream is being captured: a question to another one could end the capture.
-void notice_frees(Worker& worker) {
+}  // namespace
+
+void notice_frees(Worker& worker, u64 patience_ns) {
   if (any_capturing(worker)) return;
+  wire::Backoff waited(50, 100);
   worker.streams.each([&](wire::Handle, const StreamEntry& entry) {
-    static_cast<void>(worker.driver.cuStreamQuery(entry.stream));  // a fault is told by what follows
+    // A fault is told by what follows.
+    while (worker.driver.cuStreamQuery(entry.stream) == CUDA_ERROR_NOT_READY) {
+      if (waited.elapsed_ns() >= patience_ns) return;
+      waited.step();
+    }
   });
 }
-
-}  // namespace
 
 CUresult handle_cuMemAllocAsync(Worker& worker, Request& request) {
   if (worker.driver.cuMemAllocAsync == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
@@ -115,7 +119,7 @@ CUresult handle_cuMemPoolTrimTo(Worker& worker, Request& request) {
   const u64 keep = request.in.get<u64>();
   request.in.finish();
   if (pool == nullptr) return CUDA_ERROR_INVALID_HANDLE;
-  notice_frees(worker);
+  notice_frees(worker, kFreePatienceNs);
   return worker.driver.cuMemPoolTrimTo(pool, keep);
 }
 
@@ -125,7 +129,7 @@ CUresult handle_cuMemPoolGetAttribute(Worker& worker, Request& request) {
   const CUmemPool_attribute attribute = read_attribute(request);
   request.in.finish();
   if (pool == nullptr) return CUDA_ERROR_INVALID_HANDLE;
-  if (attribute > kLastIntAttribute) notice_frees(worker);
+  if (attribute > kLastIntAttribute) notice_frees(worker, kFreePatienceNs);
   u64 value = 0;
   const CUresult result = worker.driver.cuMemPoolGetAttribute(pool, attribute, &value);
   if (result == CUDA_SUCCESS) request.out->put(value);

@@ -25,6 +25,7 @@ LAYERS = {
     "hostd/pages": {"wire/cpp", "hostd/pages"},
     "hostd/worker": {"wire/cpp", "hostd/compression", "hostd/pages", "hostd/worker"},
     "hostd/arbiter": {"wire/cpp", "hostd/pages", "hostd/worker", "hostd/arbiter"},
+    "hostd/vsock": {"wire/cpp", "hostd/worker", "hostd/vsock"},
     "ucx": {"wire/cpp", "ucx"},
     "hostd/tls": {"wire/cpp", "wire/tls", "hostd/worker"},
     "hostd/softgpu/engine": {"wire/cpp", "hostd/compression", "hostd/softgpu/engine"},

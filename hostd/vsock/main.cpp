@@ -1,0 +1,187 @@
+// gpupool-vsock: the vhost-user-vsock device of one VM (docs/vms.md).
+//
+// Started by hostd when the VM is prepared; outlives hostd, because QEMU does not begin anew with a device
+// that has gone. Found again by its file `relay.pid`, which it holds locked: there is never a second one for
+// a VM. Ends when QEMU has gone and either hostd has said so (SIGTERM) or the VM's folder is gone.
+#include <fcntl.h>
+#include <getopt.h>
+#include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "hostd/vsock/relay.hpp"
+#include "hostd/vsock/rights.hpp"
+#include "hostd/worker/log.hpp"
+#include "hostd/worker/sandbox.hpp"
+
+namespace gpupool::worker {
+// The log is a worker's; here no driver writes to standard error.
+void drain_standard_error() {}
+}  // namespace gpupool::worker
+
+namespace gpupool::vsock {
+namespace {
+
+using worker::log;
+using worker::LogLevel;
+
+constexpr int kExitMemory = 12;   // the guest's memory went away while it was looked at
+constexpr int kExitAnother = 10;  // this VM has a relay
+constexpr int kExitSetup = 14;
+constexpr int kExitLost = 15;  // it cannot go on
+constexpr u64 kFirstCid = 3;   // 0 to 2 are the hypervisor, the guest itself and the host
+constexpr u64 kLastCid = 0xffff'fffe;
+constexpr int kBacklog = 128;
+
+struct Options {
+  std::string folder;
+  u64 cid = 0;
+  worker::LogStyle log{.part = "vsock"};
+  worker::SandboxOptions sandbox;
+};
+
+bool parse_number(const char* text, u64 most, u64& number) {
+  char* end = nullptr;
+  errno = 0;
+  number = std::strtoull(text, &end, 10);
+  return *text >= '0' && *text <= '9' && *end == 0 && errno == 0 && number <= most;
+}
+
+bool parse(int argc, char** argv, Options& options) {
+  enum { kFolder = 1, kCid, kJson, kPriorities, kCalls, kFiles };
+  static constexpr option kOptions[] = {{"folder", required_argument, nullptr, kFolder},
+                                        {"cid", required_argument, nullptr, kCid},
+                                        {"log-json", required_argument, nullptr, kJson},
+                                        {"log-priorities", required_argument, nullptr, kPriorities},
+                                        {"sandbox-calls", required_argument, nullptr, kCalls},
+                                        {"sandbox-files", required_argument, nullptr, kFiles},
+                                        {nullptr, 0, nullptr, 0}};
+  for (int found; (found = getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
+    if (found == '?') return false;
+    const bool yes = std::strcmp(optarg, "yes") == 0;
+    if (found == kFolder) options.folder = optarg;
+    if (found == kCid && !parse_number(optarg, kLastCid, options.cid)) return false;
+    if (found == kJson) options.log.json = yes;
+    if (found == kPriorities) options.log.priorities = yes;
+    if (found == kCalls && yes) options.sandbox.calls = worker::CallFilter::end;
+    if (found == kFiles) options.sandbox.files = yes;
+  }
+  while (options.folder.size() > 1 && options.folder.back() == '/') options.folder.pop_back();
+  return options.folder.starts_with('/') && options.cid >= kFirstCid;
+}
+
+// QEMU has cut its file short. Nothing can be done with the rest: what the guest says and hears is gone. The
+// log allocates, which a handler may not; but this signal comes from a touch of the guest's memory, and the
+// allocator touches none.
+void memory_is_gone(int, siginfo_t*, void*) {
+  log(LogLevel::error, "the guest's memory has gone while it was used; the relay ends");
+  _exit(kExitMemory);
+}
+
+bool failed(std::string& error, const std::string& what) {
+  error = what + ": " + std::strerror(errno);
+  return false;
+}
+
+// The lock that makes this the VM's only relay, and the pid for a later hostd. Held until the process ends.
+int take_place() {
+  const int file = ::open("relay.pid", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (file < 0) return kExitSetup;
+  if (flock(file, LOCK_EX | LOCK_NB) != 0) return errno == EWOULDBLOCK ? kExitAnother : kExitSetup;
+  const std::string text = std::to_string(getpid()) + "\n";
+  const bool written = ftruncate(file, 0) == 0 &&
+                       pwrite(file, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size());
+  return written ? 0 : kExitSetup;
+}
+
+// A listening socket of that name in the working folder. One of the folder's group may connect where `group`.
+bool listen_at(const char* name, bool group, Descriptor& listener, std::string& error) {
+  listener.reset(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, name, sizeof address.sun_path - 1);
+  struct stat folder {};
+  unlink(name);  // of a relay before this one: nobody else may write here
+  const mode_t before = umask(0177);
+  const bool bound = bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+  umask(before);
+  if (!bound || stat(".", &folder) != 0) return failed(error, name);
+  // QEMU runs as another user, in the group that the folder belongs to.
+  if (group && folder.st_gid != getegid() && lchown(name, static_cast<uid_t>(-1), folder.st_gid) != 0)
+    return failed(error, std::string("chown ") + name);
+  if (group && chmod(name, 0660) != 0) return failed(error, std::string("chmod ") + name);
+  return listen(listener.get(), kBacklog) == 0 || failed(error, name);
+}
+
+bool open_all(const Options& options, Openings& made, std::string& error) {
+  if (!listen_at("vsock", false, made.host, error)) return false;
+  sigset_t ends;
+  sigemptyset(&ends);
+  sigaddset(&ends, SIGTERM);
+  sigprocmask(SIG_BLOCK, &ends, nullptr);
+  made.signals.reset(signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!made.signals) return failed(error, "signalfd");
+  // The folder's own end is not told while we have it open: that of its name in the folder above is.
+  const std::string above = options.folder.substr(0, std::max<size_t>(options.folder.rfind('/'), 1));
+  made.changes.reset(inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+  if (!made.changes || inotify_add_watch(made.changes.get(), above.c_str(), IN_DELETE | IN_ONLYDIR) < 0)
+    return failed(error, "inotify " + above);
+  if (!made.connector.start(error)) return false;
+  // Last: whoever finds it finds a relay that serves.
+  return listen_at("vhost", true, made.qemu, error);
+}
+
+int run(const Options& options) {
+  Openings openings;
+  openings.folder.reset(::open(options.folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // From here on by names in it: paths of unix sockets are short (unix(7)).
+  if (!openings.folder || fchdir(openings.folder.get()) != 0) {
+    log(LogLevel::error, "cannot open the VM's folder", options.folder + ": " + std::strerror(errno));
+    return kExitSetup;
+  }
+  if (const int failed_with = take_place(); failed_with != 0) return failed_with;
+  struct sigaction action {};
+  action.sa_sigaction = memory_is_gone;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGBUS, &action, nullptr);
+  std::string error;
+  const bool opened = open_all(options, openings, error);
+  Relay relay(options.cid, std::move(openings));
+  if (!opened || !relay.open(error) || !drop_rights(error) ||
+      !worker::enter_sandbox(options.sandbox, "", error)) {
+    log(LogLevel::error, "the relay cannot start", error);
+    return kExitSetup;
+  }
+  log(LogLevel::info, "relay started", options.folder + ", cid=" + std::to_string(options.cid));
+  const bool ended = relay.run();
+  log(LogLevel::info, "relay ended", options.folder);
+  return ended ? 0 : kExitLost;
+}
+
+}  // namespace
+}  // namespace gpupool::vsock
+
+int main(int argc, char** argv) {
+  using namespace gpupool;
+  vsock::Options options;
+  if (!vsock::parse(argc, argv, options)) {
+    worker::log(worker::LogLevel::error, "bad command line; this program is started by hostd");
+    return worker::kExitUsage;
+  }
+  worker::configure_log(options.log, 0);
+  worker::close_other_descriptors({});
+  prctl(PR_SET_NAME, "gpupool-vsock");
+  return vsock::run(options);
+}

@@ -17,6 +17,7 @@ from typing import Any
 
 from gpupool.hostd.config_controller import ControllerConfig, controller_config
 from gpupool.hostd.config_keys import KEYS, SYSTEM_ADMIN_SOCKET, SYSTEM_DIR, SYSTEM_SOCKET
+from gpupool.hostd.config_vm import VmConfig, vm_config
 from gpupool.hostd.core.admission import Caps, Limits
 from gpupool.hostd.core.ahead import AheadSettings
 from gpupool.hostd.core.pool import NativeKind
@@ -82,6 +83,7 @@ class Config:
     cdi_dir: Path
     metrics: Endpoint | None  # where Prometheus may ask
     controller: ControllerConfig | None = None
+    vm: VmConfig | None = None  # None: no virtual machines come here
 
 
 def read(text: str) -> dict[str, Any]:
@@ -119,8 +121,9 @@ def parse(document: Mapping[str, Any]) -> Config:
     top = {
         key.name: _take(key, values, key.name, problems)
         for key in KEYS
-        if not key.name.startswith("endpoint.")
+        if not key.name.startswith(("endpoint.", "vm.allow."))
     }
+    rights = values.pop("vm.allow", [])
     problems += [f"{name}: no such key; known are {_siblings(name)}" for name in values]
     endpoints = _endpoints(document.get("endpoint", [{}]), problems)
     paths = (
@@ -137,6 +140,7 @@ def parse(document: Mapping[str, Any]) -> Config:
     _check_socket(f"unix:{top['admin_socket']}", "admin_socket", problems)
     metrics = _metrics(top["metrics.listen"], problems)
     controller = controller_config(top, endpoints, problems)
+    vm = vm_config(top, rights, problems)
     if problems:
         raise ConfigError("\n".join(problems))
     return Config(
@@ -190,6 +194,7 @@ def parse(document: Mapping[str, Any]) -> Config:
         endpoints=endpoints,
         metrics=metrics,
         controller=controller,
+        vm=vm,
     )
 
 
@@ -211,6 +216,7 @@ def private(
         pool=replace(base.pool, private=True),
         metrics=None,
         controller=None,
+        vm=None,
         endpoints=(
             EndpointConfig(Endpoint(path=str(private_dir / "hostd.sock")), mode=0o600),
             EndpointConfig(

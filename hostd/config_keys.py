@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpupool.hostd.config_vm import VM_KEYS
 from gpupool.hostd.core.admission import MOST_HANDLES, MOST_STREAMS
 from gpupool.hostd.log import LEVELS
 from gpupool.wire.hello import MAX_LANES, WINDOW_BASE_STEP_BYTES, WINDOW_MIN_BYTES
@@ -331,6 +332,7 @@ KEYS: tuple[Key, ...] = (
         "/var/run/cdi",
         "where container runtimes look for CDI devices; a folder that a reboot empties",
     ),
+    *VM_KEYS,
     Key(
         "endpoint.listen",
         str,

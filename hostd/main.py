@@ -39,7 +39,7 @@ from gpupool.hostd.adapters.vgpu_store import VgpuDefinitions
 from gpupool.hostd.adapters.window import MemfdWindows
 from gpupool.hostd.adapters.worker_process import SubprocessWorkers, common_arguments
 from gpupool.hostd.api.admin import Admin
-from gpupool.hostd.api.greeter import Greeter, Secure
+from gpupool.hostd.api.greeter import Greeter, Secure, as_it_is
 from gpupool.hostd.api.overhead import measure_overhead
 from gpupool.hostd.api.pools import PoolMethods
 from gpupool.hostd.api.vgpus import VgpuMethods
@@ -55,6 +55,7 @@ from gpupool.hostd.core.start import Ports
 from gpupool.hostd.core.vgpus import Vgpus
 from gpupool.hostd.endpoint import Endpoint
 from gpupool.hostd.log import fields, wants_priorities
+from gpupool.hostd.machines import Machines
 from gpupool.hostd.pooled import Pooled
 from gpupool.wire.hello import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from gpupool.wire.proto import quiet_forks
@@ -197,6 +198,7 @@ class Hostd:
         pooled.users.holders.append(arbiters.release)
         named = Vgpus(host, ports.pages, ports.vgpus)
         linked = self._link(host, named, pools, ports.clock)
+        machines = Machines(config, config.vm, host, named) if config.vm else None
         greeter = Greeter(
             host,
             identify,
@@ -205,9 +207,13 @@ class Hostd:
             config.limits.connections,
             config.limits.queue_s,
             linked.claims if linked else None,
+            machines.vms.place if machines else as_it_is,
         )
         vgpus = VgpuMethods(named, ports.clock)
         methods = {**PoolMethods(pools).by_name(), **vgpus.by_name()}
+        if machines is not None:
+            machines.open(greeter.serve)
+            methods |= machines.methods()
         facts = self._facts(doors)
         if linked is not None:
             facts["controller"] = linked.status
@@ -245,6 +251,8 @@ class Hostd:
         ready()
         await self._until_stopped(tasks)
         arbiters.stop()
+        if machines is not None:
+            await machines.finish()
         await greeter.finish()
         await admin.finish()
         for one in metrics:

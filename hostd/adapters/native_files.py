@@ -19,6 +19,7 @@ _LAYOUT = {
     "worker": ("libexec/gpupool-worker", "libexec/gpupool-worker"),
     "tls": ("libexec/gpupool-tls", "libexec/gpupool-tls"),
     "arbiter": ("libexec/gpupool-arbiter", "libexec/gpupool-arbiter"),
+    "relay": ("libexec/gpupool-vsock", "libexec/gpupool-vsock"),
     "software_gpu": ("host/libgpupool-softgpu.so", "lib/host/libgpupool-softgpu.so"),
 }
 
@@ -32,6 +33,7 @@ class NativeFiles:
     worker: Path | None
     tls: Path | None
     arbiter: Path | None
+    relay: Path | None  # of virtual machines (hostd/vsock)
     software_gpu: Path | None
 
     @property
@@ -41,8 +43,9 @@ class NativeFiles:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Names of the parts that are not there."""
-        return tuple(part.replace("_", " ") for part in _LAYOUT if getattr(self, part) is None)
+        """Names of the parts that every host needs and that are not there."""
+        needed = (part for part in _LAYOUT if part != "relay")
+        return tuple(part.replace("_", " ") for part in needed if getattr(self, part) is None)
 
 
 def locate(environment: Mapping[str, str] = os.environ) -> NativeFiles:

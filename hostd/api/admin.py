@@ -6,7 +6,8 @@ hostd's user may open.
 
 Methods: `status`, `devices` (looks at the machine again), `end` {"session": 3, "kill": false},
 `stop` (hostd leaves, workers go on), `join` {"settings": {...}} (a `gpupool run` is here: hostd
-does not leave while that process lives). More are in api/pools.py and api/vgpus.py.
+does not leave while that process lives). More are in api/pools.py, api/vgpus.py and
+api/vms.py.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ _CONNECTION_TIMEOUT_S = 60.0
 _MAX_CONNECTIONS = 128
 
 
-# Takes the request, answers the result. Raises ValueError with a text for the caller.
-Method = Callable[[dict[str, Any]], dict[str, Any]]
+# Takes the request, answers the result, perhaps after a while. Raises ValueError with a text for
+# the caller.
+Result = dict[str, Any]
+Method = Callable[[dict[str, Any]], "Result | Awaitable[Result]"]
 
 
 class BadRequestError(ValueError):
@@ -132,7 +135,8 @@ class Admin:
         if method == "join":
             return self._join(request, connection)
         if isinstance(method, str) and method in self._more:
-            return self._more[method](request)
+            result = self._more[method](request)
+            return result if isinstance(result, dict) else await result
         known = ", ".join(["status", "devices", "end", "stop", "join", *self._more])
         raise BadRequestError(f"unknown method {method!r}; known are {known}")
 

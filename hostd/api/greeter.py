@@ -22,7 +22,14 @@ from gpupool.hostd.api.lanes import PendingLanes
 from gpupool.hostd.api.room_waiters import RoomWaiters, Waiter
 from gpupool.hostd.api.slots import Slot, Slots
 from gpupool.hostd.api.vgpu_claims import Settled, VgpuClaims
-from gpupool.hostd.core.admission import Door, Refusal, check_header, check_lanes, check_token
+from gpupool.hostd.core.admission import (
+    Door,
+    Refusal,
+    check_header,
+    check_lanes,
+    check_token,
+    of_vm,
+)
 from gpupool.hostd.core.allocation import NoPlace
 from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.peer import Peer, owner_of
@@ -53,6 +60,14 @@ _ANSWER_TIMEOUT_S = 2.0  # for a refused client to take its answer
 # PortError.
 Secure = Callable[[socket.socket, str], socket.socket]
 
+# The door as that client finds it, and who the client is there.
+Place = Callable[[Door, Peer], tuple[Door, Peer]]
+
+
+def as_it_is(door: Door, peer: Peer) -> tuple[Door, Peer]:
+    """Where no virtual machines come in."""
+    return door, peer
+
 
 class Greeter:
     """Serves listening sockets for one Host."""
@@ -66,10 +81,12 @@ class Greeter:
         connections: int = 1,
         queue_s: int = 0,
         claims: VgpuClaims | None = None,
+        place: Place = as_it_is,
     ) -> None:
         """`connections`: how many of one session are used. `queue_s`: how long a client may wait
-        for room.
+        for room. `place`: tells clients out of virtual machines apart.
         """
+        self._place = place
         self._host = host
         self._room = RoomWaiters(host, queue_s, host_version)
         self._claims = claims
@@ -102,12 +119,13 @@ class Greeter:
         self._lanes.close()
 
     async def _greet(self, connection: socket.socket, door: Door, secure: Secure | None) -> None:
-        peer = Peer()
+        peer = known = Peer()
         kept = False
         slot = Slot()
         try:
             connection.setblocking(False)
-            peer = self._identify(connection)
+            known = self._identify(connection)
+            door, peer = self._place(door, known)
             if secure is not None:
                 where = peer.address.rpartition(":")[0]
                 slot = await asyncio.wait_for(self._slots.take(where), self._hello_timeout_s)
@@ -137,8 +155,8 @@ class Greeter:
             slot.release()
             if not kept:
                 connection.close()
-            if peer.pidfd is not None:
-                os.close(peer.pidfd)
+            if known.pidfd is not None:
+                os.close(known.pidfd)
 
     async def _decide(
         self, connection: socket.socket, peer: Peer, door: Door, slot: Slot
@@ -149,6 +167,8 @@ class Greeter:
                 WelcomeStatus.LIMIT,
                 f"more than {_MAX_WAITING} connections wait to be greeted; try again",
             )
+        if door.closed:
+            return Refusal(WelcomeStatus.LIMIT, door.closed)
         received = bytearray()
         try:
             reading = self._read_hello(connection, received)
@@ -171,16 +191,27 @@ class Greeter:
         slot.release()  # what follows may wait for further connections, which need slots
         if isinstance(hello, (Refusal, LaneHello)):
             return hello
+        return await self._settle(hello, peer, door, connection)
+
+    async def _settle(
+        self, hello: Hello | Query, peer: Peer, door: Door, connection: socket.socket
+    ) -> Refusal | Report | None:
         if isinstance(hello, Query):
-            return self._host.report(hello, peer, door, self._host_version)
-        return await self._open(hello, peer, door, connection)
+            query = of_vm(hello, door)
+            if isinstance(query, Refusal):
+                return query
+            return self._host.report(query, peer, door, self._host_version)
+        asking = of_vm(hello, door)
+        if isinstance(asking, Refusal):
+            return asking
+        return await self._open(asking, peer, door, connection)
 
     async def _open(
         self, hello: Hello, peer: Peer, door: Door, connection: socket.socket
     ) -> Refusal | None:
         """For its vGPU it may need the controller's word first."""
         settled: Settled | Refusal | None = Settled(hello.vgpu)
-        if self._claims is not None and self._claims.concern(hello):
+        if self._claims is not None and not door.vm and self._claims.concern(hello):
             refusal = check_token(hello.token, door)
             settled = refusal or await self._claims.settle(connection, hello, door)
         if not isinstance(settled, Settled):

@@ -8,6 +8,7 @@ A vGPU in an answer:
      "users": [1000],                                      uids; empty: whoever may connect
      "gpu": "GPU-...",                                     where it is now; "" on demand, not in use
      "origin": "",                                         the controller's id of it; "": made here
+     "vm": "",                                             domain UUID; "": not a virtual machine's
      "sessions": [12, 13],
      "used_mib": 512, "overhead_mib": 480}                 programs' memory; contexts' besides
 
@@ -38,6 +39,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpupool.hostd.api.admin import BadRequestError, Method
+from gpupool.hostd.api.request import choice, only, take
 from gpupool.hostd.core.placement import MIB
 from gpupool.hostd.core.ports import Clock
 from gpupool.hostd.core.vgpu import DEFAULT_PRIORITY, Quota, SharePolicy, Vgpu, VgpuMode
@@ -66,22 +68,22 @@ class VgpuMethods:
         }
 
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
-        _only(request, "name", "mode", "users", "gpu", *_QUOTA)
-        users = _take(request, "users", list, [])
+        only(request, "name", "mode", "users", "gpu", *_QUOTA)
+        users = take(request, "users", list, [])
         if not all(type(user) is int for user in users):
             raise BadRequestError(f"users: given {users!r}, allowed is a list of user numbers")
         vgpu = Vgpu(
             0,
             _quota(request, Quota(priority=DEFAULT_PRIORITY)),
-            _take(request, "name", str, ""),
-            VgpuMode(_choice(request, "mode", [one.value for one in VgpuMode], "on-demand")),
+            take(request, "name", str, ""),
+            VgpuMode(choice(request, "mode", [one.value for one in VgpuMode], "on-demand")),
             tuple(users),
-            _take(request, "gpu", str, ""),
+            take(request, "gpu", str, ""),
         )
         return {"vgpu": _shown(self._vgpus.create(vgpu))}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        _only(request)
+        only(request)
         return {
             "vgpus": [_shown(facts) for facts in self._vgpus.all()],
             "gpus": [
@@ -112,20 +114,26 @@ class VgpuMethods:
         ]
 
     def _show(self, request: dict[str, Any]) -> dict[str, Any]:
-        _only(request, "vgpu")
+        only(request, "vgpu")
         return {"vgpu": _shown(self._vgpus.facts(self._vgpus.find(_which(request))))}
 
     def _resize(self, request: dict[str, Any]) -> dict[str, Any]:
-        _only(request, "vgpu", *_QUOTA)
+        only(request, "vgpu", *_QUOTA)
         vgpu = self._vgpus.find(_which(request))
         _check_ours(vgpu)
         return {"vgpu": _shown(self._vgpus.resize(vgpu.id, _quota(request, vgpu.quota)))}
 
     def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
-        _only(request, "vgpu", "force")
-        force = _take(request, "force", bool, False)
+        only(request, "vgpu", "force")
+        force = take(request, "force", bool, False)
         if not force:
-            _check_ours(self._vgpus.find(_which(request)))
+            vgpu = self._vgpus.find(_which(request))
+            _check_ours(vgpu)
+            if vgpu.vm:
+                raise BadRequestError(
+                    f"vGPU {vgpu.name} is domain {vgpu.vm}'s; take it from the domain (gpupool vm "
+                    "detach), or use force"
+                )
         return {"ended": list(self._vgpus.delete(_which(request), force=force))}
 
 
@@ -150,10 +158,10 @@ def _shown(facts: VgpuFacts) -> dict[str, Any]:
 def _quota(request: dict[str, Any], before: Quota) -> Quota:
     policies = [policy.value for policy in SharePolicy]
     return Quota(
-        _take(request, "compute_percent", int, before.compute_percent),
-        _take(request, "memory_mib", int, before.memory_mib),
-        SharePolicy(_choice(request, "policy", policies, before.policy.value)),
-        _take(request, "priority", int, before.priority),
+        take(request, "compute_percent", int, before.compute_percent),
+        take(request, "memory_mib", int, before.memory_mib),
+        SharePolicy(choice(request, "policy", policies, before.policy.value)),
+        take(request, "priority", int, before.priority),
     )
 
 
@@ -162,25 +170,3 @@ def _which(request: dict[str, Any]) -> str | int:
     if isinstance(which, str) or type(which) is int:
         return which
     raise BadRequestError(f"vgpu: given {which!r}, needed is a name or a number")
-
-
-def _take(request: dict[str, Any], key: str, kind: type, default: Any) -> Any:
-    value = request.get(key, default)
-    if type(value) is not kind:
-        words = {int: "a whole number", str: "a text", bool: "true or false", list: "a list"}
-        raise BadRequestError(f"{key}: given {value!r}, allowed is {words[kind]}")
-    return value
-
-
-def _choice(request: dict[str, Any], key: str, choices: list[str], default: str) -> str:
-    value = _take(request, key, str, default)
-    if value not in choices:
-        raise BadRequestError(f"{key}: given {value!r}, allowed is {' or '.join(choices)}")
-    return str(value)
-
-
-def _only(request: dict[str, Any], *known: str) -> None:
-    unknown = sorted(set(request) - {"method", *known})
-    if unknown:
-        names = ", ".join(known) or "nothing"
-        raise BadRequestError(f"unknown: {', '.join(unknown)}; {request['method']} takes {names}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.placement import usable_mib
@@ -71,6 +72,10 @@ class Door:
     token: bytes  # empty: none needed
     scrub: bool = True
     tenant: str = ""  # whose vGPUs of the controller clients may use here; empty: anybody's
+    vm: str = ""  # UUID of the domain whose clients come here; empty: any client
+    vgpus: tuple[str, ...] = ()  # of that domain, by name
+    vms_only: bool = False  # nobody but virtual machines that we know may come here
+    closed: str = ""  # why a client may not come here after all
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +192,38 @@ def _check_transport(hello: Hello, door: Door) -> Refusal | None:
         WelcomeStatus.BAD_REQUEST,
         f"transport {asked.word} was asked for, but {door.name} offers {offered}; "
         "choose another endpoint or unset GPUPOOL_TRANSPORT",
+    )
+
+
+Asking = TypeVar("Asking", Hello, Query)
+
+
+def of_vm(asking: Asking, door: Door) -> Asking | Refusal:
+    """What a client in a virtual machine asks for, its VM's vGPU filled in; it can have no other.
+
+    Programs there may say a KEY ("~..."), as they share that vGPU anyway.
+    """
+    if not door.vm:
+        return asking
+    policy = asking.policy if isinstance(asking, Hello) else 0
+    if asking.compute_percent or asking.memory_mib or policy:
+        return Refusal(
+            WelcomeStatus.BAD_REQUEST,
+            "a share or memory was asked for inside a virtual machine: its vGPU has its own "
+            "(`gpupool vm show` on the host); ask for none",
+        )
+    if not door.vgpus:
+        return Refusal(
+            WelcomeStatus.LIMIT,
+            "this virtual machine has no vGPU; `gpupool vm attach` on the host gives it one",
+        )
+    if not asking.vgpu or asking.vgpu.startswith("~"):
+        return replace(asking, vgpu=door.vgpus[0])
+    if asking.vgpu in door.vgpus:
+        return asking
+    return Refusal(
+        WelcomeStatus.LIMIT,
+        f"this virtual machine has no vGPU {asking.vgpu!r}; it has {', '.join(door.vgpus)}"[:250],
     )
 
 

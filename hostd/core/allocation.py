@@ -112,7 +112,8 @@ class Allocations:
 
     def _plan_named(self, wanted: Wanted, inventory: Inventory) -> Plan | NoPlace:
         vgpu = self.table.find(wanted.vgpu)
-        if vgpu is None or (vgpu.users and wanted.uid not in vgpu.users):
+        another_vms = vgpu is not None and vgpu.vm not in ("", wanted.vm)
+        if vgpu is None or another_vms or (vgpu.users and wanted.uid not in vgpu.users):
             return NoPlace(
                 f"there is no vGPU {wanted.vgpu!r} here for this user; `gpupool vgpu list` on the "
                 "host shows all",

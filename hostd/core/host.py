@@ -176,7 +176,7 @@ class Host:
     def wanted(self, asking: Hello | Query, peer: Peer, door: Door) -> Wanted:
         """The vGPU that a client asks for."""
         owner = owner_of(peer, door)
-        return replace(wanted_of(asking, self._limits), uid=peer.uid, owner=owner)
+        return replace(wanted_of(asking, self._limits), uid=peer.uid, owner=owner, vm=door.vm)
 
     def plan(self, wanted: Wanted, ticket: Ticket | None = None) -> Plan | NoPlace:
         """Where a client may go now: not past those who wait for room."""

@@ -63,6 +63,7 @@ class Vgpu:
     gpu: str = ""  # UUID of the GPU of a reserved one
     group: str = ""  # of an anonymous one: whose, where several processes of one program share it
     origin: str = ""  # the controller's id of it; empty: made here
+    vm: str = ""  # UUID of the domain that it belongs to, whose clients alone may use it
 
     def resized(self, quota: Quota) -> Vgpu:
         """The same one with another quota."""
@@ -81,6 +82,7 @@ class Vgpu:
             "users": list(self.users),
             "gpu": self.gpu,
             "origin": self.origin,
+            "vm": self.vm,
         }
 
     @classmethod
@@ -93,15 +95,16 @@ class Vgpu:
             quota = Quota(numbers[1], numbers[2], SharePolicy(content["policy"]), numbers[3])
             users = tuple(content["users"])
             mode, name, gpu = VgpuMode(content["mode"]), content["name"], content["gpu"]
-            origin = content.get("origin", "")  # not in an older hostd's record
+            # Not in an older hostd's record.
+            origin, vm = content.get("origin", ""), content.get("vm", "")
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a vGPU record: {error!r}") from error
-        if not all(isinstance(text, str) for text in (name, gpu, origin)):
+        if not all(isinstance(text, str) for text in (name, gpu, origin, vm)):
             raise ValueError("not a vGPU record: a text is none")
         problem = check_quota(quota) or check_name(name)
         if problem:
             raise ValueError(problem)
-        return cls(numbers[0], quota, name, mode, users, gpu, origin=origin)
+        return cls(numbers[0], quota, name, mode, users, gpu, origin=origin, vm=vm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Wanted:
     vgpu: str = ""  # a named one, whose quota is its own; or "~KEY", for all who say this KEY
     uid: int = -1  # of the client; -1: not known
     owner: str = ""  # who may share a KEY
+    vm: str = ""  # UUID of the domain that the client runs in; empty: in none of ours
 
     @property
     def group(self) -> str:

@@ -59,6 +59,7 @@ def test_a_named_vgpu(daemon: Daemon) -> None:
         "users": [],
         "gpu": "",
         "origin": "",
+        "vm": "",
         "sessions": [],
         "used_mib": 0,
         "overhead_mib": 0,

@@ -1,0 +1,168 @@
+"""Programs of virtual machines use their VM's vGPU, and no other.
+
+A VM is stood in for by its `vsock_9177`: that is where relays and hypervisors bring what its
+programs send. The vsock device is replaced in the client (bench/native/vsock.cpp).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpupool.cli import admin
+from tests.conftest import ROOT, Host, end_host, make_host
+from tests.e2e.observe import STEPPER, step, wait_for_line
+
+MEMORY_MIB = 256
+# How much of its GPU's memory a program sees, and whether it gets more than its vGPU has.
+MEMORY = """
+import ctypes
+from tests.guest.cuda import Driver
+driver = Driver()
+free, total = ctypes.c_size_t(), ctypes.c_size_t()
+driver.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+address = ctypes.c_uint64()
+more = driver.lib.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(300 << 20))
+less = driver.lib.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(200 << 20))
+print(total.value >> 20, more, less)
+"""
+
+
+class Vms:
+    """Two VMs on one hostd."""
+
+    def __init__(self, host: Host, device: Path) -> None:
+        self.host = host
+        self.device = device
+        self.a, self.b = str(uuid.uuid4()), str(uuid.uuid4())
+        self._all: list[subprocess.Popen[str]] = []
+        for domain, name in ((self.a, "web"), (self.b, "db")):
+            self.call("vm_allow", uuid=domain, compute_percent=50, memory_mib=MEMORY_MIB)
+            self.prepare(domain, name)
+
+    def call(self, method: str, **more: Any) -> dict[str, Any]:
+        """Asks the admin socket."""
+        return admin.call(self.host.folder / "admin.sock", method, **more)
+
+    def prepare(self, domain: str, name: str) -> None:
+        """Before its start."""
+        vgpu = {"compute_percent": 50, "memory_mib": MEMORY_MIB}
+        self.call("vm_prepare", uuid=domain, name=name, vgpus=[vgpu])
+
+    def variables(self, domain: str) -> dict[str, str]:
+        """Of a program in it."""
+        folder = self.host.folder / domain  # with the name that the stand-in looks for
+        folder.mkdir(exist_ok=True)
+        if not (folder / "port-9177").is_symlink():
+            (folder / "port-9177").symlink_to(self.host.folder / "vms" / domain / "vsock_9177")
+        return {
+            "LD_PRELOAD": str(self.device),
+            "VSOCK_FOLDER": str(folder),
+            "GPUPOOL_ENDPOINT": "vsock://2:9177",
+        }
+
+    def run(self, domain: str, text: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """A program in it, to its end."""
+        variables = {**self.variables(domain), **more}
+        return self.host.run("vsock", sys.executable, "-c", text, timeout_s=120, **variables)
+
+    def running(self, domain: str) -> subprocess.Popen[str]:
+        """A program in it that has its vGPU and answers."""
+        variables = self.variables(domain)
+        one = self.host.start_client("vsock", sys.executable, "-c", STEPPER, **variables)
+        self._all.append(one)
+        wait_for_line(one, "running")
+        assert step(one) == "1"
+        return one
+
+    def end(self) -> None:
+        """All of them."""
+        for one in self._all:
+            if one.poll() is None:
+                one.kill()
+            with contextlib.suppress(ValueError):  # was waited for
+                one.communicate(timeout=60)
+        for domain in (self.a, self.b):
+            with contextlib.suppress(admin.AdminError):
+                self.call("vm_release", uuid=domain)
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in for the virtual machine's vsock device."""
+    library = tmp_path_factory.mktemp("vsock") / "vsock.so"
+    source = ROOT / "bench" / "native" / "vsock.cpp"
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    subprocess.run(command, check=True, timeout=120)
+    return library
+
+
+@pytest.fixture
+def vms(device: Path) -> Iterator[Vms]:
+    with tempfile.TemporaryDirectory(prefix="gpupool-test-") as name:
+        host = make_host(Path(name), more='[vm]\nrelay = "no"\n')
+        one = Vms(host, device)
+        yield one
+        one.end()
+        end_host(host)
+
+
+def test_a_program_has_its_vms_vgpu_with_its_limits(vms: Vms) -> None:
+    done = vms.run(vms.a, MEMORY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(MEMORY_MIB), "2", "0"]  # CUDA_ERROR_OUT_OF_MEMORY
+    vms.running(vms.a)
+    (session,) = vms.host.sessions()
+    assert (session["vgpu"], session["compute_percent"]) == ("web", 50)
+    assert session["transport"] == "vsock"
+
+
+def test_two_vms_do_not_see_each_other(vms: Vms) -> None:
+    vms.running(vms.a)
+    vms.running(vms.b)
+    users = {session["isolation"][0] for session in vms.host.sessions()}
+    assert len(users) == 2 or "user" not in users.pop()
+    owners = {session["owner"] for session in vms.host.sessions()}
+    assert owners == {f"vm {vms.a}", f"vm {vms.b}"}
+    stolen = vms.run(vms.b, MEMORY, GPUPOOL_VGPU="web")
+    assert stolen.returncode != 0
+    assert "this virtual machine has no vGPU 'web'; it has db" in stolen.stderr
+    greedy = vms.run(vms.b, MEMORY, GPUPOOL_COMPUTE_PERCENT="90")
+    assert "its vGPU has its own" in greedy.stderr
+
+
+def test_release_ends_its_programs_and_no_others(vms: Vms) -> None:
+    ends, stays = vms.running(vms.a), vms.running(vms.b)
+    vms.call("vm_release", uuid=vms.a)
+    assert [session["vgpu"] for session in vms.host.sessions()] == ["db"]
+    assert step(stays) == "2"
+    ends.communicate("go\n", timeout=60)
+    refused = vms.run(vms.a, MEMORY)
+    assert refused.returncode != 0
+    vms.prepare(vms.a, "web")  # its next start
+    vms.running(vms.a)
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["SIGTERM", "SIGKILL"])
+def test_hostd_restarts_while_a_program_runs(vms: Vms, kill: bool) -> None:
+    one = vms.running(vms.a)
+    before = vms.call("vm_list")
+    process = vms.host.process
+    assert process is not None
+    process.kill() if kill else process.terminate()
+    process.wait(timeout=20)
+    assert step(one) == "2"
+    vms.host.start()
+    assert step(one) == "3"
+    assert vms.call("vm_list") == before
+    vms.running(vms.a)
+    vms.call("vm_release", uuid=vms.a)
+    vms.host.wait_until(lambda: not vms.host.sessions(), "both sessions to end")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.tree import ROOT, files
 
+HOOK = "qemu_hooks/qemu"  # a program without suffix, for a Python of the host's own
 TIDY_FOLDERS = ["wire", "guest", "hostd"]
 PYTHON_FOLDERS = ["wire", "hostd", "guest", "controller", "cli", "bench", "tests"]
 
@@ -33,9 +34,9 @@ def commands(fix: bool) -> dict[str, list[str]]:
     text = named(".md", ".py", ".cpp", ".hpp", ".yaml", ".toml", ".j2")
     python = [folder for folder in PYTHON_FOLDERS if (ROOT / folder).exists()]
     return {
-        "ruff format": ["ruff", "format", *look, *python],
-        "ruff check": ["ruff", "check", *(["--fix"] if fix else []), *python],
-        "mypy": ["mypy", "gpupool", "bench", "tests"],
+        "ruff format": ["ruff", "format", *look, *python, HOOK],
+        "ruff check": ["ruff", "check", *(["--fix"] if fix else []), *python, HOOK],
+        "mypy": ["mypy", "gpupool", "bench", "tests", HOOK],
         "import-linter": ["lint-imports", "--config", ".importlinter"],
         "clang-format": ["clang-format", "-i" if fix else "--dry-run", "--Werror", *cpp],
         "codespell": [

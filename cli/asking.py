@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from gpupool.cli import layout, settings, table
-from gpupool.cli.backend import Backend, BackendError, Central, UsageError
+from gpupool.cli.backend import Backend, BackendError, Central, Local, RefusedError, UsageError
 from gpupool.cli.commands import ReaderLeftError
 
 EXITS = """\
@@ -39,6 +39,18 @@ class Asking:
         """Who answers. Raises BackendError."""
         if self._controller is not None:
             return self.central
+        from gpupool.cli.local_backend import LocalBackend
+
+        return LocalBackend(self.said.admin_socket, self.timeout_s)
+
+    @cached_property
+    def local(self) -> Local:
+        """The same, for what only a hostd has. Raises BackendError."""
+        if self._controller is not None:
+            raise RefusedError(
+                "virtual machines are a hostd's, and a controller was asked; on that machine ask "
+                "its hostd with --admin-socket"
+            )
         from gpupool.cli.local_backend import LocalBackend
 
         return LocalBackend(self.said.admin_socket, self.timeout_s)

@@ -18,6 +18,8 @@ from gpupool.cli.model import (
     TenantQuota,
     Token,
     Vgpu,
+    VmHost,
+    VmRight,
     Waiting,
     Wanted,
 )
@@ -80,6 +82,32 @@ class Backend(Protocol):
     def operation(self, number: str) -> Operation: ...
 
     def cancel_operation(self, number: str) -> Operation: ...
+
+
+class Local(Backend, Protocol):
+    """What only a hostd has."""
+
+    def vm_host(self) -> VmHost: ...
+
+    def allow_vm(self, right: VmRight) -> None:
+        """Makes or replaces a right."""
+        ...
+
+    def disallow_vm(self, uuid: str) -> None: ...
+
+    def prepare_vm(
+        self, uuid: str, name: str, vgpus: list[dict[str, object]], window_mib: int, cid: int
+    ) -> None:
+        """What the hook does before a domain starts, for one that runs."""
+        ...
+
+    def started_vm(self, uuid: str, cid: int) -> None: ...
+
+    def change_vm(self, uuid: str, vgpus: list[dict[str, object]]) -> None: ...
+
+    def release_vm(self, uuid: str) -> None:
+        """Its sessions end."""
+        ...
 
 
 class Central(Backend, Protocol):

@@ -19,6 +19,7 @@ COMMANDS = {
     "vgpu": "make, show, resize and delete vGPUs with a name",
     "gpu": "show the GPUs, and move them between the pools",
     "session": "show and end the client programs that use vGPUs",
+    "vm": "give vGPUs to virtual machines of libvirt, and show them",
     "operation": "show and cancel long actions",
     "node": "show, cordon and remove the machines that a controller knows",
     "tenant": "make, show and delete tenants, and set their quotas",
@@ -30,7 +31,7 @@ COMMANDS = {
 GROUPS = {
     "programs and this machine": ("run", "devices", "status", "smi", "stop", "bench", "doctor"),
     "vGPUs and GPUs, of this machine's hostd or of a controller": (
-        *("vgpu", "gpu", "session", "operation"),
+        *("vgpu", "gpu", "session", "vm", "operation"),
     ),
     "a controller": ("node", "tenant", "token", "events"),
     "daemons": ("hostd", "controller"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from gpupool.cli.model import (
     Quota,
     Session,
     Vgpu,
+    Vm,
+    VmHost,
+    VmRight,
     Waiting,
     Wanted,
 )
@@ -134,6 +137,44 @@ class LocalBackend:
     def cancel_operation(self, number: str) -> Operation:
         """Where it still can be."""
         return _operation(self._call("operation_cancel", operation=_number(number))["operation"])
+
+    def vm_host(self) -> VmHost:
+        """Its virtual machines, and what they may have."""
+        answer = self._ask("vm_list")
+        return VmHost(
+            answer.text("folder", "/run/gpupool/vms"),
+            answer.flag("relay", default=False),
+            tuple(answer.each("vms", _vm)),
+            tuple(answer.each("allowed", _right)),
+        )
+
+    def allow_vm(self, right: VmRight) -> None:
+        """Makes or replaces it."""
+        content = asdict(right)
+        del content["configured"]
+        self._call("vm_allow", **content)
+
+    def disallow_vm(self, uuid: str) -> None:
+        """What it has now it keeps."""
+        self._call("vm_disallow", uuid=uuid)
+
+    def prepare_vm(
+        self, uuid: str, name: str, vgpus: list[dict[str, object]], window_mib: int, cid: int
+    ) -> None:
+        """As the hook does."""
+        self._call("vm_prepare", uuid=uuid, name=name, vgpus=vgpus, window_mib=window_mib, cid=cid)
+
+    def started_vm(self, uuid: str, cid: int) -> None:
+        """As the hook does."""
+        self._call("vm_started", uuid=uuid, cid=cid)
+
+    def change_vm(self, uuid: str, vgpus: list[dict[str, object]]) -> None:
+        """While it runs."""
+        self._call("vm_change", uuid=uuid, vgpus=vgpus)
+
+    def release_vm(self, uuid: str) -> None:
+        """As the hook does."""
+        self._call("vm_release", uuid=uuid)
 
     def _needs_controller(self, what: str) -> BackendError:
         return RefusedError(
@@ -260,4 +301,37 @@ def _operation(content: Any) -> Operation:
         one.text("error", ""),
         one.text("started", ""),
         one.text("ended", ""),
+    )
+
+
+def _vm(content: Any) -> Vm:
+    one = Record(content, "hostd's virtual machine")
+    health = Record(one.inner("health"), "hostd's virtual machine")
+    return Vm(
+        one.text("uuid"),
+        one.text("name", ""),
+        one.text("tenant", ""),
+        one.text("state"),
+        one.text("since", ""),
+        one.number("cid"),
+        one.flag("relay"),
+        one.number("window_mib"),
+        tuple(one.each("vgpus", lambda each: Record(each, "hostd's vGPU").text("name"))),
+        tuple(one.each("sessions", int)),
+        health.text("state", "unknown"),
+        health.text("detail", ""),
+    )
+
+
+def _right(content: Any) -> VmRight:
+    one = Record(content, "hostd's right of a virtual machine")
+    return VmRight(
+        one.text("uuid"),
+        one.text("name", ""),
+        one.text("tenant", ""),
+        one.number("compute_percent"),
+        one.number("memory_mib"),
+        one.number("vgpus"),
+        one.number("cid"),
+        one.flag("configured"),
     )

@@ -231,3 +231,45 @@ class Event:
     message: str
     node: str = ""
     tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VmRight:
+    """What a virtual machine may have on one host, all its vGPUs together."""
+
+    uuid: str
+    name: str = ""
+    tenant: str = ""
+    compute_percent: int = 0  # 0: only vGPUs without a share of their own
+    memory_mib: int = 0  # 0: not limited
+    vgpus: int = 1
+    cid: int = 0  # the one that it must have; 0: any
+    configured: bool = False  # stands in hostd's configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A virtual machine that was prepared for its start, and has not been released."""
+
+    uuid: str
+    name: str
+    tenant: str
+    state: str
+    since: str
+    cid: int  # 0: not known yet
+    relay: bool
+    window_mib: int  # 0: none
+    vgpus: tuple[str, ...]  # names
+    sessions: tuple[int, ...]
+    health: str  # as its agent says
+    health_detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VmHost:
+    """The virtual machines of one host."""
+
+    folder: str  # of each one's folder
+    relay: bool  # each has a vsock device of ours
+    vms: tuple[Vm, ...]
+    rights: tuple[VmRight, ...]

@@ -104,8 +104,15 @@ def test_a_program_computes_on_a_vgpu(
 
 def test_no_source_is_installed(installed: Path) -> None:
     package = next(installed.parent.glob("lib/python3*/site-packages/gpupool"))
-    sources = [name for name in package.rglob("*") if name.suffix in {".cpp", ".hpp", ".j2"}]
+    sources = [name for name in package.rglob("*") if name.suffix in {".cpp", ".hpp"}]
     assert not sources
+
+
+def test_what_virtual_machines_need_is_installed(installed: Path) -> None:
+    package = next(installed.parent.glob("lib/python3*/site-packages/gpupool"))
+    assert (package / "qemu_hooks" / "qemu").is_file()
+    templates = {name.name for name in (ROOT / "templates" / "libvirt").iterdir()}
+    assert {name.name for name in package.rglob("*.j2")} == templates
 
 
 def test_the_bench_finds_its_parts(

@@ -1,4 +1,4 @@
-"""A stand-in for hostd's admin socket: says what it was told to say, and keeps what it was asked."""
+"""A stand-in for hostd's admin socket: says what it was told to, and keeps what it was asked."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class AdminSocket:
         self.path = path
         self.asked: list[dict[str, Any]] = []
         self.refusals: dict[str, str] = {}  # method -> what is said against it
+        self.results: dict[str, dict[str, Any]] = {"status": {"admin_socket": str(path)}}
         self.raw: bytes | None = None  # said instead of any answer
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
@@ -52,5 +53,6 @@ class AdminSocket:
         if self.raw is not None:
             return self.raw
         refusal = self.refusals.get(request["method"])
-        answer = {"ok": False, "error": refusal} if refusal else {"ok": True, "result": {}}
+        result = self.results.get(request["method"], {})
+        answer = {"ok": False, "error": refusal} if refusal else {"ok": True, "result": result}
         return json.dumps(answer).encode() + b"\n"

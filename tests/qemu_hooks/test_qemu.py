@@ -105,7 +105,7 @@ def test_an_automatic_cid_is_told_when_it_is_known(hostd: AdminSocket) -> None:
     metadata = wrapped(VGPU)
     call(hostd, "prepare", domain(metadata, "<vsock><cid auto='yes'/></vsock>"))
     call(hostd, "started", domain(metadata, "<vsock><cid auto='yes' address='3'/></vsock>"))
-    assert [one["cid"] for one in hostd.asked] == [None, 3]
+    assert [one["cid"] for one in hostd.asked] == [0, 3]
     assert hostd.asked[1] == {"method": "vm_started", "uuid": UUID, "cid": 3}
 
 
@@ -181,7 +181,11 @@ def test_without_hostd_only_who_asks_for_a_vgpu_is_refused(tmp_path: Path) -> No
 
 def test_libvirts_return_kills_no_domain(hostd: AdminSocket, tmp_path: Path) -> None:
     assert call(hostd, "reconnect", domain(wrapped(VGPU))) == (0, "")
-    assert hostd.methods() == ["vm_prepare", "vm_started"]
+    assert hostd.methods() == ["vm_started"]  # vm_prepare would end its programs
+    hostd.refusals["vm_started"] = "not prepared"
+    code, said = call(hostd, "reconnect", domain(wrapped(VGPU)))
+    assert (code, said) == (0, "gpupool: domain web & more: not prepared")
+    assert hostd.methods()[1:] == ["vm_started", "vm_prepare", "vm_started"]
     code, said = call(tmp_path / "nobody", "reconnect", domain(wrapped(VGPU)))
     assert code == 0
     assert "No such file" in said

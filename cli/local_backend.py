@@ -142,8 +142,8 @@ class LocalBackend:
         """Its virtual machines, and what they may have."""
         answer = self._ask("vm_list")
         return VmHost(
-            answer.text("folder", "/run/gpupool/vms"),
-            answer.flag("relay", default=False),
+            answer.text("folder"),
+            answer.flag("relay"),
             tuple(answer.each("vms", _vm)),
             tuple(answer.each("allowed", _right)),
         )

@@ -18,7 +18,9 @@ Methods, with defaults after the equals sign; UUID is a domain's, in lower case 
         After the domain has ended; false: it was released before, or never prepared.
     vm_change {"uuid": UUID, "vgpus": [VGPU]}                              -> {"vm": {...}}
         While it runs: resized in their order, more at the end, the last ones taken away.
-    vm_list {}                               -> {"vms": [{...}], "allowed": [{...}]}
+    vm_list {}                               -> {"vms": [{...}], "allowed": [{...}],
+                                                 "folder": "/run/gpupool/vms", "relay": true}
+        `relay`: each VM's vsock device is ours, at `folder`/UUID/vhost.
     vm_show {"uuid": UUID}                   -> {"vm": {...} or null, "allowed": {...} or null}
 
 A VM in an answer:
@@ -156,6 +158,8 @@ class VmMethods:
         return {
             "vms": [self._shown(facts) for facts in self._vms.all()],
             "allowed": [right.as_dict() for right in self._vms.rights],
+            "folder": str(self._folder("")),
+            "relay": self._vms.relay,
         }
 
     def _show(self, request: dict[str, Any]) -> dict[str, Any]:

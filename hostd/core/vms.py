@@ -279,6 +279,11 @@ class Vms:
 
     # Looking.
 
+    @property
+    def relay(self) -> bool:
+        """Whether each VM's vsock device is our relay."""
+        return self._settings.relay
+
     def get(self, uuid: str) -> Vm:
         """Raises VmError."""
         vm = self._vms.get(uuid)

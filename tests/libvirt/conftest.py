@@ -33,7 +33,12 @@ def libvirtd(one_libvirtd: Libvirtd) -> Iterator[Libvirtd]:
 def stand_in(libvirtd: Libvirtd) -> Iterator[AdminSocket]:
     """A hostd that admits everything until it is told otherwise."""
     one = AdminSocket(libvirtd.admin_socket)
-    one.results["vm_list"] = {"vms": [], "allowed": []}
+    one.results["vm_list"] = {
+        "vms": [],
+        "allowed": [],
+        "folder": "/run/gpupool/vms",
+        "relay": False,
+    }
     yield one
     libvirtd.clear()  # its hook asks a last time
     one.close()

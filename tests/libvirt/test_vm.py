@@ -83,7 +83,7 @@ def test_attach_and_detach_leave_the_domain_as_it_was(
 ) -> None:
     other = '<app:other xmlns:app="https://example.org/app"><app:x y="1"/></app:other>'
     uuid = libvirtd.define(other)
-    stand_in.results["vm_list"] |= {"relay": relay, "folder": "/run/gpupool/vms"}
+    stand_in.results["vm_list"] |= {"relay": relay}
     before = libvirtd.xml(uuid)
     said = vm.says("attach", uuid, *GIVEN)
     assert "from its next start: 1 vGPU of 25% and 4096 MiB, a window of 16 MiB, vsock" in said

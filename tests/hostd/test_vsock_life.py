@@ -1,4 +1,4 @@
-"""gpupool-vsock lives through its VM's reboots and hostd's end, and through what a guest may do to it."""
+"""gpupool-vsock lives through its VM's reboots, hostd's end, and what a guest may do to it."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def test_a_buffer_without_room(relay: Relay, size: int) -> None:
 @pytest.mark.parametrize("lies", [{"cid": 43}, {"host": 3}, {"kind": 2}, {"kind": 77}])
 def test_a_packet_of_somebody_else(relay: Relay, lies: dict[str, int]) -> None:
     guest = relay.guest()
-    guest.send((1025, 7000), REQUEST, **lies)
+    guest.send((1025, 7000), REQUEST, b"", 0, **lies)
     assert [one.op for one in guest.packets(0.1)] == ([RESET] if "kind" in lies else [])
     works(guest)
 
@@ -320,16 +320,16 @@ def test_a_stalled_connection_costs_nothing(relay: Relay) -> None:
 
 
 def test_noise_in_the_rings(relay: Relay) -> None:
-    noise = random.Random(5)
+    chance = random.Random(5)  # noqa: S311 (the same at each run)
     for _ in range(30):
         guest = relay.guest()
         with contextlib.suppress(AssertionError):
             guest.open(1025, 7000)
         for _ in range(20):
-            ring = noise.randrange(3) << 16
-            where = ring + noise.choice((0, 0x1000, 0x2000)) + noise.randrange(300)
-            guest.memory[where : where + 4] = noise.randbytes(4)
-            guest.kick(noise.randrange(3))
+            ring = chance.randrange(3) << 16
+            where = ring + chance.choice((0, 0x1000, 0x2000)) + chance.randrange(300)
+            guest.memory[where : where + 4] = chance.randbytes(4)
+            guest.kick(chance.randrange(3))
         guest.stop()
         guest.leave()
     assert relay.process.poll() is None

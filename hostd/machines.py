@@ -28,6 +28,7 @@ from gpupool.hostd.config_vm import VmConfig
 from gpupool.hostd.core.admission import Door
 from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.ports import PortError
+from gpupool.hostd.core.sandbox import Sandbox
 from gpupool.hostd.core.vgpus import Vgpus
 from gpupool.hostd.core.vm import AGENT_PORT, SESSION_PORT, Vm
 from gpupool.hostd.core.vms import Vms, VmSettings
@@ -46,12 +47,14 @@ Serve = Callable[[socket.socket, Door], Coroutine[None, None, None]]
 class Machines:
     """The virtual machines of one hostd. Implements `vm_ports.VmPlaces`."""
 
-    def __init__(self, config: Config, given: VmConfig, host: Host, vgpus: Vgpus) -> None:
+    def __init__(
+        self, config: Config, given: VmConfig, host: Host, vgpus: Vgpus, sandbox: Sandbox
+    ) -> None:
         """To be followed by `open`."""
         self._config = config
         self._relay = given.relay == "yes" or (given.relay == "auto" and not KERNEL_DEVICE.exists())
         self._folders = VmFolders(given.folder, given.group)
-        self._relays = RelayProcesses(native_files.locate().relay, _relay_words(config))
+        self._relays = RelayProcesses(native_files.locate().relay, _relay_words(config, sandbox))
         self.vms = Vms(
             host,
             vgpus,
@@ -153,9 +156,10 @@ def _tell_accident(task: asyncio.Task[None]) -> None:
         log.error("door of a virtual machine closed", exc_info=task.exception())
 
 
-def _relay_words(config: Config) -> list[str]:
+def _relay_words(config: Config, sandbox: Sandbox) -> list[str]:
     return [
-        *("--sandbox-calls", "no" if config.sandbox.mode == "off" else "yes"),
+        *("--sandbox-calls", "yes" if sandbox.seccomp == "on" else "no"),
+        *("--sandbox-files", "yes" if sandbox.landlock else "no"),
         *("--log-json", "yes" if config.log_format == "json" else "no"),
         *("--log-priorities", "yes" if wants_priorities(config.log_priorities) else "no"),
     ]

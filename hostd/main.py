@@ -198,7 +198,8 @@ class Hostd:
         pooled.users.holders.append(arbiters.release)
         named = Vgpus(host, ports.pages, ports.vgpus)
         linked = self._link(host, named, pools, ports.clock)
-        machines = Machines(config, config.vm, host, named) if config.vm else None
+        sandbox = self._machine.sandbox
+        machines = Machines(config, config.vm, host, named, sandbox) if config.vm else None
         greeter = Greeter(
             host,
             identify,

@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,8 +29,8 @@ log = logging.getLogger("gpupool.hostd")
 _SHORT_LIFE_S = 5.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 30.0
 _LOOK_S = 0.005
-_END_S = 5.0  # between SIGTERM and SIGKILL
-_UMASK = 0o117  # what it makes is for its user and the folder's group
+END_S = 10.0  # between SIGTERM, which it minds once QEMU has gone, and SIGKILL
+_DIALLED_MODE = 0o660  # hostd/vsock/main.cpp
 
 
 @dataclass(slots=True)
@@ -45,8 +46,9 @@ class _Wanted:
 class RelayProcesses:
     """Keeps the relays that are needed. Used from the thread of the running event loop."""
 
-    def __init__(self, program: Path | None, words: Sequence[str]) -> None:
+    def __init__(self, program: Path | None, words: Sequence[str], end_s: float = END_S) -> None:
         """`words`: further arguments of each."""
+        self._end_s = end_s
         self._program = program
         self._words = list(words)
         self._wanted: dict[str, _Wanted] = {}
@@ -82,7 +84,7 @@ class RelayProcesses:
             if known or _holder(folder) == pid:
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                 loop = asyncio.get_running_loop()
-                kill = loop.call_later(_END_S, _kill, uuid, pidfd)
+                kill = loop.call_later(self._end_s, _kill, uuid, pidfd)
                 loop.add_reader(pidfd, _ended, pidfd, kill)
             else:
                 os.close(pidfd)
@@ -117,6 +119,8 @@ class RelayProcesses:
             return
         pid, child = _holder(wanted.folder), None
         if not pid:
+            # Of one that is dead: it must not look as if somebody listened.
+            (wanted.folder / "vhost").unlink(missing_ok=True)
             child = subprocess.Popen(  # noqa: S603 (our own program)
                 [
                     str(self._program),
@@ -127,7 +131,6 @@ class RelayProcesses:
                 stdout=sys.stderr.fileno(),
                 env=cleaned_environment(os.environ),
                 cwd="/",
-                umask=_UMASK,
                 start_new_session=True,
             )
             pid = child.pid
@@ -189,14 +192,12 @@ def _holder(folder: Path) -> int:
 
 
 def _listens(path: Path) -> bool:
-    """Whether a socket of that name is bound and listens, without dialling it: the relay takes the
-    first who comes for QEMU (proc(5), /proc/net/unix: flag 0x10000 is __SO_ACCEPTCON).
+    """Whether it can be dialled: the relay gives it that mode as the last thing. Not tried, since
+    the relay takes whoever comes for QEMU.
     """
-    name = str(path)
-    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
-        words = line.split(maxsplit=7)
-        if len(words) == 8 and words[7] == name:
-            return int(words[3], 16) & 0x10000 != 0
+    with contextlib.suppress(OSError):
+        facts = path.lstat()
+        return stat.S_ISSOCK(facts.st_mode) and stat.S_IMODE(facts.st_mode) == _DIALLED_MODE
     return False
 
 

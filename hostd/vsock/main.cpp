@@ -118,11 +118,12 @@ bool listen_at(const char* name, bool group, Descriptor& listener, std::string& 
   const bool bound = bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
   umask(before);
   if (!bound || stat(".", &folder) != 0) return failed(error, name);
+  // Before the mode: hostd, which waits for that, then knows that nobody is refused.
+  if (listen(listener.get(), kBacklog) != 0) return failed(error, name);
   // QEMU runs as another user, in the group that the folder belongs to.
   if (group && folder.st_gid != getegid() && lchown(name, static_cast<uid_t>(-1), folder.st_gid) != 0)
     return failed(error, std::string("chown ") + name);
-  if (group && chmod(name, 0660) != 0) return failed(error, std::string("chmod ") + name);
-  return listen(listener.get(), kBacklog) == 0 || failed(error, name);
+  return !group || chmod(name, 0660) == 0 || failed(error, std::string("chmod ") + name);
 }
 
 bool open_all(const Options& options, Openings& made, std::string& error) {

@@ -7,6 +7,9 @@ programs send. The vsock device is replaced in the client (bench/native/vsock.cp
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,6 +21,7 @@ from typing import Any
 import pytest
 
 from gpupool.cli import admin
+from gpupool.hostd.adapters.worker_process import start_ticks
 from tests.conftest import ROOT, Host, end_host, make_host
 from tests.e2e.observe import STEPPER, step, wait_for_line
 
@@ -56,6 +60,10 @@ class Vms:
         """Before its start."""
         vgpu = {"compute_percent": 50, "memory_mib": MEMORY_MIB}
         self.call("vm_prepare", uuid=domain, name=name, vgpus=[vgpu])
+
+    def relay_of(self, domain: str) -> int:
+        """The process of its relay; 0: none."""
+        return int(self.call("vm_show", uuid=domain)["vm"]["relay_pid"])
 
     def variables(self, domain: str) -> dict[str, str]:
         """Of a program in it."""
@@ -166,3 +174,33 @@ def test_hostd_restarts_while_a_program_runs(vms: Vms, kill: bool) -> None:
     vms.running(vms.a)
     vms.call("vm_release", uuid=vms.a)
     vms.host.wait_until(lambda: not vms.host.sessions(), "both sessions to end")
+
+
+def test_a_relay_lives_with_its_vm(device: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="gpupool-test-") as name:
+        host = make_host(Path(name), more='[vm]\nrelay = "yes"\n')
+        if not (host.native / "libexec" / "gpupool-vsock").exists():
+            end_host(host)
+            pytest.skip("gpupool-vsock is not built: run ./run build")
+        vms = Vms(host, device)
+        pids = {domain: vms.relay_of(domain) for domain in (vms.a, vms.b)}
+        assert all(pids.values())
+        vhost = host.folder / "vms" / vms.a / "vhost"
+        assert stat.S_IMODE(vhost.stat().st_mode) == 0o660  # there when prepare has answered
+        host.stop()
+        assert all(start_ticks(pid) for pid in pids.values())
+        host.start()
+        assert {domain: vms.relay_of(domain) for domain in pids} == pids
+        os.kill(pids[vms.a], signal.SIGKILL)
+        host.wait_until(lambda: vms.relay_of(vms.a) not in (0, pids[vms.a]), "another relay")
+        # One whose VM nobody knows any more, as where state was lost.
+        host.stop()
+        (host.folder / "state" / "vms" / f"{vms.b}.json").unlink()
+        host.start()
+        host.wait_until(lambda: not start_ticks(pids[vms.b]), "the relay of no VM to end")
+        again = vms.relay_of(vms.a)
+        vms.running(vms.a)
+        vms.end()
+        host.wait_until(lambda: not start_ticks(again), "the relay to end with its VM")
+        assert list((host.folder / "vms").iterdir()) == []
+        end_host(host)

@@ -44,6 +44,7 @@ class FakePlaces:
     def __init__(self) -> None:
         self.there: set[str] = set()
         self.fail = ""
+        self.fail_remove = ""
 
     def make(self, vm: Vm) -> None:
         """Makes it, or fails half-way as the test asked."""
@@ -52,7 +53,9 @@ class FakePlaces:
             raise PortError(self.fail)
 
     def remove(self, uuid: str) -> None:
-        """Removes it."""
+        """Removes it, or fails as the test asked."""
+        if self.fail_remove:
+            raise PortError(self.fail_remove)
         self.there.discard(uuid)
 
     def found(self) -> list[str]:

@@ -3,7 +3,8 @@
     python -m bench.shares [--gpu nvidia] [--window-s 10] [--kinds small,long] [--percents 25,75]
 
 Starts a hostd of its own, with two vGPUs that are resized while their clients run. A share that was
-achieved is a client's rate in one window over the rate of the same client alone on the GPU.
+achieved is a client's rate in one window over the rate of the same client alone on the GPU. That is
+taken once it is steady, before and after the windows beside others.
 Prints Markdown; --json writes the figures, too. docs/shares.md says what is promised.
 """
 
@@ -31,7 +32,11 @@ PERCENTS = (1, 5, 10, 25, 50, 75)
 POLICIES = ("hard", "elastic")
 EXTRAS = ("alone", "pair", "eight", "latency", "resize")
 _ANSWER_S = 60.0
-_SETTLE_S = 0.7
+_SETTLE_S = 0.4
+_STEADY = 0.02  # as a part of the rate
+_STEADY_S = 0.25
+_STEADY_WITHIN_S = 8.0
+_LEAST_SOLO_S = 1.0
 _RESIZED_S = 0.1  # from when on a new share counts
 
 
@@ -58,7 +63,8 @@ class Figures:
 
     rows: list[Row] = field(default_factory=list)
     others: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what could not be measured
+    remarks: list[str] = field(default_factory=list)  # what makes figures doubtful
 
 
 class Client:
@@ -158,39 +164,64 @@ class Bench:
             for client in started:
                 client.end()
 
+    def solo_of(self, client: Client) -> float:
+        """The rate of a client that is alone on the GPU, once it no longer changes."""
+        end = time.monotonic() + _STEADY_WITHIN_S
+        (before,), (now,) = rates([client], _STEADY_S), rates([client], _STEADY_S)
+        while abs(now - before) > _STEADY * before:
+            if time.monotonic() > end:
+                self.figures.remarks.append(f"{client.kind}: its rate alone is not steady")
+                break
+            before = now
+            (now,) = rates([client], _STEADY_S)
+        return rates([client], max(_LEAST_SOLO_S, self.window_s / 4))[0]
+
     def solo(self, kind: str) -> float:
         """The rate of one client alone, without a share."""
         if kind not in self._solo:
             with self.clients((kind, {})) as clients:
-                (self._solo[kind],) = rates(clients, self.window_s)
+                self._solo[kind] = self.solo_of(clients[0])
         return self._solo[kind]
 
     def shares(self, kind: str, percents: Sequence[int], policies: Sequence[str]) -> None:
         """Achieved shares beside a saturating neighbour."""
-        ours = ("small", "small") if kind == "two_clients" else (kind,)
-        solo, neighbours = self.solo(ours[0]), self.solo("small")
+        first = "small" if kind == "two_clients" else kind
+        ours = {"GPUPOOL_VGPU": "a"}
+        # Alone and elastic: without leases.
         self.set_shares(a=(50, "elastic"), b=(50, "elastic"))
-        wanted = [(each, {"GPUPOOL_VGPU": "a"}) for each in ours]
-        with self.clients(*wanted, ("small", {"GPUPOOL_VGPU": "b"})) as clients:
-            for policy in policies:
-                for percent in percents:
-                    self.set_shares(a=(percent, policy), b=(100 - percent, "elastic"))
-                    time.sleep(_SETTLE_S)
-                    *found, other = rates(clients, self.window_s)
-                    most = min(2.0, percent / 2)
-                    high = percent + most if policy == "hard" else 100.0
-                    share = sum(found) / solo * 100
-                    self.figures.rows.append(
-                        Row(
-                            f"{kind}, {policy}",
-                            percent,
-                            share,
-                            percent - most,
-                            high,
-                            other / neighbours * 100,
-                        )
-                    )
-                    tell(f"{kind} {policy} {percent} %: {share:.2f}")
+        with self.clients((first, ours)) as clients:
+            before = self.solo_of(clients[0])
+            self._solo.setdefault(first, before)
+            others = [("small", ours)] if kind == "two_clients" else []
+            found: list[tuple[str, int, float, float]] = []
+            with self.clients(*others, ("small", {"GPUPOOL_VGPU": "b"})) as beside:
+                for policy in policies:
+                    for percent in percents:
+                        self.set_shares(a=(percent, policy), b=(100 - percent, "elastic"))
+                        time.sleep(_SETTLE_S)
+                        *rate, neighbour = rates([*clients, *beside], self.window_s)
+                        found.append((policy, percent, sum(rate), neighbour))
+            self.set_shares(a=(50, "elastic"))
+            after = self.solo_of(clients[0])
+        if abs(after - before) > _STEADY * before:
+            self.figures.remarks.append(
+                f"{kind}: alone {before:.1f} pieces of work a second before, {after:.1f} after"
+            )
+        for policy, percent, rate_of_ours, neighbour in found:
+            self._add(kind, policy, percent, rate_of_ours / ((before + after) / 2), neighbour)
+
+    def _add(self, kind: str, policy: str, percent: int, part: float, neighbour: float) -> None:
+        most = min(2.0, percent / 2)
+        row = Row(
+            f"{kind}, {policy}",
+            percent,
+            part * 100,
+            percent - most,
+            percent + most if policy == "hard" else 100.0,
+            neighbour / self.solo("small") * 100,
+        )
+        self.figures.rows.append(row)
+        tell(f"{row.what} {percent} %: {row.achieved:.2f}")
 
     def alone(self) -> None:
         """A hard share without any neighbour."""
@@ -277,7 +308,7 @@ def as_markdown(figures: Figures) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| what | |", "|---|---|"]
     lines += [f"| {name} | {value:.1f} |" for name, value in figures.others.items()]
-    return "\n".join([*lines, "", *figures.notes])
+    return "\n".join([*lines, "", *figures.remarks, *figures.notes])
 
 
 def measure(bench: Bench, arguments: argparse.Namespace) -> None:

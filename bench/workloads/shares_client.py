@@ -6,7 +6,7 @@ KIND is `calibrate`, or what is done over and over: `small` kernels, `long` ones
 for, `graphs` of 20 small ones, `gemm` (PyTorch's product of two 8192 x 8192 matrices, waited for),
 or `light`, a fifth of the GPU's time in pieces of 2 ms. STEPS: of the loop that takes 1 ms.
 
-Says `ready`; then each line of its input is answered by one of JSON.
+Says `ready` after its first pieces of work; then each line of its input is answered by one of JSON.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _NODES = 20  # of a graph
 _SMALL_US, _LONG_US = 20, 3000
 _LIGHT_US, _LIGHT_EVERY_S = 2000, 0.01
 _GEMM = 8192
+_LOOK_S = 0.01
 
 
 class Client:
@@ -147,8 +148,10 @@ def main() -> int:
         return 0
     client = Client(driver, steps)
     work = threading.Thread(target=_work, args=(driver, client, kind), daemon=True)
-    print("ready", flush=True)
     work.start()
+    while not client.done and work.is_alive():  # libraries load, kernels are chosen
+        time.sleep(_LOOK_S)
+    print("ready", flush=True)
     for _ in sys.stdin:
         waits, client.waits_us = client.waits_us, []
         told = {"done": client.done, "at_s": time.monotonic(), "waits_us": waits}

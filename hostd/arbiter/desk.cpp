@@ -72,7 +72,7 @@ bool Desk::open(std::string& error) {
 
 bool Desk::sit(Seat& seat) {
   std::string error;
-  const std::string name = std::to_string(seat.session) + ".lease";
+  const std::string name = std::to_string(seat.session.id) + ".lease";
   seat.page = static_cast<LeasePage*>(map(folder_, name, PROT_READ | PROT_WRITE, LeasePage::kBytes, error));
   if (seat.page == nullptr) {
     worker::log(worker::LogLevel::warning, "a session without a lease page", error);
@@ -93,25 +93,25 @@ void Desk::read_page() {
   std::vector<Seat> seats;
   for (const QuotaPage::Session& row : quota_->session) {
     Seat seat;
-    seat.session = row.id.load(std::memory_order_acquire);
+    seat.session.id = row.id.load(std::memory_order_acquire);
     const u32 vgpu = row.vgpu.load(std::memory_order_relaxed);
     const u32 pid = row.worker_pid.load(std::memory_order_relaxed);
     const u64 ticks = row.worker_start_ticks.load(std::memory_order_relaxed);
     // hostd takes the row of a dead worker away; it may itself be away.
-    if (seat.session == 0 || vgpu >= QuotaPage::kVgpus || has_ended(pid, ticks)) continue;
+    if (seat.session.id == 0 || vgpu >= QuotaPage::kVgpus || has_ended(pid, ticks)) continue;
     const QuotaPage::Vgpu& quota = quota_->vgpu[vgpu];
     const Tenant tenant{quota.id.load(std::memory_order_acquire),
                         std::min(quota.compute_percent.load(std::memory_order_relaxed), 100u),
                         quota.policy.load(std::memory_order_relaxed)};
     if (tenant.id == 0) continue;
     const auto known =
-        std::ranges::find_if(seats_, [&](const Seat& one) { return one.session == seat.session; });
+        std::ranges::find_if(seats_, [&](const Seat& one) { return one.session.id == seat.session.id; });
     if (known != seats_.end())
       std::swap(seat, *known);
     else if (!sit(seat))
       continue;
     const auto place = std::ranges::find_if(tenants, [&](const Tenant& one) { return one.id == tenant.id; });
-    seat.tenant = static_cast<size_t>(place - tenants.begin());
+    seat.session.tenant = static_cast<size_t>(place - tenants.begin());
     if (place == tenants.end()) tenants.push_back(tenant);
     seats.push_back(seat);
   }
@@ -128,28 +128,29 @@ bool Desk::refresh() {
   changed_ = changed;
   read_ = true;
   const std::vector<Tenant> before = tenants_;
-  const size_t sessions = seats_.size();
+  const std::vector<Session> sessions_before = sessions();
   read_page();
-  return before != tenants_ || sessions != seats_.size();
+  return before != tenants_ || sessions_before != sessions();
+}
+
+std::vector<Session> Desk::sessions() const {
+  std::vector<Session> sessions;
+  for (const Seat& seat : seats_) sessions.push_back(seat.session);
+  return sessions;
 }
 
 std::vector<Signals> Desk::listen() {
-  std::vector<Signals> heard(tenants_.size());
-  for (Signals& one : heard) one.done = true;
+  std::vector<Signals> heard;
   for (Seat& seat : seats_) {
     // First: what is said from here on rings again.
     seat.bell = seat.page->want.bell.load(std::memory_order_seq_cst);
     const LeasePage::Want& want = seat.page->want;
-    Signals& signals = heard[seat.tenant];
     const bool wants = want.wants.load(std::memory_order_seq_cst) != 0;
-    signals.wants = signals.wants || wants;
-    signals.busy = signals.busy || want.busy.load(std::memory_order_seq_cst) != 0;
-    // Of one that wants: it has not said so of this lease, it is about to submit.
-    if (wants &&
-        want.done.load(std::memory_order_seq_cst) != seat.page->grant.number.load(std::memory_order_relaxed))
-      signals.done = false;
+    const bool busy = want.busy.load(std::memory_order_seq_cst) != 0;
+    const u64 done = want.done.load(std::memory_order_seq_cst);
+    heard.push_back(
+        Signals{wants, busy, wants && done == seat.page->grant.number.load(std::memory_order_relaxed)});
   }
-  for (Signals& one : heard) one.done = one.done && one.wants;
   return heard;
 }
 
@@ -166,15 +167,17 @@ void Desk::say(LeasePage& page, LeaseState state, const Lease& lease, u64 now_ns
   wire::futex_wake(grant.turn);
 }
 
-void Desk::tell(const Scheduler& scheduler, u64 now_ns) {
+void Desk::tell(const Turns& turns, u64 now_ns) {
+  const Scheduler& scheduler = turns.scheduler();
   arbitrates_ = scheduler.arbitrates();
-  for (const Seat& seat : seats_) {
-    const Lease lease = scheduler.lease(seat.tenant);
-    const LeaseState state = !scheduler.arbitrates() ? LeaseState::free
-                             : lease.held            ? LeaseState::held
-                                                     : LeaseState::shut;
-    seat.page->grant.used_ns.store(scheduler.used_ns(seat.tenant), std::memory_order_relaxed);
-    say(*seat.page, state, lease, now_ns);
+  for (size_t i = 0; i < seats_.size(); ++i) {
+    const Lease lease = turns.lease(i);
+    const LeaseState state = !arbitrates_ ? LeaseState::free
+                             : lease.held ? LeaseState::held
+                                          : LeaseState::shut;
+    LeasePage& page = *seats_[i].page;
+    page.grant.used_ns.store(scheduler.used_ns(seats_[i].session.tenant), std::memory_order_relaxed);
+    say(page, state, lease, now_ns);
   }
 }
 

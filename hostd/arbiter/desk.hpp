@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "hostd/arbiter/scheduler.hpp"
+#include "hostd/arbiter/turns.hpp"
 #include "hostd/pages/lease_page.hpp"
 #include "hostd/pages/quota_page.hpp"
 
@@ -24,15 +24,18 @@ class Desk {
 
   // Maps the quota page; false with `error` while there is none.
   bool open(std::string& error);
-  // Looks at the quota page if it has changed, and which workers live. True when the tenants are others now.
+  // Looks at the quota page if it has changed, and which workers live. True when tenants or sessions are
+  // others now.
   bool refresh();
   [[nodiscard]] const std::vector<Tenant>& tenants() const { return tenants_; }
+  // Those that have a page, in a fixed order.
+  [[nodiscard]] std::vector<Session> sessions() const;
   [[nodiscard]] bool has_sessions() const { return !seats_.empty(); }
 
-  // What the workers of each tenant say.
+  // What the worker of each session says.
   [[nodiscard]] std::vector<Signals> listen();
-  // Tells the workers of each tenant. `arbitrates` false: all may submit.
-  void tell(const Scheduler& scheduler, u64 now_ns);
+  // Tells the worker of each session.
+  void tell(const Turns& turns, u64 now_ns);
   // Until somebody says something, or that much time has passed.
   void wait(u64 timeout_ns);
   // Nobody has to wait any more: the arbiter leaves.
@@ -41,8 +44,7 @@ class Desk {
  private:
   // A session: its page, and its worker.
   struct Seat {
-    u64 session = 0;
-    size_t tenant = 0;
+    Session session;
     pages::LeasePage* page = nullptr;
     u32 bell = 0;  // as last heard
   };

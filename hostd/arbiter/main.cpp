@@ -20,7 +20,7 @@
 #include <string>
 
 #include "hostd/arbiter/desk.hpp"
-#include "hostd/arbiter/scheduler.hpp"
+#include "hostd/arbiter/turns.hpp"
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/sandbox.hpp"
 #include "wire/cpp/futex.hpp"
@@ -115,21 +115,21 @@ bool give_up_rights(const Options& options, std::string& error) {
 }
 
 void serve(Desk& desk, u64 idle_ns) {
-  Scheduler scheduler;
+  Turns turns;
   u64 used_ns = wire::monotonic_ns();
   while (g_stop == 0) {
     u64 now = wire::monotonic_ns();
     if (desk.refresh()) {
-      scheduler.set_tenants(desk.tenants(), now);
-      log(LogLevel::info, scheduler.arbitrates() ? "leases in turn" : "leases open",
+      turns.set_sessions(desk.tenants(), desk.sessions(), now);
+      log(LogLevel::info, turns.scheduler().arbitrates() ? "leases in turn" : "leases open",
           "vgpus=" + std::to_string(desk.tenants().size()));
     }
-    u64 look = scheduler.step(now, desk.listen());
-    desk.tell(scheduler, now);
+    u64 look = turns.step(now, desk.listen());
+    desk.tell(turns, now);
     while (look <= now) {
       now = wire::monotonic_ns();
-      look = scheduler.step(now, desk.listen());
-      desk.tell(scheduler, now);
+      look = turns.step(now, desk.listen());
+      desk.tell(turns, now);
     }
     if (desk.has_sessions()) used_ns = now;
     if (now - used_ns >= idle_ns) return;

@@ -13,15 +13,15 @@
 
 namespace gpupool::arbiter {
 
-// What the workers of one vGPU say, taken together.
+// What a worker says, or those of one vGPU, taken together.
 struct Signals {
-  bool wants = false;  // one waits to submit
-  bool busy = false;   // one may have work in flight
-  bool done = false;   // those that want will not use the lease that is out any more
+  bool wants = false;  // it waits to submit
+  bool busy = false;   // it may have work in flight
+  bool done = false;   // it wants, and will not use the lease that is out any more
   friend bool operator==(const Signals&, const Signals&) = default;
 };
 
-// What the workers of one vGPU are told.
+// What a vGPU is told, and a worker of it.
 struct Lease {
   bool held = false;
   u64 number = 0;
@@ -29,6 +29,7 @@ struct Lease {
 };
 
 inline constexpr u64 kNever = ~u64{0};
+inline constexpr size_t kNobody = ~size_t{0};
 
 class Scheduler {
  public:
@@ -46,6 +47,8 @@ class Scheduler {
   // else is heard; `now_ns` itself when a lease was shut, and only what is read after that counts.
   u64 step(u64 now_ns, const std::vector<Signals>& heard);
   [[nodiscard]] Lease lease(size_t tenant) const;
+  // Who has a lease that is not shut; kNobody.
+  [[nodiscard]] size_t holder() const { return phase_ == Phase::held ? holder_ : kNobody; }
 
   [[nodiscard]] double credit_ns(size_t tenant) const { return accounts_[tenant].credit_ns; }
   // The time of the GPU that it has been charged so far.
@@ -63,7 +66,6 @@ class Scheduler {
     u64 ended_ns = 0;   // its last lease
     u64 length_ns = 0;  // of that, with the drain
   };
-  static constexpr size_t kNobody = ~size_t{0};
 
   [[nodiscard]] bool wants(size_t tenant) const;
   [[nodiscard]] bool is_hard(size_t tenant) const;

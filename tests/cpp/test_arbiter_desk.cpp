@@ -67,13 +67,13 @@ class Folder {
 };
 
 // Some rounds of the arbiter's loop, at made-up times.
-u64 turn(Desk& desk, Scheduler& scheduler, u64 now) {
-  if (desk.refresh()) scheduler.set_tenants(desk.tenants(), now);
-  u64 look = scheduler.step(now, desk.listen());
-  desk.tell(scheduler, now);
-  for (int i = 0; look <= now && i < 4; ++i) {
-    look = scheduler.step(now, desk.listen());
-    desk.tell(scheduler, now);
+u64 turn(Desk& desk, Turns& turns, u64 now) {
+  if (desk.refresh()) turns.set_sessions(desk.tenants(), desk.sessions(), now);
+  u64 look = turns.step(now, desk.listen());
+  desk.tell(turns, now);
+  for (int i = 0; look <= now && i < 6; ++i) {
+    look = turns.step(now, desk.listen());
+    desk.tell(turns, now);
   }
   return look;
 }
@@ -85,9 +85,9 @@ TEST_CASE("who wants gets a lease, and the other is shut out") {
   Desk desk(folder.folder);
   std::string error;
   REQUIRE(desk.open(error));
-  Scheduler scheduler;
+  Turns turns;
   one.want.wants = 1;
-  turn(desk, scheduler, 1'000'000'000);
+  turn(desk, turns, 1'000'000'000);
   CHECK(one.grant.state == LeaseState::held);
   CHECK(two.grant.state == LeaseState::shut);
   CHECK(one.grant.number == 1);
@@ -98,11 +98,11 @@ TEST_CASE("who wants gets a lease, and the other is shut out") {
   one.want.wants = 0;
   one.want.busy = 1;
   two.want.wants = 1;
-  turn(desk, scheduler, 1'050'000'000);
+  turn(desk, turns, 1'050'000'000);
   CHECK(one.grant.state == LeaseState::shut);
   CHECK(two.grant.state == LeaseState::shut);
   one.want.busy = 0;
-  turn(desk, scheduler, 1'051'000'000);
+  turn(desk, turns, 1'051'000'000);
   CHECK(two.grant.state == LeaseState::held);
 }
 
@@ -115,13 +115,13 @@ TEST_CASE("a vGPU without sessions, a session without a page, a worker that is g
   Desk desk(folder.folder);
   std::string error;
   REQUIRE(desk.open(error));
-  Scheduler scheduler;
-  turn(desk, scheduler, 1'000'000'000);
+  Turns turns;
+  turn(desk, turns, 1'000'000'000);
   CHECK(desk.tenants().size() == 1);
   CHECK(one.grant.state == LeaseState::shut);
   folder.quota->session[0].id = 0;
   ++folder.quota->changed;
-  turn(desk, scheduler, 1'100'000'000);
+  turn(desk, turns, 1'100'000'000);
   CHECK(!desk.has_sessions());
 }
 
@@ -132,7 +132,7 @@ TEST_CASE("nothing that a worker writes takes more than its vGPU's share from th
   Desk desk(folder.folder);
   std::string error;
   REQUIRE(desk.open(error));
-  Scheduler scheduler;
+  Turns turns;
   std::mt19937_64 random(7);
   constexpr u64 kTick = 500'000;
   u64 mine = 0;
@@ -148,7 +148,7 @@ TEST_CASE("nothing that a worker writes takes more than its vGPU's share from th
     if (random() % 8 == 0) liar.grant.number = random();
     honest.want.wants = honest.grant.state == LeaseState::held ? 0 : 1;
     honest.want.busy = honest.grant.state == LeaseState::held ? 1 : 0;
-    turn(desk, scheduler, now);
+    turn(desk, turns, now);
     if (honest.grant.state == LeaseState::held) mine += kTick;
   }
   CHECK(static_cast<double>(mine) / (40'000 * kTick) > 0.75);

@@ -142,14 +142,19 @@ def leased_percent(host: Host, seconds: float) -> list[float]:
 
 
 def check_three_to_one(host: Host, clients: list[subprocess.Popen[str]]) -> None:
-    """Of the first to the second, coarsely: the processors are shared, and a client that gets none
-    wants nothing. Both get something done.
+    """Of the first to the second, coarsely, in one of some windows: a client that gets no processor
+    for a while wants nothing. Both get something done.
     """
     before = [count(client) for client in clients]
-    large, small = leased_percent(host, 4)
+    seen = []
+    for _ in range(4):
+        large, small = leased_percent(host, 2)
+        seen.append((large, small))
+        if 60 < large < 90 and 10 < small < 38:
+            break
+    else:
+        pytest.fail(f"{seen}")
     after = [count(client) for client in clients]
-    assert 55 < large < 92, (large, small)
-    assert 8 < small < 40, (large, small)
     assert all(late > early for early, late in zip(before, after, strict=True)), (before, after)
 
 

@@ -15,6 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.ansible import collection
 from tests.tree import ROOT, files
 
 HOOK = "qemu_hooks/qemu"  # a program without suffix, for a Python of the host's own
@@ -45,6 +46,7 @@ def commands(fix: bool) -> dict[str, list[str]]:
             *text,
         ],
         "yamllint": ["yamllint", "--strict", "-c", ".yamllint.yaml", *named(".yaml", ".yml")],
+        "ansible-lint": ["ansible-lint", "--offline", "-q", "--profile", "production", "ansible"],
         "shellcheck": ["shellcheck", "run", ".ci/run", *named(".sh")],
     }
 
@@ -96,7 +98,14 @@ def main() -> int:
             continue
         count += 1
         start = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=collection.environment() if name == "ansible-lint" else None,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         verdict = "ok" if done.returncode == 0 else "FAILED"
         print(f"{name:16s} {verdict:8s} {time.perf_counter() - start:5.1f} s", flush=True)
         if done.returncode != 0:

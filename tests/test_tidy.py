@@ -62,7 +62,7 @@ def test_files_are_short_enough_to_hold_in_the_head() -> None:
 
 
 def test_every_template_is_used() -> None:
-    code = "\n".join((ROOT / name).read_text() for name in files(".py", ".j2", ".cmake"))
+    code = "\n".join((ROOT / name).read_text() for name in files(".py", ".j2", ".cmake", ".yml"))
     unused = [str(name) for name in files(".j2") if name.name not in code and name.stem not in code]
     assert not unused
 

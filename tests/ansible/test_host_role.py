@@ -1,0 +1,74 @@
+"""The role gpupool_host over ssh: what it would do, does, does not do again, and undoes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.ansible.conftest import Wheels
+from tests.ansible.machine import Machine
+from tests.ansible.playbook import site
+from tests.e2e.control_plane import eventually
+
+SECRET = "7c6d1f20aa5e4d6b9c31"  # noqa: S105 (of no machine)
+ROLE = "gpupool_host"
+
+
+def of_gpupool(machine: Machine) -> set[str]:
+    """Files of ours on it."""
+    return {path for path in machine.changes() if "gpupool" in path}
+
+
+def start_hostd(machine: Machine) -> None:
+    """As the unit would, and waits until it answers."""
+    command = "setsid gpupool hostd --config /etc/gpupool/hostd.toml >/run/hostd.log 2>&1 &"
+    machine.run("sh", "-c", command)
+    eventually(lambda: machine.run("gpupool", "status", check=False).returncode == 0, "hostd")
+
+
+def running(machine: Machine) -> str:
+    """Processes of ours on it."""
+    return machine.run("pgrep", "-f", "/opt/gpupool", check=False).stdout
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.slow
+def test_a_host_comes_stays_and_goes(tmp_path: Path, target: Machine, wheelhouse: Wheels) -> None:
+    (tmp_path / "token").write_text(SECRET + "\n")
+    here = site(tmp_path, target, wheelhouse)
+    here.variables["gpupool_host_config"] = {
+        "gpu": "software",
+        "limits": {"max_sessions": 7},
+        "endpoint": [{"listen": "unix:/run/gpupool/hostd.sock"}],
+    }
+    here.variables["gpupool_host_endpoint_token_file"] = str(tmp_path / "token")
+
+    would = here.play(ROLE, check=True)
+    assert would.changed > 0
+    assert not of_gpupool(target)
+
+    first = here.play(ROLE)
+    assert first.handlers == ["Restart hostd"]
+    assert SECRET not in first.text
+    assert "gpupool_host_service is false" in first.text  # no systemd here
+    config = target.run("cat", "/etc/gpupool/hostd.toml").stdout
+    assert "max_sessions = 7" in config
+    assert target.run("stat", "-c", "%a %U", "/etc/gpupool/token").stdout == "600 root\n"
+    assert SECRET in target.run("cat", "/etc/gpupool/token").stdout
+    unit = target.run("cat", "/etc/systemd/system/gpupool-hostd.service").stdout
+    assert "ExecStart=/opt/gpupool/bin/gpupool hostd --config /etc/gpupool/hostd.toml" in unit
+    found = target.run("/usr/local/bin/gpupool", "doctor", "--json", check=False).stdout
+    assert "/opt/gpupool/lib" in found
+
+    start_hostd(target)
+
+    second = here.play(ROLE)
+    assert second.changed == 0, second.text
+    assert second.handlers == []
+
+    gone = here.play(ROLE, gpupool_state="absent", gpupool_purge=True)
+    assert gone.changed > 0
+    assert not running(target)
+    assert not of_gpupool(target)
+    assert here.play(ROLE, gpupool_state="absent", gpupool_purge=True).changed == 0

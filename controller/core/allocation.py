@@ -14,9 +14,9 @@ from gpupool.controller.core.operation import Operation, OperationState
 from gpupool.controller.core.ports import Tables
 from gpupool.controller.core.scheduler import Candidate, Wanted
 from gpupool.controller.core.tenant import Tenant, Use, over_quota
-from gpupool.controller.core.vgpu import Change, Mode, Request, Share, State, Vgpu
+from gpupool.controller.core.vgpu import Ask, Change, Mode, Request, Share, State, Vgpu
 
-_CANDIDATES = 16  # so many are scored
+CANDIDATES = 16  # so many are scored
 _GROUP_NODES = 16  # whose GPUs are looked at together
 _GROUP_BATCHES = 64
 _GROUP_CANDIDATES = 1024
@@ -47,26 +47,31 @@ def create(tables: Tables, request: Request, licence: Licence) -> list[Vgpu]:
     generations = {node_id: tables.nodes.bump(node_id) for node_id in node_ids}
     made = []
     for ask, place in zip(request.asks, places, strict=True):
-        vgpu = Vgpu(
-            id=new_id("vgpu", tables.now_ms),
-            name=ask.name,
-            tenant_id=request.tenant_id,
-            mode=ask.mode,
-            policy=ask.policy,
-            priority=ask.priority,
-            share=ask.share,
-            state=State.IDLE,
-            selector=request.selector,
-            strategy=request.strategy,
-            group_id=group_id,
-            created_ms=tables.now_ms,
-        )
+        vgpu = draft(request, ask, tables.now_ms, group_id)
         if place is not None:
             vgpu = at(vgpu, place, generations[place.node_id])
         tables.vgpus.add(vgpu)
-        tell(tables, vgpu, "created", f"vGPU {vgpu.name} was created")
+        tables.journal.emit(creation(vgpu))
         made.append(vgpu)
     return made
+
+
+def draft(request: Request, ask: Ask, now_ms: int, group_id: str | None = None) -> Vgpu:
+    """A vGPU before it has a place."""
+    return Vgpu(
+        id=new_id("vgpu", now_ms),
+        name=ask.name,
+        tenant_id=request.tenant_id,
+        mode=ask.mode,
+        policy=ask.policy,
+        priority=ask.priority,
+        share=ask.share,
+        state=State.IDLE,
+        selector=request.selector,
+        strategy=request.strategy,
+        group_id=group_id,
+        created_ms=now_ms,
+    )
 
 
 def at(vgpu: Vgpu, place: Candidate, generation: int) -> Vgpu:
@@ -84,14 +89,21 @@ def at(vgpu: Vgpu, place: Candidate, generation: int) -> Vgpu:
     )
 
 
+def creation(vgpu: Vgpu) -> Event:
+    """What is told of a new one."""
+    return _event(vgpu, "created", f"vGPU {vgpu.name} was created")
+
+
 def tell(tables: Tables, vgpu: Vgpu, what: str, message: str) -> None:
     """An event of a vGPU."""
+    tables.journal.emit(_event(vgpu, what, message))
+
+
+def _event(vgpu: Vgpu, what: str, message: str) -> Event:
     facts = {"name": vgpu.name, "state": vgpu.state.value}
     if vgpu.gpu_uuid is not None:
         facts |= {"gpu": vgpu.gpu_uuid, "node": vgpu.node_name or ""}
-    tables.journal.emit(
-        Event(f"vgpu.{what}", vgpu.id, message, vgpu.tenant_id, vgpu.node_id, facts)
-    )
+    return Event(f"vgpu.{what}", vgpu.id, message, vgpu.tenant_id, vgpu.node_id, facts)
 
 
 def charge(
@@ -142,7 +154,7 @@ def _place(tables: Tables, request: Request, shares: Sequence[Share]) -> list[Ca
 
 def hold_best(tables: Tables, wanted: Wanted) -> Candidate:
     """Sets a share aside on the best GPU. Raises NoRoomError."""
-    found = tables.gpus.candidates(wanted, _CANDIDATES)
+    found = tables.gpus.candidates(wanted, CANDIDATES)
     place = scheduler.best(found, wanted.share, wanted.strategy)
     # The condition of the update is what forbids giving out too much; the query only chooses.
     if place is None or not tables.gpus.hold(place.gpu_id, wanted.share):

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gpupool.controller.core.event import AuditEntry, Event
 from gpupool.controller.core.gpu import Gpu, GpuUse
@@ -40,6 +40,9 @@ from gpupool.controller.core.scheduler import Candidate, Shortfall, Wanted
 from gpupool.controller.core.tenant import Quota, Tenant, Use
 from gpupool.controller.core.token import Token
 from gpupool.controller.core.vgpu import Share, Vgpu
+
+if TYPE_CHECKING:
+    from gpupool.controller.core.single import Single
 
 T = TypeVar("T")
 
@@ -286,6 +289,10 @@ class Store(Protocol):
         """Runs it in one serialisable transaction, again after a conflict, a bounded number of
         times. What `work` raises undoes everything.
         """
+        ...
+
+    def allocate(self, one: Single[T]) -> T:
+        """As `change(one.change)`; a database may do it in one statement instead."""
         ...
 
     def beat(self, beats: Sequence[Beat]) -> set[str]:

@@ -35,8 +35,11 @@ from gpupool.controller.core.errors import StoreError
 from gpupool.controller.core.gpu import GpuUse
 from gpupool.controller.core.node import Beat
 from gpupool.controller.core.ports import Tables
+from gpupool.controller.core.single import Single
+from gpupool.controller.store import pipelined
 from gpupool.controller.store.models import BeatRow, GpuRow, UseRow
 from gpupool.controller.store.tables import SqlTables
+from gpupool.controller.store.tables.journal import SqlJournal
 from gpupool.controller.store.turns import Turns, Waiting
 
 log = logging.getLogger("gpupool.controller.store")
@@ -82,6 +85,11 @@ class SqlStore:
         done: T = self._turns.take(work)
         return done
 
+    def allocate(self, one: Single[T]) -> T:
+        """See the port."""
+        done: T = self._turns.take(one.change, one if self._postgres else None)
+        return done
+
     def beat(self, beats: Sequence[Beat]) -> set[str]:
         """See the port. READ COMMITTED and no gate: it touches rows that no change decides by."""
 
@@ -123,7 +131,7 @@ class SqlStore:
     def _aside(self, work: Callable[[Connection], T]) -> T:
         def once() -> T:
             with self._connection("READ COMMITTED") as connection:
-                self._begin(connection, write=True, gate=False)
+                self._begin(connection, "BEGIN IMMEDIATE")
                 answer = work(connection)
                 connection.commit()
                 return answer
@@ -145,7 +153,7 @@ class SqlStore:
 
     def _read(self, work: Callable[[Tables], T]) -> T:
         with self._connection("REPEATABLE READ") as connection:
-            self._begin(connection, write=False, gate=False)
+            self._begin(connection, "BEGIN")
             return work(SqlTables(connection, self._now_ms()))
 
     def _together(self, batch: Sequence[Waiting]) -> None:
@@ -162,14 +170,16 @@ class SqlStore:
         """
         with self._connection("SERIALIZABLE") as connection:
             for careful in (False, True):
-                self._begin(connection, write=True, gate=True)
-                if self._work(connection, batch, careful=careful):
+                now_ms = self._now_ms()
+                journal = SqlTables(connection, now_ms).journal
+                left = self._begin_change(connection, journal, batch, now_ms)
+                if self._work(connection, journal, left, careful=careful):
                     break
                 connection.rollback()
                 if len(batch) == 1:
                     return
             try:
-                connection.commit()
+                self._commit(connection, journal)
             except DBAPIError as error:
                 if _state(error) in _CONFLICTS:
                     raise  # PostgreSQL has undone it
@@ -177,14 +187,38 @@ class SqlStore:
                     f"the database was lost at COMMIT: {_brief(error)}", unsure=True
                 ) from error
 
-    def _work(self, connection: Connection, batch: Sequence[Waiting], *, careful: bool) -> bool:
-        """Does what they ask for. False: one raised, and nothing undid it."""
-        now_ms = self._now_ms()
-        journal = SqlTables(connection, now_ms).journal
+    def _begin_change(
+        self, connection: Connection, journal: SqlJournal, batch: Sequence[Waiting], now_ms: int
+    ) -> list[tuple[Waiting, bool]]:
+        """Those that are still to be done, and whether to expect that they will be refused."""
+        if not self._postgres:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return [(one, False) for one in batch]
+        singles = [one.single for one in batch if one.single is not None]
+        outcomes = iter(pipelined.begin(connection, journal, singles, now_ms))
+        left = []
         for one in batch:
             one.result = one.error = None
-            savepoint = connection.begin_nested() if careful else None
-            tables = SqlTables(connection, now_ms)
+            outcome = next(outcomes) if one.single is not None else None
+            if outcome is None or outcome is pipelined.NOT_PLACED:
+                left.append((one, outcome is not None and len(batch) > 1))
+            else:
+                one.result = outcome
+        return left
+
+    def _work(
+        self,
+        connection: Connection,
+        journal: SqlJournal,
+        left: Sequence[tuple[Waiting, bool]],
+        *,
+        careful: bool,
+    ) -> bool:
+        """Does what they ask for. False: one raised, and nothing undid it."""
+        for one, doubtful in left:
+            one.result = one.error = None
+            savepoint = connection.begin_nested() if careful or doubtful else None
+            tables = SqlTables(connection, journal.now_ms)
             try:
                 one.result = one.work(tables)
             except Exception as error:
@@ -198,8 +232,14 @@ class SqlStore:
                 if savepoint is not None:
                     savepoint.commit()
                 tables.journal.hand_over(journal)
-        journal.flush()
         return True
+
+    def _commit(self, connection: Connection, journal: SqlJournal) -> None:
+        if self._postgres:
+            pipelined.commit(connection, journal)
+            return
+        journal.flush()
+        connection.commit()
 
     @contextmanager
     def _connection(self, isolation: str) -> Iterator[Connection]:
@@ -208,13 +248,10 @@ class SqlStore:
                 connection = connection.execution_options(isolation_level=isolation)
             yield connection
 
-    def _begin(self, connection: Connection, *, write: bool, gate: bool) -> None:
-        if self._postgres:
-            if gate:
-                connection.exec_driver_sql("LOCK TABLE gate IN EXCLUSIVE MODE")
-            return
-        # The driver leaves transactions to us (see make_engine).
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    def _begin(self, connection: Connection, statement: str) -> None:
+        """The driver leaves SQLite's transactions to us (see make_engine)."""
+        if not self._postgres:
+            connection.exec_driver_sql(statement)
 
     def _tries(self, once: Callable[[], T]) -> T:
         """Runs it until it succeeds, a bounded number of times."""

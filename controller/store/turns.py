@@ -14,6 +14,7 @@ from typing import Any
 
 from gpupool.controller.core.errors import StoreError
 from gpupool.controller.core.ports import Tables
+from gpupool.controller.core.single import Single
 
 MOST = 16
 
@@ -21,8 +22,11 @@ MOST = 16
 class Waiting:
     """One change, and what became of it."""
 
-    def __init__(self, work: Callable[[Tables], Any]) -> None:
+    def __init__(
+        self, work: Callable[[Tables], Any], single: Single[Any] | None = None
+    ) -> None:
         self.work = work
+        self.single = single  # the same as data, where it can be told so
         self.result: Any = None
         self.error: BaseException | None = None
         self.leads = False
@@ -45,9 +49,9 @@ class Turns:
         self._queue: deque[Waiting] = deque()
         self._busy = False
 
-    def take(self, work: Callable[[Tables], Any]) -> Any:
+    def take(self, work: Callable[[Tables], Any], single: Single[Any] | None = None) -> Any:
         """Waits for its turn, or is taken along. Raises StoreError after a while."""
-        one = Waiting(work)
+        one = Waiting(work, single)
         with self._mutex:
             self._queue.append(one)
             one.leads = not self._busy

@@ -17,9 +17,19 @@ from gpupool.controller.core.node import (
     SessionReport,
 )
 from gpupool.controller.core.ports import Tables
+from gpupool.controller.core.single import Single
 from gpupool.controller.core.tenant import Quota, Tenant
 from gpupool.controller.core.token import Role, Token, digest, new_secret
-from gpupool.controller.core.vgpu import Ask, Mode, Request, Selector, Share, Vgpu, VgpuReport
+from gpupool.controller.core.vgpu import (
+    Ask,
+    Mode,
+    Request,
+    Selector,
+    Share,
+    Strategy,
+    Vgpu,
+    VgpuReport,
+)
 from gpupool.controller.store.sql import SqlStore
 
 NO_QUOTA = Quota()
@@ -145,10 +155,13 @@ class Pool:
         memory_mib: int = 1000,
         mode: Mode = Mode.RESERVED,
         selector: Selector = ANYWHERE,
+        strategy: Strategy = Strategy.BINPACK,
     ) -> Vgpu:
         """One vGPU. Raises RefusedError."""
         ask = Ask(name, Share(compute_percent, memory_mib), mode=mode)
-        return self.request(Request(tenant_id, (ask,), selector))[0]
+        return self.store.allocate(
+            Single(tenant_id, ask, selector, strategy, self.licence, lambda _, made: made)
+        )
 
     def request(self, request: Request) -> list[Vgpu]:
         """All vGPUs of a request. Raises RefusedError."""

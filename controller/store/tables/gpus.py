@@ -42,7 +42,7 @@ _SELECT = (
     .join(NodeRow, NodeRow.id == GpuRow.node_id)
     .outerjoin(UseRow, UseRow.gpu_id == GpuRow.id)
 )
-_CANDIDATES = select(
+CANDIDATES = select(
     GpuRow.id,
     GpuRow.uuid,
     GpuRow.node_id,
@@ -54,7 +54,8 @@ _CANDIDATES = select(
 ).join(NodeRow, NodeRow.id == GpuRow.node_id)
 
 
-def _moved(sign: int) -> dict[Any, Any]:
+def moved(sign: int) -> dict[Any, Any]:
+    """What becomes of a GPU's room when a share is set aside (1) or given back (-1)."""
     compute: ColumnElement[int] = sign * bindparam("compute", type_=BigInteger)
     memory: ColumnElement[int] = sign * bindparam("memory", type_=BigInteger)
     return {
@@ -73,10 +74,10 @@ _HOLD_ANYWHERE = (
         or_(bindparam("compute") == 0, GpuRow.compute_free_percent >= bindparam("compute")),
         or_(bindparam("memory") == 0, GpuRow.memory_free_mib >= bindparam("memory")),
     )
-    .values(_moved(1))
+    .values(moved(1))
 )
 _HOLD = _HOLD_ANYWHERE.where(GpuRow.usable)
-_UNHOLD = update(GpuRow).where(GpuRow.id == bindparam("gpu")).values(_moved(-1))
+_UNHOLD = update(GpuRow).where(GpuRow.id == bindparam("gpu")).values(moved(-1))
 
 
 class SqlGpus:
@@ -201,7 +202,7 @@ class SqlGpus:
 
     def candidates(self, wanted: Wanted, limit: int) -> list[Candidate]:
         """See the port."""
-        rows = self._connection.execute(_candidates(_shape(wanted), limit), _demands(wanted))
+        rows = self._connection.execute(_candidates(shape_of(wanted), limit), demands(wanted))
         return [Candidate(*row) for row in rows]
 
     def nodes_with(self, wanted: Wanted, gpus: int, limit: int) -> list[str]:
@@ -210,19 +211,19 @@ class SqlGpus:
         found = (
             select(GpuRow.node_id)
             .join(NodeRow, NodeRow.id == GpuRow.node_id)
-            .where(*_fitting(_shape(wanted)))
+            .where(*fitting(shape_of(wanted)))
             .group_by(GpuRow.node_id)
             .having(func.count() >= gpus)
             .order_by(room.desc() if wanted.strategy is Strategy.SPREAD else room, GpuRow.node_id)
             .limit(limit)
         )
-        return list(self._connection.execute(found, _demands(wanted)).scalars())
+        return list(self._connection.execute(found, demands(wanted)).scalars())
 
     def shortfalls(self, wanted: Wanted, *, by_node: int = 0) -> list[Shortfall]:
         """See the port."""
         inner = (
             select(
-                _reason(_shape(wanted)).label("reason"),
+                _reason(shape_of(wanted)).label("reason"),
                 NodeRow.name.label("node"),
                 GpuRow.compute_free_percent.label("compute"),
                 GpuRow.memory_free_mib.label("memory"),
@@ -243,7 +244,7 @@ class SqlGpus:
         )
         return [
             Shortfall(reason, count, max(most, 0), max(room, 0), node)
-            for reason, count, most, room, node in self._connection.execute(found, _demands(wanted))
+            for reason, count, most, room, node in self._connection.execute(found, demands(wanted))
         ]
 
     def hold(self, gpu_id: str, share: Share, *, usable: bool = True) -> bool:
@@ -261,7 +262,7 @@ def _values(gpu_id: str, share: Share) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class Shape:
     """Which demands a filter has, without their values: what a statement is kept by.
 
     Building one costs more than running it.
@@ -278,9 +279,10 @@ class _Shape:
     spread: bool
 
 
-def _shape(wanted: Wanted) -> _Shape:
+def shape_of(wanted: Wanted) -> Shape:
+    """That of these demands."""
     selector = wanted.selector
-    return _Shape(
+    return Shape(
         compute=wanted.share.compute_percent > 0,
         memory=wanted.share.memory_mib > 0,
         node=bool(selector.node),
@@ -293,7 +295,7 @@ def _shape(wanted: Wanted) -> _Shape:
     )
 
 
-def _demands(wanted: Wanted) -> dict[str, Any]:
+def demands(wanted: Wanted) -> dict[str, Any]:
     """The values; those that a statement has no place for are not looked at."""
     selector = wanted.selector
     found: dict[str, Any] = {
@@ -316,10 +318,14 @@ def _demands(wanted: Wanted) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=256)
-def _candidates(shape: _Shape, limit: int) -> Executable:
+def _candidates(shape: Shape, limit: int) -> Executable:
+    return CANDIDATES.where(*fitting(shape)).order_by(*order(shape)).limit(limit)
+
+
+def order(shape: Shape) -> list[ColumnElement[int]]:
+    """That of the candidates: an index has it."""
     room = GpuRow.compute_free_percent, GpuRow.memory_free_mib
-    order = [column.desc() if shape.spread else column.asc() for column in room]
-    return _CANDIDATES.where(*_fitting(shape)).order_by(*order).limit(limit)
+    return [column.desc() if shape.spread else column.asc() for column in room]
 
 
 def _has_label(number: int) -> ColumnElement[bool]:
@@ -334,7 +340,7 @@ def _has_label(number: int) -> ColumnElement[bool]:
     )
 
 
-def _selected(shape: _Shape) -> Sequence[tuple[str, ColumnElement[bool]]]:
+def _selected(shape: Shape) -> Sequence[tuple[str, ColumnElement[bool]]]:
     """What each part of a selector demands, with the name of the reason where it is not met."""
     found: list[tuple[str, ColumnElement[bool]]] = []
     if shape.node:
@@ -347,7 +353,8 @@ def _selected(shape: _Shape) -> Sequence[tuple[str, ColumnElement[bool]]]:
     return found
 
 
-def _fitting(shape: _Shape) -> list[ColumnElement[bool]]:
+def fitting(shape: Shape) -> list[ColumnElement[bool]]:
+    """What a GPU has to be."""
     found: list[ColumnElement[bool]] = [GpuRow.usable.is_(True)]
     if shape.compute:
         found.append(GpuRow.compute_free_percent >= bindparam("compute"))
@@ -361,7 +368,7 @@ def _fitting(shape: _Shape) -> list[ColumnElement[bool]]:
     return found
 
 
-def _reason(shape: _Shape) -> ColumnElement[str]:
+def _reason(shape: Shape) -> ColumnElement[str]:
     """Why a GPU is left out; `fits` where it is not. In the order of scheduler.REASONS."""
     pooled = and_(GpuRow.pool == Pool.POOLED.value, GpuRow.pool_wanted == Pool.POOLED.value)
     reasons: list[tuple[ColumnElement[bool], str]] = [

@@ -24,7 +24,7 @@ class SqlJournal:
 
     def __init__(self, connection: Connection, now_ms: int) -> None:
         self._connection = connection
-        self._now_ms = now_ms
+        self.now_ms = now_ms
         self._events: list[dict[str, Any]] = []
         self._entries: list[dict[str, Any]] = []
 
@@ -32,6 +32,12 @@ class SqlJournal:
         """What is not written yet is written by another journal of the same transaction."""
         other._events += self._events
         other._entries += self._entries
+
+    def take(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Events and audit entries that are not written yet: the caller writes them."""
+        taken = self._events, self._entries
+        self._events, self._entries = [], []
+        return taken
 
     def flush(self) -> None:
         """Writes what has been told."""
@@ -44,7 +50,7 @@ class SqlJournal:
         """See the port."""
         self._events.append(
             {
-                "time_ms": self._now_ms,
+                "time_ms": self.now_ms,
                 "kind": event.kind,
                 "subject": event.subject,
                 "message": event.message[:512],
@@ -75,7 +81,7 @@ class SqlJournal:
         """See the port."""
         self._entries.append(
             {
-                "time_ms": self._now_ms,
+                "time_ms": self.now_ms,
                 "action": entry.action,
                 "subject": entry.subject,
                 "token_id": entry.token_id,
@@ -114,7 +120,7 @@ class SqlJournal:
                 "status": kept.answer.status,
                 "body": kept.answer.body,
                 "headers": dict(kept.answer.headers),
-                "created_ms": self._now_ms,
+                "created_ms": self.now_ms,
             },
         )
 

@@ -13,7 +13,7 @@ from gpupool.controller.core.tenant import Quota, Tenant, Use
 from gpupool.controller.store.models import TenantRow
 
 _SELECT = select(TenantRow.__table__)
-_RESOURCES = (
+RESOURCES = (
     (TenantRow.used_vgpus, TenantRow.quota_vgpus, "vgpus"),
     (TenantRow.used_compute_percent, TenantRow.quota_compute_percent, "compute_percent"),
     (TenantRow.used_memory_mib, TenantRow.quota_memory_mib, "memory_mib"),
@@ -21,16 +21,15 @@ _RESOURCES = (
 _ADD = (
     update(TenantRow)
     .where(TenantRow.id == bindparam("tenant"))
-    .values({used: used + bindparam(name) for used, _, name in _RESOURCES})
+    .values({used: used + bindparam(name) for used, _, name in RESOURCES})
 )
 # What is not asked for is not looked at: a quota that was lowered below what is held forbids more
 # of that, not a share of 0.
-_CHARGE = _ADD.where(
-    *(
-        or_(bindparam(name) == 0, limit.is_(None), used + bindparam(name) <= limit)
-        for used, limit, name in _RESOURCES
-    )
+ALLOWED = tuple(
+    or_(bindparam(name) == 0, limit.is_(None), used + bindparam(name) <= limit)
+    for used, limit, name in RESOURCES
 )
+_CHARGE = _ADD.where(*ALLOWED)
 
 
 class SqlTenants:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,21 +61,7 @@ class SqlVgpus:
     def add(self, vgpu: Vgpu) -> None:
         """See the port."""
         try:
-            self._connection.execute(
-                _INSERT,
-                {
-                    "id": vgpu.id,
-                    "tenant_id": vgpu.tenant_id,
-                    "name": vgpu.name,
-                    "mode": vgpu.mode.value,
-                    "selector": dataclasses.asdict(vgpu.selector),
-                    "strategy": vgpu.strategy.value,
-                    "group_id": vgpu.group_id,
-                    "memory_used_mib": 0,
-                    "created_ms": vgpu.created_ms,
-                    **_changing(vgpu),
-                },
-            )
+            self._connection.execute(_INSERT, row_of(vgpu))
         except IntegrityError:
             raise RefusedError(
                 Kind.NAME_TAKEN, f"The tenant has a vGPU {vgpu.name!r} already."
@@ -100,6 +85,28 @@ class SqlVgpus:
     def remove(self, vgpu_id: str) -> None:
         """See the port."""
         self._connection.execute(delete(VgpuRow).where(VgpuRow.id == vgpu_id))
+
+
+def row_of(vgpu: Vgpu) -> dict[str, Any]:
+    """All columns of a new one."""
+    selector = vgpu.selector
+    return {
+        "id": vgpu.id,
+        "tenant_id": vgpu.tenant_id,
+        "name": vgpu.name,
+        "mode": vgpu.mode.value,
+        "selector": {
+            "models": list(selector.models),
+            "gpu_memory_mib": selector.gpu_memory_mib,
+            "node": selector.node,
+            "labels": dict(selector.labels),
+        },
+        "strategy": vgpu.strategy.value,
+        "group_id": vgpu.group_id,
+        "memory_used_mib": 0,
+        "created_ms": vgpu.created_ms,
+        **_changing(vgpu),
+    }
 
 
 def _changing(vgpu: Vgpu) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from gpupool.controller.api.rest.context import Services
 from gpupool.controller.api.rest.door import Door, Limits
 from gpupool.controller.api.rest.limiter import Limiter
 from gpupool.controller.api.rest.metrics import Metrics
+from gpupool.controller.api.rest.quick import Quick
 from gpupool.controller.config import Config, ConfigError, load
 from gpupool.controller.core import consistency
 from gpupool.controller.core.errors import StoreError
@@ -162,7 +163,8 @@ def serve(config: Config, store: SqlStore) -> int:
         Limiter(config.limits_requests_per_s, config.limits_burst, time.monotonic),
         Limiter(_FAILURES_PER_S, _FAILURES, time.monotonic),
     )
-    door = Door(app, store, limits, metrics, now_ms=now_ms, public_metrics=config.metrics_public)
+    inner = Quick(app, services)
+    door = Door(inner, store, limits, metrics, now_ms=now_ms, public_metrics=config.metrics_public)
     server = uvicorn.Server(
         uvicorn.Config(
             door,

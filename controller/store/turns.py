@@ -22,9 +22,7 @@ MOST = 16
 class Waiting:
     """One change, and what became of it."""
 
-    def __init__(
-        self, work: Callable[[Tables], Any], single: Single[Any] | None = None
-    ) -> None:
+    def __init__(self, work: Callable[[Tables], Any], single: Single[Any] | None = None) -> None:
         self.work = work
         self.single = single  # the same as data, where it can be told so
         self.result: Any = None

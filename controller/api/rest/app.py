@@ -29,7 +29,7 @@ from gpupool.controller.api.rest.context import Services
 from gpupool.controller.api.rest.door import request_id
 from gpupool.controller.api.rest.metrics import Metrics
 from gpupool.controller.api.rest.problems import Problem
-from gpupool.controller.core.errors import Kind, RefusedError, StoreError
+from gpupool.controller.core.errors import RefusedError, StoreError
 
 log = logging.getLogger("gpupool.controller.api")
 
@@ -97,9 +97,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        log.error("request %s failed", request_id(request), exc_info=error)
-        detail = "It is a fault of the controller; its log has more under this request id."
-        return problems.answer(RefusedError(Kind.INTERNAL, detail), request_id(request))
+        return problems.broken(error, request_id(request))
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

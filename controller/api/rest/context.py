@@ -22,6 +22,7 @@ from gpupool.controller.core.errors import Kind, RefusedError
 from gpupool.controller.core.event import AuditEntry
 from gpupool.controller.core.licence import Licence
 from gpupool.controller.core.ports import Answer, KeptAnswer, Page, Store, Tables
+from gpupool.controller.core.single import Single
 from gpupool.controller.core.token import Actor, Role
 
 T = TypeVar("T")
@@ -55,8 +56,10 @@ def services(request: Request) -> Services:
 class Call:
     """One request: who asks, and how to answer it."""
 
-    def __init__(self, request: Request, body: bytes, key: str | None) -> None:
-        self.services = services(request)
+    def __init__(
+        self, request: Request, body: bytes, key: str | None, given: Services | None = None
+    ) -> None:
+        self.services = given or services(request)
         self.store = self.services.store
         self.actor: Actor = request.state.actor
         self._request = request
@@ -97,6 +100,12 @@ class Call:
 
         return respond(self.store.change(once))
 
+    def allocate(self, one: Single[Answer]) -> Response:
+        """One vGPU, as quickly as the database can."""
+        if self._key is not None:
+            return self.change(one.change)
+        return respond(self.store.allocate(one))
+
     def no_key(self) -> None:
         """For answers that must not be kept."""
         if self._key is not None:
@@ -116,17 +125,26 @@ class Call:
         tenant_id: str | None = None,
     ) -> None:
         """Writes down who changed what, in the transaction that changes it."""
-        tables.journal.audit(
-            AuditEntry(
-                action=action,
-                subject=subject,
-                token_id=self.actor.token_id,
-                role=self.actor.role.value,
-                request_id=self.actor.request_id,
-                tenant_id=tenant_id,
-                before=plain(before),
-                after=plain(after),
-            )
+        tables.journal.audit(self.entry(action, subject, before, after, tenant_id))
+
+    def entry(
+        self,
+        action: str,
+        subject: str,
+        before: object | None,
+        after: object | None,
+        tenant_id: str | None = None,
+    ) -> AuditEntry:
+        """What is written down of a change."""
+        return AuditEntry(
+            action=action,
+            subject=subject,
+            token_id=self.actor.token_id,
+            role=self.actor.role.value,
+            request_id=self.actor.request_id,
+            tenant_id=tenant_id,
+            before=plain(before),
+            after=plain(after),
         )
 
     def _digest(self) -> str:

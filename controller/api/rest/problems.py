@@ -6,6 +6,7 @@ the inside is shown: no traces, no statements, no values of a request that was n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from gpupool.controller.core.errors import Kind, RefusedError, StoreError
+
+log = logging.getLogger("gpupool.controller.api")
 
 MEDIA_TYPE = "application/problem+json"
 STATUS: Mapping[Kind, int] = {
@@ -104,6 +107,13 @@ def of_store(error: StoreError) -> RefusedError:
             "same Idempotency-Key."
         )
     return RefusedError(Kind.UNAVAILABLE, f"The database does not answer. {told} Try again soon.")
+
+
+def broken(error: Exception, request_id: str) -> JSONResponse:
+    """A fault of ours. It is in the log."""
+    log.error("request %s failed", request_id, exc_info=error)
+    detail = "It is a fault of the controller; its log has more under this request id."
+    return answer(RefusedError(Kind.INTERNAL, detail), request_id)
 
 
 def of_validation(error: RequestValidationError) -> RefusedError:

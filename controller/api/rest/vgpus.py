@@ -28,8 +28,9 @@ from gpupool.controller.api.rest.problems import described
 from gpupool.controller.core import allocation
 from gpupool.controller.core.errors import Kind, RefusedError, not_found
 from gpupool.controller.core.operation import OperationState
-from gpupool.controller.core.ports import Answer, Tables
+from gpupool.controller.core.ports import Answer, Journal, Tables
 from gpupool.controller.core.scheduler import Wanted
+from gpupool.controller.core.single import Single
 from gpupool.controller.core.token import Role
 from gpupool.controller.core.vgpu import Change, Request, Vgpu
 
@@ -89,6 +90,9 @@ def _create(
 @router.post("", status_code=201, response_model=VgpuOut, responses=_MADE)
 def create_vgpu(call: ChangeCall, body: VgpuIn) -> Response:
     """Makes a vGPU. A reserved one has its GPU at once; an on-demand one gets it with a client."""
+    tenant = _plain_tenant(call, body.tenant)
+    if tenant is not None:
+        return _create_single(call, body, tenant)
 
     def request(tables: Tables) -> Request:
         return Request(
@@ -98,11 +102,39 @@ def create_vgpu(call: ChangeCall, body: VgpuIn) -> Response:
             body.strategy,
         )
 
-    def shape(made: list[Vgpu]) -> Answer:
-        location = f"/api/v1/vgpus/{made[0].id}"
-        return answer(VgpuOut.of(made[0]), 201, Location=location)
+    return _create(call, request, lambda made: _made(made[0]))
 
-    return _create(call, request, shape)
+
+def _plain_tenant(call: Call, given: str | None) -> str | None:
+    """Id or name of whose vGPU it becomes, where that is known without looking anything up."""
+    actor = call.actor
+    if actor.role is not Role.TENANT:
+        return given
+    return actor.tenant_id if given in (None, actor.tenant_id) else None
+
+
+def _create_single(call: Call, body: VgpuIn, tenant: str) -> Response:
+    """The change that is made most often."""
+
+    def finish(journal: Journal, vgpu: Vgpu) -> Answer:
+        journal.audit(call.entry("vgpu.create", vgpu.id, None, vgpu, vgpu.tenant_id))
+        return _made(vgpu)
+
+    ask, selector = body.ask(body.mode), body.selector.inside()
+    licence = call.services.licence()
+    try:
+        return call.allocate(Single(tenant, ask, selector, body.strategy, licence, finish))
+    except allocation.NoRoomError:
+        operator = call.actor.role is not Role.TENANT
+        # Whose it would be makes no difference to why there is no room.
+        asked = Request(tenant, (ask,), selector, body.strategy)
+        raise call.read(
+            lambda tables: allocation.explain(tables, asked, operator=operator)
+        ) from None
+
+
+def _made(vgpu: Vgpu) -> Answer:
+    return answer(VgpuOut.of(vgpu), 201, Location=f"/api/v1/vgpus/{vgpu.id}")
 
 
 @router.post("/group", status_code=201, response_model=GroupOut, responses=_MADE)

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    Dialect,
     Float,
     Select,
     String,
@@ -113,16 +114,15 @@ def statement(shape: Shape) -> tuple[str, dict[str, Any]]:
     whole = select(
         place.c.tenant_id, made.c.generation, *(place.c[name] for name in _PLACE)
     ).select_from(place.join(made, true()))
-    compiled = whole.compile(dialect=postgresql.psycopg.dialect())  # type: ignore[attr-defined]
+    dialect: Dialect = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
+    compiled = whole.compile(dialect=dialect)
     constants = {name: value for name, value in compiled.params.items() if value is not None}
     return str(compiled), constants
 
 
 def _owner() -> Select[Any]:
     """The tenant, if it may have one more of that name and size. An id comes before a name."""
-    named = exists().where(
-        VgpuRow.tenant_id == TenantRow.id, VgpuRow.name == bindparam("its_name")
-    )
+    named = exists().where(VgpuRow.tenant_id == TenantRow.id, VgpuRow.name == bindparam("its_name"))
     unlimited = bindparam("memory_mib") == 0
     first = (
         select(TenantRow.id)
@@ -139,7 +139,7 @@ def _owner() -> Select[Any]:
     )
 
 
-def _few(shape: Shape) -> Select[Any]:
+def _few(shape: Shape) -> Any:
     """The candidates."""
     found = CANDIDATES.where(*fitting(replace(shape, models=False)))
     if shape.models:

@@ -16,6 +16,7 @@ from gpupool.controller.api.rest.context import Services
 from gpupool.controller.api.rest.door import Door, Limits
 from gpupool.controller.api.rest.limiter import Limiter
 from gpupool.controller.api.rest.metrics import Metrics
+from gpupool.controller.api.rest.quick import Quick
 from gpupool.controller.core.token import Role
 from tests.controller.pool import FakeNode, Pool
 
@@ -58,7 +59,7 @@ def make_door(pool: Pool, burst: int = 1_000_000, failures: int = 1_000_000) -> 
     services = Services(pool.store, lambda: pool.licence, "1.2.3", lambda: False)
     limits = Limits(Limiter(0.01, burst, time.monotonic), Limiter(0.01, failures, time.monotonic))
     return Door(
-        make_app(services, metrics),
+        Quick(make_app(services, metrics), services),
         pool.store,
         limits,
         metrics,

@@ -310,6 +310,7 @@ def test_a_database_that_is_away_is_503(rest: Rest, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(rest.pool.store, "read", away)
     monkeypatch.setattr(rest.pool.store, "change", away)
+    monkeypatch.setattr(rest.pool.store, "allocate", away)
     told = problem(rest.ask("tenant", "GET", "vgpus"), 503, "database-unavailable")
     assert "db.internal" not in json.dumps(told)
     told = problem(rest.ask("tenant", "POST", "vgpus", {"name": "b"}), 503, "database-unavailable")

@@ -30,7 +30,7 @@ from gpupool.bench.host import Host, HostError, helper, hostd
 KINDS = ("small", "long", "graphs", "gemm", "two_clients")
 PERCENTS = (1, 5, 10, 25, 50, 75)
 POLICIES = ("hard", "elastic")
-EXTRAS = ("alone", "pair", "eight", "latency", "resize")
+EXTRAS = ("alone", "pair", "three", "eight", "latency", "resize")
 _ANSWER_S = 60.0
 _SETTLE_S = 0.4
 _STEADY = 0.02  # as a part of the rate
@@ -241,6 +241,25 @@ class Bench:
         ) as clients:
             found = rates(clients, self.window_s)
         self.figures.others["two elastic tenants in sum, % of one"] = sum(found) / solo * 100
+
+    def three(self) -> None:
+        """Three tenants that want all they can get; then two of them change places."""
+        solo = self.solo("small")
+        self.set_shares(a=(50, "elastic"), b=(30, "elastic"), c=(20, "elastic"))
+        names = ("a", "b", "c")
+        with self.clients(*[("small", {"GPUPOOL_VGPU": name}) for name in names]) as clients:
+            for quotas in ((50, 30, 20), (20, 30, 50)):
+                wanted = dict(zip(names, quotas, strict=True))
+                self.set_shares(**{name: (quota, "elastic") for name, quota in wanted.items()})
+                time.sleep(_RESIZED_S)
+                found = rates(clients, self.window_s)
+                for name, rate in zip(names, found, strict=True):
+                    quota, share = wanted[name], rate / solo * 100
+                    what = "small, elastic, one of 50/30/20" + (
+                        "" if quotas[0] == 50 else ", a and c having changed places while they run"
+                    )
+                    self.figures.rows.append(Row(f"{what}: {name}", quota, share, quota - 2, 100))
+        self.set_shares(c=(0, "elastic"))
 
     def eight(self) -> None:
         """Eight clients with and without shares."""

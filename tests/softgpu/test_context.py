@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from pathlib import Path
 
 from tests.softgpu.driver import Driver
 
@@ -20,6 +22,11 @@ def state(driver: Driver) -> tuple[int, int]:
     flags, active = c_uint(), c_int()
     driver.cuDevicePrimaryCtxGetState(0, byref(flags), byref(active))
     return flags.value, active.value
+
+
+def resident_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * mmap.PAGESIZE
 
 
 def test_the_stack(driver: Driver) -> None:
@@ -87,6 +94,24 @@ def test_destroying_frees_what_was_made(process_driver: Driver) -> None:
     assert after.value == before.value
     assert driver.result.cuStreamQuery(c_void_p(stream)) == 400
     assert driver.result.cuEventQuery(c_void_p(event)) == 400
+    driver.cuCtxDestroy_v2(c_void_p(outer))
+
+
+def test_nothing_stays_of_destroyed_contexts(process_driver: Driver) -> None:
+    driver = process_driver
+
+    def grown(rounds: int) -> int:
+        before = resident_bytes()
+        for _ in range(rounds):
+            one = driver.handle("cuCtxCreate_v2", c_uint(0), 0)
+            driver.cuMemsetD8Async(c_uint64(memory), 0, c_size_t(1), None)  # on its own stream
+            driver.cuCtxDestroy_v2(c_void_p(one))
+        return resident_bytes() - before
+
+    outer = driver.handle("cuCtxCreate_v2", c_uint(0), 0)
+    memory = driver.allocate(512)
+    grown(500)
+    assert grown(2000) < 1 << 20
     driver.cuCtxDestroy_v2(c_void_p(outer))
 
 

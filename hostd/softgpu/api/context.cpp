@@ -194,7 +194,12 @@ GPUPOOL_CUDA CUresult cuCtxDestroy_v2(CUcontext handle) {
     const auto context = contexts().take(handle);
     require(context != nullptr, CUDA_ERROR_INVALID_CONTEXT);
     empty_context(*context);
-    context->legacy->close();
+    std::shared_ptr<Stream> legacy;  // it and the context hold each other
+    {
+      const std::lock_guard lock(context->submit_mutex);
+      legacy.swap(context->legacy);
+    }
+    legacy->close();
     forget_context(*context);
   });
 }

@@ -39,7 +39,7 @@ struct Context : std::enable_shared_from_this<Context> {
   // Guards the stream lists and the order between streams: whoever submits holds it.
   std::mutex submit_mutex;
   std::vector<std::shared_ptr<Stream>> streams;
-  std::shared_ptr<Stream> legacy;
+  std::shared_ptr<Stream> legacy;  // null once destroyed
   std::map<std::thread::id, std::shared_ptr<Stream>> per_thread;
   std::vector<std::shared_ptr<Completion>> gates;  // what all work submitted from now on waits for
   std::set<int> peers;                             // devices whose memory this context may use

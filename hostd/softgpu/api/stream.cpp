@@ -36,6 +36,12 @@ std::shared_ptr<Stream> per_thread_stream(const std::shared_ptr<Context>& contex
   return stream;
 }
 
+std::shared_ptr<Stream> legacy_stream(Context& context) {
+  const std::lock_guard lock(context.submit_mutex);
+  require(context.legacy != nullptr, CUDA_ERROR_CONTEXT_IS_DESTROYED);  // in another thread, just now
+  return context.legacy;
+}
+
 void create(CUstream* out, u32 flags, int priority) {
   require(out != nullptr && (flags & ~static_cast<u32>(CU_STREAM_NON_BLOCKING)) == 0);
   const auto context = current_context();
@@ -48,7 +54,7 @@ void create(CUstream* out, u32 flags, int priority) {
 }  // namespace
 
 std::shared_ptr<Stream> resolve_stream_any(CUstream handle) {
-  if (handle == nullptr || handle == CU_STREAM_LEGACY) return current_context_any()->legacy;
+  if (handle == nullptr || handle == CU_STREAM_LEGACY) return legacy_stream(*current_context_any());
   if (handle == CU_STREAM_PER_THREAD) return per_thread_stream(current_context_any());
   const auto stream = streams().get(handle);
   require(!stream->context->destroyed.load(), CUDA_ERROR_CONTEXT_IS_DESTROYED);

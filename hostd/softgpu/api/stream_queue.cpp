@@ -11,7 +11,7 @@ Work Stream::prepare(OperationPtr operation, std::vector<Fence> after) {
   if (legacy) {
     for (const auto& other : context->streams)
       if (other->blocking() && other->last_ && !other->last_->done()) after.push_back(other->last_);
-  } else if (blocking()) {
+  } else if (blocking() && context->legacy) {
     const Fence& fence = context->legacy->last_;
     if (fence && !fence->done()) after.push_back(fence);
   }

@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import subprocess
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gpupool.cli.main import main
 from tests.fakes.admin_socket import AdminSocket
 from tests.fakes.libvirtd import Libvirtd
+from tests.fakes.vm_command import Command
 
 GIVEN = ("--compute", "25", "--memory", "4G", "--window", "16")
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command did."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-class Command:
-    """`gpupool vm` on this libvirtd, asking this hostd."""
-
-    def __init__(self, libvirtd: Libvirtd, hostd: Path) -> None:
-        self._libvirtd = libvirtd
-        self._hostd = hostd
-
-    def call(self, verb: str, *words: str) -> Done:
-        """As a user does, but for the start of another Python."""
-        connect = () if verb == "list" else ("--connect", self._libvirtd.uri)
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(["vm", verb, *words, *connect, "--admin-socket", str(self._hostd)])
-        return Done(code, out.getvalue(), err.getvalue())
-
-    def json(self, verb: str, *words: str) -> dict[str, Any]:
-        """What it answers."""
-        done = self.call(verb, *words, "--json")
-        assert done.returncode == 0, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
-
-    def says(self, verb: str, *words: str) -> str:
-        """What it prints."""
-        done = self.call(verb, *words)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
 
 @pytest.fixture

@@ -46,19 +46,24 @@ class Editor:
         self._outcome = Outcome(one.uuid, one.name)
 
     def attach(self, wish: Wish) -> Outcome:
-        """Raises BackendError; what was done by then is undone, or stands where it does no harm."""
+        """Raises BackendError, and has then changed nothing, unless it fails on the way."""
+        one = self._domain
         wanted = Attachment((wish.vgpu,), wish.window_mib, self._relay_socket(wish.relay))
-        had = domain.request(self._domain.xml(live=not self._domain.persistent))
-        new_right = self._allow(wish)
+        old = self._right()
+        xml = one.xml(live=not one.persistent)
+        # Ours to take away again, where we gave it.
+        right = self._hostd is not None and (old is None or domain.request(xml).added.right)
+        before = domain.detached(xml)
+        edited = domain.attached(before, wanted, right)
+        self._allow(wish)
         try:
-            if self._domain.persistent:
-                self._define(wanted, right=new_right or had.added.right)
+            if one.running:
+                self._attach_live(wanted, right)
+            if one.persistent:
+                self._define(before, edited)
         except BackendError:
-            if new_right and self._hostd is not None:
-                self._hostd.disallow_vm(self._domain.uuid)
+            self._restore(old)
             raise
-        if self._domain.running:
-            self._attach_live(wanted, right=new_right or had.added.right)
         return self._outcome
 
     def detach(self) -> Outcome:
@@ -106,14 +111,13 @@ class Editor:
         rights = self._host.rights if self._host is not None else ()
         return next((one for one in rights if one.uuid == self._domain.uuid), None)
 
-    def _allow(self, wish: Wish) -> bool:
-        """Whether a right was made that was not there."""
+    def _allow(self, wish: Wish) -> None:
         if self._hostd is None:
             self._outcome.notes.append(
                 "hostd was not asked: on the domain's machine run gpupool vm allow "
                 f"{self._domain.uuid}"
             )
-            return False
+            return
         vgpu, old = wish.vgpu, self._right()
         needed = VmRight(
             self._domain.uuid,
@@ -126,12 +130,19 @@ class Editor:
         right = needed if old is None else _covering(old, needed)
         if right != old:
             self._hostd.allow_vm(right)
-        return old is None
 
-    def _define(self, wanted: Attachment, right: bool) -> None:
+    def _restore(self, old: VmRight | None) -> None:
+        """What it was allowed before."""
+        if self._hostd is None or (old is not None and old.configured):
+            return
+        if old is None:
+            self._hostd.disallow_vm(self._domain.uuid)
+        else:
+            self._hostd.allow_vm(old)
+
+    def _define(self, before: str, edited: str) -> None:
         one = self._domain
-        before = domain.detached(one.xml(live=False))
-        one.define(domain.attached(before, wanted, right))
+        one.define(edited)
         after = one.xml(live=False)
         asked = domain.with_controllers(
             domain.request(after), domain.controllers(before), domain.controllers(after)

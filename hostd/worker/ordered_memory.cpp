@@ -58,11 +58,8 @@ void OrderedMemory::look_at_graphs(u32 device) {
     return;
   Device& all = devices_[device];
   if (used == 0) all.graphs_gone = 0;
-  u64 asked = all.graphs_gone;
-  for (const auto& [handle, exec] : execs_)
-    if (exec.device == device && exec.launched) asked += exec.bytes;
   // The driver says what it holds for graphs in its own units: what was not asked for is idle.
-  all.graph_used = std::min<u64>(used, asked);
+  all.graph_used = std::min<u64>(used, all.graphs_ask + all.graphs_gone);
   all.graph_reserved = std::max(used, reserved);
 }
 
@@ -267,8 +264,9 @@ CUresult OrderedMemory::instantiate(CUgraphExec* exec, CUgraph graph, CUDA_GRAPH
   ledger_.release(device, bytes);
   if (result == CUDA_SUCCESS) {
     const bool frees_first = (params->flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH) != 0;
-    const bool uploaded = (params->flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD) != 0;
-    execs_[*exec] = Exec{bytes, device, frees_first, uploaded};
+    graph_ended(*exec);  // that handle's graph before, which ended with its context
+    Exec& made = execs_[*exec] = Exec{bytes, device, frees_first, false};
+    if ((params->flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD) != 0) has_run(made);
   }
   settle_graphs();
   return result;
@@ -289,17 +287,27 @@ CUresult OrderedMemory::run_counted(CUgraphExec handle, CUstream stream, Run run
   if (!fits() && !(make_room(exec.device) && fits())) return CUDA_ERROR_OUT_OF_MEMORY;
   const CUresult result = run(handle, stream);
   ledger_.release(exec.device, more);
-  exec.launched = exec.launched || result == CUDA_SUCCESS;
+  if (result == CUDA_SUCCESS) has_run(exec);
   look_at_graphs(exec.device);
   settle(exec.device);
   return result;
 }
 
+void OrderedMemory::has_run(Exec& exec) {
+  if (exec.launched) return;
+  exec.launched = true;
+  devices_[exec.device].graphs_ask += exec.bytes;
+}
+
 void OrderedMemory::graph_ended(CUgraphExec handle) {
   const auto found = execs_.find(handle);
   if (found == execs_.end()) return;
-  if (found->second.launched) devices_[found->second.device].graphs_gone += found->second.bytes;
+  const Exec exec = found->second;
   execs_.erase(found);
+  if (exec.launched) {
+    devices_[exec.device].graphs_ask -= exec.bytes;
+    devices_[exec.device].graphs_gone += exec.bytes;
+  }
   settle_graphs();
 }
 

@@ -82,7 +82,8 @@ class OrderedMemory {
     u64 lingering = 0;
     u64 graph_used = 0;  // no more than the graphs that were launched allocate
     u64 graph_reserved = 0;
-    u64 graphs_gone = 0;  // allocations of executable graphs that were destroyed; some may not be freed
+    u64 graphs_ask = 0;   // all allocations of the executable graphs that were launched
+    u64 graphs_gone = 0;  // of those that were destroyed since: some may not be freed yet
     [[nodiscard]] u64 in_use() const { return used + graph_used; }
   };
 
@@ -100,6 +101,7 @@ class OrderedMemory {
   bool settle(u32 device, bool refusing = false);
   [[nodiscard]] u64 bytes_of(CUgraph graph) const;
   CUresult run_counted(CUgraphExec exec, CUstream stream, Run run);
+  void has_run(Exec& exec);
   void wait_for_all(u32 device);
 
   MemoryLedger& ledger_;

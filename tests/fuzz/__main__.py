@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--time", type=int, default=600, metavar="S", help="seconds a target")
     parser.add_argument("--keep", action="store_true", help="then renew tests/fuzz/corpus")
     arguments = parser.parse_args(argv)
-    if reason := missing():
+    if reason := missing(*arguments.target):
         print(f"fuzz: {reason}", file=sys.stderr)
         return 69
     found = 0

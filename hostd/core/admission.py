@@ -199,9 +199,9 @@ Asking = TypeVar("Asking", Hello, Query)
 
 
 def of_vm(asking: Asking, door: Door) -> Asking | Refusal:
-    """What a client in a virtual machine asks for, its VM's vGPU filled in; it can have no other.
+    """What a client in a virtual machine asks for: a vGPU of its VM, or no name for all of them.
 
-    Programs there may say a KEY ("~..."), as they share that vGPU anyway.
+    Programs there may say a KEY ("~..."), as they share those anyway.
     """
     if not door.vm:
         return asking
@@ -217,9 +217,9 @@ def of_vm(asking: Asking, door: Door) -> Asking | Refusal:
             WelcomeStatus.LIMIT,
             "this virtual machine has no vGPU; `gpupool vm attach` on the host gives it one",
         )
-    if not asking.vgpu or asking.vgpu.startswith("~"):
-        return replace(asking, vgpu=door.vgpus[0])
-    if asking.vgpu in door.vgpus:
+    if asking.vgpu.startswith("~"):
+        return replace(asking, vgpu="")
+    if not asking.vgpu or asking.vgpu in door.vgpus:
         return asking
     return Refusal(
         WelcomeStatus.LIMIT,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpupool.hostd.core import placement
 from gpupool.hostd.core.gpu import Inventory
@@ -36,8 +36,13 @@ class Plan:
 
     quota: Quota
     gpus: tuple[str, ...]  # UUIDs
-    vgpu: Vgpu | None = None  # None: one of its own on each of them
+    vgpus: tuple[Vgpu, ...] = ()  # on each of them; none: one of its own on each
     group: str = ""  # who may share that
+
+    @property
+    def names(self) -> str:
+        """Of the named ones."""
+        return ",".join(vgpu.name for vgpu in self.vgpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +66,9 @@ class Allocations:
         offered = {gpu.uuid for gpu in inventory.gpus}  # a program's next process is elsewhere, too
         shared = self.table.find_group(wanted.group, offered) if wanted.group else None
         if shared is not None:
-            return Plan(shared.vgpu.quota, (shared.gpu,), shared.vgpu)
+            return Plan(shared.vgpu.quota, (shared.gpu,), (shared.vgpu,))
         if wanted.vgpu and not wanted.group:
-            return self._plan_named(wanted, inventory)
+            return self._plan_all(wanted, inventory)
         if not wanted.quota.holds:
             return Plan(wanted.quota, tuple(gpu.uuid for gpu in inventory.gpus))
         where = self.rooms(inventory)
@@ -77,8 +82,11 @@ class Allocations:
         if wanted.group:
             return self.table.find_group(wanted.group) is None
         if wanted.vgpu:
-            vgpu = self.table.find(wanted.vgpu)
-            return vgpu is not None and vgpu.quota.holds and self.table.place_of(vgpu.id) is None
+            named = [self.table.find(name) for name in (wanted.vgpu, *wanted.more)]
+            return any(
+                vgpu is not None and vgpu.quota.holds and self.table.place_of(vgpu.id) is None
+                for vgpu in named
+            )
         return wanted.quota.holds
 
     def priority_of(self, wanted: Wanted) -> int:
@@ -110,7 +118,28 @@ class Allocations:
             log.error("account unreadable", extra=fields({"vgpu": vgpu_id, "error": str(error)}))
             return AccountUse()
 
-    def _plan_named(self, wanted: Wanted, inventory: Inventory) -> Plan | NoPlace:
+    def _plan_all(self, wanted: Wanted, inventory: Inventory) -> Plan | NoPlace:
+        """Each of the named ones on a GPU of its own, as far as there are GPUs: a session has one
+        vGPU on a GPU.
+        """
+        plan = self._plan_named(wanted, inventory, ())
+        for name in wanted.more:
+            if isinstance(plan, NoPlace):
+                break
+            found = self.table.find(name)
+            placed = self.table.place_of(found.id) if found is not None else None
+            if placed.gpu in plan.gpus if placed else len(plan.gpus) == len(inventory.gpus):
+                continue
+            more = self._plan_named(replace(wanted, vgpu=name), inventory, plan.gpus)
+            if isinstance(more, NoPlace):
+                return more
+            plan = replace(plan, gpus=(*plan.gpus, *more.gpus), vgpus=(*plan.vgpus, *more.vgpus))
+        return plan if isinstance(plan, NoPlace) else _in_order(plan, inventory)
+
+    def _plan_named(
+        self, wanted: Wanted, inventory: Inventory, taken: tuple[str, ...]
+    ) -> Plan | NoPlace:
+        """`taken`: GPUs where it cannot be put, unless it is there."""
         vgpu = self.table.find(wanted.vgpu)
         another_vms = vgpu is not None and vgpu.vm not in ("", wanted.vm)
         if vgpu is None or another_vms or (vgpu.users and wanted.uid not in vgpu.users):
@@ -122,7 +151,7 @@ class Allocations:
         placed = self.table.place_of(vgpu.id)
         if placed is not None:
             if placed.gpu in (gpu.uuid for gpu in inventory.gpus):
-                return Plan(vgpu.quota, (placed.gpu,), vgpu)
+                return Plan(vgpu.quota, (placed.gpu,), (vgpu,))
             # An on-demand one is placed elsewhere when its sessions on a leaving GPU have ended.
             leaving = next((note for note in inventory.notes if placed.gpu in note), "")
             why = leaving or f"GPU {placed.gpu} is not there now; see `gpupool doctor` on the host"
@@ -130,19 +159,21 @@ class Allocations:
                 f"vGPU {vgpu.name} takes no clients: {why}",
                 may_wait=False,  # it would hold up those who wait for room
             )
-        where = self.rooms(inventory)
+        where = tuple(room for room in self.rooms(inventory) if room.gpu not in taken)
         room = placement.choose(vgpu.quota, where)
         if room is None:
             return _no_room(vgpu.quota, where)
-        return Plan(vgpu.quota, (room.gpu,), vgpu)
+        return Plan(vgpu.quota, (room.gpu,), (vgpu,))
 
     def seat(self, session_id: int, plan: Plan) -> tuple[Seat, ...]:
         """Rows for a session. Raises NoRowError and leaves nothing behind."""
         seats: list[Seat] = []
         try:
             for index, gpu in enumerate(plan.gpus):
-                vgpu = plan.vgpu or Vgpu(
-                    anonymous_id(session_id, index), plan.quota, group=plan.group
+                vgpu = (
+                    plan.vgpus[index]
+                    if plan.vgpus
+                    else Vgpu(anonymous_id(session_id, index), plan.quota, group=plan.group)
                 )
                 seats.append(self.table.seat(vgpu, gpu, session_id))
         except NoRowError:
@@ -252,6 +283,14 @@ class Allocations:
             action(*what)
         except PortError as error:
             log.error("page not cleared", extra=fields({"error": str(error)}))
+
+
+def _in_order(plan: Plan, inventory: Inventory) -> Plan:
+    """The GPUs as a program that has all of them sees them: NVML names them in that order."""
+    order = [gpu.uuid for gpu in inventory.gpus]
+    pairs = sorted(zip(plan.gpus, plan.vgpus, strict=True), key=lambda one: order.index(one[0]))
+    vgpus = tuple(vgpu for _, vgpu in pairs)
+    return replace(plan, quota=vgpus[0].quota, gpus=tuple(gpu for gpu, _ in pairs), vgpus=vgpus)
 
 
 def _no_room(quota: Quota, where: tuple[placement.Room, ...]) -> NoPlace:

@@ -128,7 +128,7 @@ class Host:
         self.allocations.adopt(self.sessions)
         for placed in self.allocations.table.placed:
             # A resize that was under way: the vGPU's own record is what counts.
-            self.save_quota(placed.sessions, placed.vgpu.quota)
+            self.save_quota(placed.vgpu.id, placed.sessions, placed.vgpu.quota)
         self.changed()
         return len(self._sessions)
 
@@ -175,8 +175,10 @@ class Host:
 
     def wanted(self, asking: Hello | Query, peer: Peer, door: Door) -> Wanted:
         """The vGPU that a client asks for."""
-        owner = owner_of(peer, door)
-        return replace(wanted_of(asking, self._limits), uid=peer.uid, owner=owner, vm=door.vm)
+        wanted = wanted_of(asking, self._limits)
+        if door.vm and not wanted.vgpu:
+            wanted = replace(wanted, vgpu=door.vgpus[0], more=door.vgpus[1:])
+        return replace(wanted, uid=peer.uid, owner=owner_of(peer, door), vm=door.vm)
 
     def plan(self, wanted: Wanted, ticket: Ticket | None = None) -> Plan | NoPlace:
         """Where a client may go now: not past those who wait for room."""
@@ -194,9 +196,12 @@ class Host:
         """What may still be promised of each GPU."""
         return self.allocations.rooms(self.inventory)
 
-    def save_quota(self, sessions: Iterable[int], quota: Quota) -> None:
-        """The vGPU of these sessions is resized. Raises PortError."""
-        stale = [self._sessions[one] for one in sessions if self._sessions[one].quota != quota]
+    def save_quota(self, vgpu_id: int, sessions: Iterable[int], quota: Quota) -> None:
+        """The vGPU of these sessions is resized: what counts for one that has several is its first.
+        Raises PortError.
+        """
+        theirs = [self._sessions[one] for one in sessions]
+        stale = [one for one in theirs if one.seats[0].vgpu == vgpu_id and one.quota != quota]
         changed = [session.with_quota(quota) for session in stale]
         for session in changed:
             self._ports.store.save(session)
@@ -219,18 +224,27 @@ class Host:
         if session is not None and query.pid:
             quota, gpus = session.quota, session.devices
             ids = {seat.vgpu for seat in session.seats}
+            quotas = self._quotas_of(session)
         else:
             wanted = self.wanted(query, peer, door)
             plan = self.plan(wanted)
             quota, gpus = (plan.quota, plan.gpus) if isinstance(plan, Plan) else (wanted.quota, ())
-            ids = {plan.vgpu.id} if isinstance(plan, Plan) and plan.vgpu else set()
+            vgpus = plan.vgpus if isinstance(plan, Plan) else ()
+            ids = {vgpu.id for vgpu in vgpus}
+            quotas = {gpu: vgpu.quota for gpu, vgpu in zip(gpus, vgpus, strict=False)}
             if not ids and mine and quota.holds:
                 # It would have a vGPU of its own. What it looks for are its user's programs.
                 gpus = tuple({uuid: None for one in mine for uuid in one.session.devices})
         if ids and quota.holds:
             mine = [one for one in mine if ids & {seat.vgpu for seat in one.session.seats}]
         used = self._used_of(ids) if quota.memory_mib else {}
-        return make_report(quota, self.inventory.only(gpus), mine, host_version, used)
+        offered = self.inventory.only(gpus)
+        return make_report(quota, offered, mine, host_version, used, quotas)
+
+    def _quotas_of(self, session: Session) -> dict[str, Quota]:
+        """By GPU: those of its vGPUs, which differ where a virtual machine has several."""
+        placed = {seat.gpu: self.allocations.table.place_of(seat.vgpu) for seat in session.seats}
+        return {gpu: one.vgpu.quota for gpu, one in placed.items() if one is not None}
 
     def _used_of(self, vgpus: Iterable[int]) -> dict[str, int]:
         """What all sessions of these vGPUs use, by GPU."""
@@ -283,7 +297,7 @@ class Host:
             client_address=client.address,
             owner=owner_of(peer, door),
             client_pid=hello.pid,
-            vgpu=hello.vgpu if plan.vgpu or plan.group else "",
+            vgpu=plan.names or (hello.vgpu if plan.vgpus or plan.group else ""),
             policy=plan.quota.policy.value,
             priority=plan.quota.priority,
             seats=seats,

@@ -50,15 +50,18 @@ def make_report(
     sessions: Sequence[OwnSession],
     host_version: str,
     used: Mapping[str, int] | None = None,
+    quotas: Mapping[str, Quota] | None = None,
 ) -> Report:
     """vGPUs of that quota on these GPUs, in NVML's order, and what `sessions` use of them; `used`:
-    bytes by GPU, where a vGPU has other sessions than these.
+    bytes by GPU, where a vGPU has other sessions than these; `quotas`: by GPU, where they differ.
     """
     gpus = sorted(inventory.gpus, key=lambda gpu: (gpu.pci_bus_id, gpu.index))[:MAX_GPUS]
-    quota_bytes, percent = quota.memory_mib * MIB, quota.compute_percent
+    each = quotas or {}
     driver = inventory.driver_version
     return Report(
-        gpus=tuple(_gpu(gpu, gpus, quota_bytes, percent, sessions, used or {}) for gpu in gpus),
+        gpus=tuple(
+            _gpu(gpu, gpus, each.get(gpu.uuid, quota), sessions, used or {}) for gpu in gpus
+        ),
         processes=_processes(gpus, sessions),
         driver_version=_SOFTWARE_DRIVER if driver == "software" else driver,
         host_version=host_version,
@@ -69,13 +72,13 @@ def make_report(
 def _gpu(
     gpu: Gpu,
     gpus: Sequence[Gpu],
-    quota_bytes: int,
-    percent: int,
+    quota: Quota,
     sessions: Sequence[OwnSession],
     used: Mapping[str, int],
 ) -> GpuReport:
     card = gpu.card
     usages = [usage for one in sessions if (usage := one.on(gpu)) is not None]
+    quota_bytes = quota.memory_mib * MIB
     card_bytes = card.memory_bytes or gpu.memory_mib * MIB
     limited = 0 < quota_bytes < card_bytes
     major, _, minor = gpu.compute_capability.partition(".")
@@ -109,7 +112,7 @@ def _gpu(
         max_pcie_width=known(card.max_pcie_width),
         ecc_enabled=known(card.ecc_enabled),
         persistence_enabled=known(card.persistence_enabled),
-        compute_percent=percent,
+        compute_percent=quota.compute_percent,
         # Sessions overlap in time by an unknown amount; the sum is an upper bound.
         utilization_percent=min(100, sum(usage.utilization_percent for usage in usages)),
         peers_read=peers(0),

@@ -116,6 +116,7 @@ class Wanted:
     uid: int = -1  # of the client; -1: not known
     owner: str = ""  # who may share a KEY
     vm: str = ""  # UUID of the domain that the client runs in; empty: in none of ours
+    more: tuple[str, ...] = ()  # further named ones, as far as they are on other GPUs
 
     @property
     def group(self) -> str:

@@ -139,7 +139,8 @@ class Vgpus:
                     "least that, or end sessions"
                 )
         sessions = placed.sessions if placed else {}
-        if any(len(one.seats) > 1 for one in self._host.sessions if one.id in sessions):
+        shared = [one for one in self._host.sessions if one.id in sessions]
+        if is_anonymous(vgpu.id) and any(len(one.seats) > 1 for one in shared):
             raise VgpuError(
                 f"vGPU {vgpu.id} belongs to a session that asked for nothing and has several GPUs; "
                 "run its program with --compute, --memory or --vgpu"
@@ -147,7 +148,7 @@ class Vgpus:
         changed = vgpu.resized(quota)
         if self._table.find(vgpu.name) == vgpu:
             self._store.save(changed)
-        self._host.save_quota(sessions, quota)
+        self._host.save_quota(vgpu.id, sessions, quota)
         self._table.change(changed)
         self._write(changed)
         facts = {"vgpu": vgpu.name, "id": vgpu.id, "compute_percent": quota.compute_percent}

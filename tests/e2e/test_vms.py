@@ -39,6 +39,21 @@ less = driver.lib.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(200 << 20
 print(total.value >> 20, more, less)
 """
 
+# The memory of each of its GPUs.
+DEVICES = """
+import ctypes
+from tests.guest.cuda import Driver
+driver = Driver()
+count, free, total = ctypes.c_int(), ctypes.c_size_t(), ctypes.c_size_t()
+driver.call("cuDeviceGetCount", ctypes.byref(count))
+for number in range(count.value):
+    context = ctypes.c_void_p()
+    driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), ctypes.c_int(number))
+    driver.call("cuCtxSetCurrent", context)
+    driver.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    print(total.value >> 20)
+"""
+
 
 class Vms:
     """Two VMs on one hostd."""
@@ -174,6 +189,21 @@ def test_hostd_restarts_while_a_program_runs(vms: Vms, kill: bool) -> None:
     vms.running(vms.a)
     vms.call("vm_release", uuid=vms.a)
     vms.host.wait_until(lambda: not vms.host.sessions(), "both sessions to end")
+
+
+def test_a_program_has_all_vgpus_of_its_vm(device: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="gpupool-test-") as name:
+        host = make_host(Path(name), more='[vm]\nrelay = "no"\n', devices=2)
+        vms = Vms(host, device)
+        vms.call("vm_allow", uuid=vms.a, compute_percent=70, memory_mib=1000, vgpus=2)
+        sizes = [{"compute_percent": 30, "memory_mib": size} for size in (128, 192)]
+        vms.call("vm_prepare", uuid=vms.a, name="web", vgpus=sizes)
+        done = vms.run(vms.a, DEVICES)
+        assert sorted(done.stdout.split()) == ["128", "192"], done.stderr
+        only = vms.run(vms.a, DEVICES, GPUPOOL_VGPU="web-2")
+        assert only.stdout.split() == ["192"], only.stderr
+        vms.end()
+        end_host(host)
 
 
 def test_a_relay_lives_with_its_vm(device: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gpupool.hostd.core.admission import Door, Refusal, of_vm
+from gpupool.hostd.core.allocation import NoPlace
 from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.peer import Peer, owner_of
 from gpupool.hostd.core.ports import PortError
@@ -16,7 +17,7 @@ from gpupool.hostd.core.vgpu import Quota, SharePolicy, Vgpu, VgpuMode
 from gpupool.hostd.core.vgpus import Vgpus
 from gpupool.hostd.core.vm import Vm, VmError, VmRight, VmState, VmVgpu
 from gpupool.hostd.core.vms import VmOrder, Vms, VmSettings
-from gpupool.wire.hello import Hello, TransportKind
+from gpupool.wire.hello import TransportKind
 from gpupool.wire.query import Query
 from tests.fakes.vms import FakePlaces, FakeVmStore
 from tests.hostd.test_host import DOOR, HELLO, Machine
@@ -139,9 +140,7 @@ def test_what_a_guest_cannot_ask_for(rig: Rig) -> None:
         refused = of_vm(asking, door)  # type: ignore[type-var] # each in turn
         assert isinstance(refused, Refusal)
         assert "its vGPU has its own" in refused.text
-    named = of_vm(Query(), door)
-    assert isinstance(named, Query)
-    assert named.vgpu == "web-a"
+    assert of_vm(Query(), door) == Query()
     assert of_vm(HELLO, DOOR) is HELLO
 
 
@@ -334,6 +333,55 @@ def test_several_vgpus_are_on_several_gpus() -> None:
     assert [one.name for one in rig.vms.vgpus_of(A)] == ["web-a", "web-a-2", "web-a-3"]
 
 
+def test_a_session_has_all_vgpus_of_its_vm(rig: Rig) -> None:
+    rig = Rig(machine(3))
+    rig.vms.prepare(order(A, share(30), share(20, mode=VgpuMode.ON_DEMAND), share(10, 500)))
+    session = got(rig.client(A))
+    assert len(set(session.devices)) == 3
+    uuids = [gpu.uuid for gpu in rig.machine.inventory.gpus]
+    assert list(session.devices) == uuids  # in NVML's order
+    assert sorted(session.vgpu.split(",")) == ["web-a", "web-a-2", "web-a-3"]
+    rows = {row.quota.compute_percent for row in rig.machine.pages.vgpus.values()}
+    assert rows == {30, 20, 10}
+    door, peer = rig.door(A)
+    report = rig.host.report(Query(pid=HELLO.pid), peer, door, "1")
+    assert not isinstance(report, Refusal)
+    assert sorted(gpu.compute_percent for gpu in report.gpus) == [10, 20, 30]
+    asked = rig.host.report(Query(), peer, door, "1")  # a process without a session
+    assert not isinstance(asked, Refusal)
+    assert [gpu.compute_percent for gpu in asked.gpus] == [
+        gpu.compute_percent for gpu in report.gpus
+    ]
+    one = got(rig.client(A, "web-a-3"))
+    assert (one.vgpu, len(one.devices)) == ("web-a-3", 1)
+    wanted = (share(40), share(25, mode=VgpuMode.ON_DEMAND), share(15, 500))
+    rig.vms.change(A, wanted)  # while both run
+    rig.start()
+    first = next(v for v in rig.vms.vgpus_of(A) if v.id == session.seats[0].vgpu)
+    assert rig.host.sessions[0].quota == first.quota
+    rig.vms.release(A)
+    for each in (session, one):
+        rig.machine.workers.end(each.id)
+    assert nothing_left(rig.machine)
+
+
+def test_a_session_has_one_vgpu_on_a_gpu(rig: Rig) -> None:
+    rig.vms.prepare(order(A, share(30), share(20)))
+    assert got(rig.client(A)).vgpu == "web-a"
+    assert got(rig.client(A, "web-a-2")).vgpu == "web-a-2"
+    rig.vms.change(A, (share(30), share(20), share(10, mode=VgpuMode.ON_DEMAND)))
+    assert got(rig.client(A)).vgpu == "web-a"
+    two = Rig(machine(2))
+    two.vms.prepare(order(A, share(30), share(50, mode=VgpuMode.ON_DEMAND)))
+    two.vms.prepare(order(B, share(60)))  # on the other GPU
+    refused = two.client(A)
+    assert isinstance(refused, NoPlace)
+    assert refused.may_wait
+    assert "50% compute" in refused.text
+    two.vms.release(B)
+    assert got(two.client(A)).vgpu == "web-a,web-a-2"
+
+
 def test_live_changes(rig: Rig) -> None:
     rig.vms.prepare(order(A, share(30), share(60)))
     session = got(rig.client(A, "web-a-2"))
@@ -409,5 +457,7 @@ def test_damaged_rights() -> None:
 def test_hello_is_a_hello() -> None:
     """of_vm keeps everything else of what was asked."""
     door = Door("x", VSOCK, b"", vm=A, vgpus=("web",))
-    assert of_vm(HELLO, door) == replace(HELLO, vgpu="web")
-    assert isinstance(HELLO, Hello)
+    assert of_vm(HELLO, door) is HELLO
+    assert of_vm(replace(HELLO, vgpu="~key"), door) == HELLO
+    named = replace(HELLO, vgpu="web")
+    assert of_vm(named, door) is named

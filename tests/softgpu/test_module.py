@@ -11,7 +11,7 @@ import pytest
 from tests.softgpu.driver import COUNTER, HEADER, INVALID_VALUE, SCALE, Driver, pointers
 
 NO_BINARY, INVALID_IMAGE, INVALID_PTX, UNSUPPORTED_VERSION = 209, 200, 218, 222
-NOT_FOUND, INVALID_HANDLE, NOT_SUPPORTED = 500, 400, 801
+NOT_FOUND, INVALID_HANDLE, NOT_SUPPORTED, OUT_OF_MEMORY = 500, 400, 801, 2
 
 
 def scaled(n: int, factor: int) -> bytes:
@@ -233,6 +233,24 @@ def test_a_library_in_two_contexts_has_two_sets_of_variables(driver: Driver) -> 
     assert counter(driver, first) == 15
     driver.cuLibraryUnload(c_void_p(library))
     assert driver.result.cuLibraryUnload(c_void_p(library)) == INVALID_HANDLE
+
+
+def test_a_library_whose_variables_do_not_fit(driver: Driver) -> None:
+    library = load_library(driver, HEADER + ".visible .global .b8 big[1048576];\n")
+    room, total, module = c_size_t(), c_size_t(), c_void_p()
+    driver.cuMemGetInfo_v2(byref(room), byref(total))
+    taken = driver.allocate(room.value)
+    for _ in range(2):
+        refused = driver.result.cuLibraryGetModule(byref(module), c_void_p(library))
+        assert refused == OUT_OF_MEMORY
+    driver.cuMemFree_v2(c_uint64(taken))
+    driver.cuLibraryGetModule(byref(module), c_void_p(library))
+    driver.cuLibraryUnload(c_void_p(library))
+    library = load_library(driver, HEADER + ".visible .global .b8 big[1048576];\n")
+    taken = driver.allocate(room.value)
+    refused = driver.result.cuLibraryGetModule(byref(module), c_void_p(library))
+    assert refused == OUT_OF_MEMORY
+    driver.cuLibraryUnload(c_void_p(library))
 
 
 def test_kernels_of_a_library(driver: Driver) -> None:

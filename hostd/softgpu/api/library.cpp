@@ -51,8 +51,8 @@ Registry<Kernel, CUkernel>& kernels() {
 std::shared_ptr<Module> module_of(const std::shared_ptr<Library>& library,
                                   const std::shared_ptr<Context>& context) {
   const std::lock_guard lock(library->mutex);
-  std::shared_ptr<Module>& module = library->modules[context->id];
-  if (module) return module;
+  const auto there = library->modules.find(context->id);
+  if (there != library->modules.end()) return there->second;
   // Variables have one address a program, so every further context gets a program of its own.
   std::shared_ptr<Program> program = library->program_taken ? program_of(library->ptx, {}) : library->program;
   auto made = make_module(context, std::move(program));
@@ -61,7 +61,8 @@ std::shared_ptr<Module> module_of(const std::shared_ptr<Library>& library,
   for (const auto& kernel : library->kernels)
     made->settings[kernel->name] = kernel->settings[static_cast<u32>(context->device->ordinal)];
   modules().add(made);
-  return module = std::move(made);
+  library->modules[context->id] = made;
+  return made;
 }
 
 std::shared_ptr<Function> function_of(const std::shared_ptr<Kernel>& kernel,

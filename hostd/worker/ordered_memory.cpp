@@ -165,6 +165,7 @@ void OrderedMemory::lingers(u64 bytes) {
 void OrderedMemory::pool_ends(CUmemoryPool handle) {
   const auto found = pools_.find(handle);
   if (found == pools_.end() || !limited(found->second.device)) return;
+  notice_frees(ledger_.worker(), 0);
   ledger_.driver().cuMemPoolTrimTo(handle, 0);
   look_at(handle, found->second);
 }

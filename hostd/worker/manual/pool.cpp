@@ -57,11 +57,13 @@ void notice_frees(Worker& worker, u64 patience_ns) {
   if (any_capturing(worker)) return;
   wire::Backoff waited(50, 100);
   worker.streams.each([&](wire::Handle, const StreamEntry& entry) {
-    // A fault is told by what follows.
     while (worker.driver.cuStreamQuery(entry.stream) == CUDA_ERROR_NOT_READY) {
       if (waited.elapsed_ns() >= patience_ns) return;
       waited.step();
     }
+    // Pools hear of their frees from waits, not from queries (driver 580: a trim released nothing of what was
+    // freed before only a query). There is nothing left to wait for. A fault is told by what follows.
+    worker.driver.cuStreamSynchronize(entry.stream);
   });
 }
 

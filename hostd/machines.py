@@ -117,6 +117,10 @@ class Machines:
         self._relays.end(uuid, self._folders.folder(uuid))
         self._folders.remove(uuid)
 
+    def ended(self, uuid: str) -> bool:
+        """Whether it ended while no hostd was there to be told."""
+        return self._folders.ended(uuid)
+
     def found(self) -> list[str]:
         """UUIDs of VMs that have a folder."""
         return self._folders.found()

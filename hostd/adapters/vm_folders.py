@@ -23,6 +23,7 @@ log = logging.getLogger("gpupool.hostd")
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MIB = 1 << 20
+_ENDED = "ended"  # made by qemu_hooks/qemu
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where libvirt's <shmem> is, docs: formatdomain)
 
 
@@ -58,6 +59,7 @@ class VmFolders:
             path.mkdir(mode=0o700, exist_ok=True)
             os.chown(path, -1, self.gid())
             path.chmod(0o2750)
+            (path / _ENDED).unlink(missing_ok=True)
             if window_mib:
                 self._make_window(self.window(uuid), window_mib * _MIB)
         except OSError as error:
@@ -73,6 +75,10 @@ class VmFolders:
                 shutil.rmtree(self.folder(uuid))
         except OSError as error:
             raise PortError(f"cannot remove {error.filename}: {error.strerror}") from error
+
+    def ended(self, uuid: str) -> bool:
+        """Whether libvirt's hook found no hostd to tell of its end."""
+        return (self.folder(uuid) / _ENDED).exists()
 
     def found(self) -> list[str]:
         """UUIDs of all that have a folder."""

@@ -54,6 +54,10 @@ class VmPlaces(Protocol):
         """Removes all of it. What is missing is no error. Raises PortError."""
         ...
 
+    def ended(self, uuid: str) -> bool:
+        """Whether it ended while no hostd was there to be told (qemu_hooks/qemu says so)."""
+        ...
+
     def found(self) -> list[str]:
         """UUIDs of VMs of which something is there."""
         ...

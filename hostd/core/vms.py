@@ -102,7 +102,8 @@ class Vms:
         self._vms = {vm.uuid: vm for vm in self._store.load()}
         for vm in tuple(self._vms.values()):
             try:
-                if vm.state in (VmState.PREPARING, VmState.RELEASING):
+                over = vm.state in (VmState.PREPARING, VmState.RELEASING)
+                if over or self._places.ended(vm.uuid):
                     self._undo(vm)
                 else:
                     self._places.make(vm)

@@ -43,12 +43,14 @@ class FakePlaces:
 
     def __init__(self) -> None:
         self.there: set[str] = set()
+        self.over: set[str] = set()  # ended while no hostd was there
         self.fail = ""
         self.fail_remove = ""
 
     def make(self, vm: Vm) -> None:
         """Makes it, or fails half-way as the test asked."""
         self.there.add(vm.uuid)
+        self.over.discard(vm.uuid)
         if self.fail:
             raise PortError(self.fail)
 
@@ -57,6 +59,10 @@ class FakePlaces:
         if self.fail_remove:
             raise PortError(self.fail_remove)
         self.there.discard(uuid)
+
+    def ended(self, uuid: str) -> bool:
+        """As the test says."""
+        return uuid in self.over
 
     def found(self) -> list[str]:
         """What is there."""

@@ -210,6 +210,16 @@ def test_prepared_again_is_no_error(rig: Rig) -> None:
     assert changed.wanted == (share(70),)
 
 
+def test_what_ended_while_no_hostd_was_there_is_freed(rig: Rig) -> None:
+    for uuid in (A, B):
+        rig.vms.prepare(order(uuid))
+        rig.vms.started(uuid, 0)
+    rig.places.over = {A}
+    rig.start()
+    assert [facts.vm.uuid for facts in rig.vms.all()] == [B]
+    assert rig.places.there == {B}
+
+
 def test_what_fails_on_the_way_leaves_nothing(rig: Rig) -> None:
     rig.places.fail = "no room in /dev/shm"
     with pytest.raises(PortError, match="no room"):

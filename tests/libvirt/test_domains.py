@@ -147,6 +147,20 @@ def test_domains_outlive_hostd(host: Host) -> None:
     assert host.left(uuid) == []
 
 
+def test_what_ends_without_hostd_is_free_when_it_is_back(host: Host) -> None:
+    uuid, other = host.libvirtd.define(), host.libvirtd.define()
+    for one in (uuid, other):
+        host.vm.says("attach", one, "--compute", "20", *WINDOW)
+        host.libvirtd.does("start", "--paused", one)
+    host.hostd.stop()
+    host.libvirtd.does("destroy", uuid)
+    assert len(host.left(uuid)) == 2
+    host.hostd.start(CONFIG.format("yes"))
+    assert host.now(uuid) is None
+    assert host.left(uuid) == []
+    assert host.now(other) is not None
+
+
 def test_the_window_can_be_plugged_into_a_running_domain(libvirtd: Libvirtd) -> None:
     ports = "<controller type='pci' model='pcie-root-port'/>" * 2
     bridge = "<controller type='pci' model='pcie-to-pci-bridge'/>"

@@ -227,6 +227,20 @@ def test_metadata_that_went_while_it_ran_is_freed(
     assert hostd.methods() == ["vm_release"]
 
 
+def test_an_end_without_hostd_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook, "VMS_FOLDER", str(tmp_path))
+    code, said = call(tmp_path / "nobody", "release", domain(wrapped(VGPU)))
+    assert code == 1
+    assert "gpupool vm detach frees it" in said
+    (tmp_path / UUID).mkdir()
+    code, said = call(tmp_path / "nobody", "release", domain(wrapped(VGPU)))
+    assert code == 1
+    assert "frees its vGPU when it is back" in said
+    assert [one.name for one in (tmp_path / UUID).iterdir()] == ["ended"]
+
+
 def test_it_is_a_program(hostd: AdminSocket) -> None:
     hostd.refusals["vm_prepare"] = "no"
     done = subprocess.run(

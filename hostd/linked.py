@@ -24,6 +24,7 @@ from gpupool.hostd.core.placement import MIB
 from gpupool.hostd.core.pools import Pools
 from gpupool.hostd.core.ports import Clock, PortError
 from gpupool.hostd.core.vgpus import Vgpus
+from gpupool.hostd.core.vm_bound import LookUp
 from gpupool.wire.proto.node import NotBuiltError, node_api
 
 
@@ -32,6 +33,7 @@ class Linked:
     """What hostd has of it."""
 
     claims: VgpuClaims
+    look_up: LookUp
     run: Callable[[], Coroutine[Any, Any, None]]
     status: Callable[[], dict[str, Any]]
 
@@ -79,6 +81,7 @@ def link(
     host.on_change.append(connection.changed)
     return Linked(
         claims,
+        controlled.look_up,
         connection.run,
         lambda: asdict(connection.status),
     )

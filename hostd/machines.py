@@ -31,6 +31,7 @@ from gpupool.hostd.core.ports import PortError
 from gpupool.hostd.core.sandbox import Sandbox
 from gpupool.hostd.core.vgpus import Vgpus
 from gpupool.hostd.core.vm import AGENT_PORT, SESSION_PORT, Vm
+from gpupool.hostd.core.vm_bound import LookUp
 from gpupool.hostd.core.vms import Vms, VmSettings
 from gpupool.hostd.endpoint import VSOCK_ANY, Endpoint
 from gpupool.hostd.log import fields, wants_priorities
@@ -48,9 +49,15 @@ class Machines:
     """The virtual machines of one hostd. Implements `vm_ports.VmPlaces`."""
 
     def __init__(
-        self, config: Config, given: VmConfig, host: Host, vgpus: Vgpus, sandbox: Sandbox
+        self,
+        config: Config,
+        given: VmConfig,
+        host: Host,
+        vgpus: Vgpus,
+        sandbox: Sandbox,
+        look_up: LookUp | None,
     ) -> None:
-        """To be followed by `open`."""
+        """To be followed by `open`. `look_up`: where a controller leads this host."""
         self._config = config
         self._relay = given.relay == "yes" or (given.relay == "auto" and not KERNEL_DEVICE.exists())
         self._folders = VmFolders(given.folder, given.group)
@@ -66,8 +73,8 @@ class Machines:
                 given.window_mib,
                 config.limits.end_grace_s,
                 given.rights,
-                config.controller is not None,
             ),
+            look_up,
         )
         self._agents = VmAgents(self.vms, identify, __version__)
         self._serve: dict[int, Serve] = {AGENT_PORT: self._agents.serve}

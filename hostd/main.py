@@ -198,8 +198,7 @@ class Hostd:
         pooled.users.holders.append(arbiters.release)
         named = Vgpus(host, ports.pages, ports.vgpus)
         linked = self._link(host, named, pools, ports.clock)
-        sandbox = self._machine.sandbox
-        machines = Machines(config, config.vm, host, named, sandbox) if config.vm else None
+        machines = self._machines(host, named, linked)
         greeter = Greeter(
             host,
             identify,
@@ -273,6 +272,13 @@ class Hostd:
                 f"controller.url is set, but {error}: pip install 'gpupool[node]'"
             ) from error
         return link(self._config, given, host, vgpus, pools, clock)
+
+    def _machines(self, host: Host, vgpus: Vgpus, linked: Linked | None) -> Machines | None:
+        given = self._config.vm
+        if given is None:
+            return None
+        look_up = linked.look_up if linked else None
+        return Machines(self._config, given, host, vgpus, self._machine.sandbox, look_up)
 
     def _arbiters(self, pages: VgpuFiles) -> ArbiterProcesses:
         config = self._config

@@ -49,8 +49,8 @@ from gpupool.hostd.api.admin import BadRequestError, Method
 from gpupool.hostd.api.request import choice, only, take
 from gpupool.hostd.core.ports import PortError
 from gpupool.hostd.core.vgpu import DEFAULT_PRIORITY, Quota, SharePolicy, VgpuMode
-from gpupool.hostd.core.vm import MOST_VGPUS, VmRight, VmVgpu
-from gpupool.hostd.core.vms import VmFacts, VmOrder, Vms
+from gpupool.hostd.core.vm import MOST_VGPUS, VmOrder, VmRight, VmVgpu
+from gpupool.hostd.core.vms import VmFacts, Vms
 
 _READY_S = 5.0  # for a relay to come up
 _END_S = 2.0  # for sessions to end by themselves
@@ -103,11 +103,11 @@ class VmMethods:
             vgpus=take(request, "vgpus", int, 1),
             **{key: take(request, key, int, 0) for key in numbers},
         )
-        return {"allowed": self._vms.allow(right).as_dict()}
+        return {"allowed": self._vms.rights.allow(right).as_dict()}
 
     def _disallow(self, request: dict[str, Any]) -> dict[str, Any]:
         only(request, "uuid")
-        self._vms.disallow(take(request, "uuid", str, ""))
+        self._vms.rights.disallow(take(request, "uuid", str, ""))
         return {}
 
     async def _prepare(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class VmMethods:
         only(request)
         return {
             "vms": [self._shown(facts) for facts in self._vms.all()],
-            "allowed": [right.as_dict() for right in self._vms.rights],
+            "allowed": [right.as_dict() for right in self._vms.rights.all()],
             "folder": str(self._folder("")),
             "relay": self._vms.relay,
         }
@@ -166,7 +166,7 @@ class VmMethods:
         only(request, "uuid")
         uuid = take(request, "uuid", str, "")
         found = [self._shown(facts) for facts in self._vms.all() if facts.vm.uuid == uuid]
-        rights = [right.as_dict() for right in self._vms.rights if right.uuid == uuid]
+        rights = [right.as_dict() for right in self._vms.rights.all() if right.uuid == uuid]
         if not found and not rights:
             raise BadRequestError(
                 f"domain {uuid!r} is neither allowed nor prepared here; `gpupool vm list` shows all"

@@ -133,7 +133,8 @@ class VmVgpu:
 class Vm:
     """A domain that was made ready; also the content of its state file.
 
-    Which vGPUs it has stands with the vGPUs themselves (`Vgpu.vm`), so the two cannot disagree.
+    Which vGPUs were made for it stands with the vGPUs themselves (`Vgpu.vm`), so the two cannot
+    disagree.
     """
 
     uuid: str
@@ -145,6 +146,7 @@ class Vm:
     window_mib: int = 0  # 0: it has none
     relay: bool = False  # its vsock device is our relay; otherwise the kernel's or its hypervisor's
     since: str = ""  # UTC, ISO 8601
+    bound: tuple[str, ...] = ()  # vGPUs of the controller's that it uses, by their local names
 
     def moved(self, state: VmState) -> Vm:
         """The same one, a step further."""
@@ -155,6 +157,7 @@ class Vm:
         content = {one.name: getattr(self, one.name) for one in fields(self)}
         content["state"] = self.state.value
         content["wanted"] = [one.as_dict() for one in self.wanted]
+        content["bound"] = list(self.bound)
         return content
 
     @classmethod
@@ -164,6 +167,7 @@ class Vm:
             values = {one.name: content[one.name] for one in fields(cls)}
             values["state"] = VmState(values["state"])
             values["wanted"] = tuple(VmVgpu.from_dict(one) for one in values["wanted"])
+            values["bound"] = tuple(str(name) for name in values["bound"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a record of a VM: {error!r}") from error
         for one in fields(cls):
@@ -174,6 +178,17 @@ class Vm:
         if problem:
             raise ValueError(problem)
         return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class VmOrder:
+    """What a domain asks for before it starts."""
+
+    uuid: str
+    name: str
+    wanted: tuple[VmVgpu, ...]
+    window_mib: int = 0
+    cid: int = 0  # 0: ours to choose where our relay is its device, else its hypervisor's
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from gpupool.hostd.core.vm import (
     Vm,
     VmError,
     VmHealth,
+    VmOrder,
     VmRight,
     VmState,
     VmVgpu,
@@ -35,7 +36,9 @@ from gpupool.hostd.core.vm import (
     vgpu_names,
     vm_of_owner,
 )
+from gpupool.hostd.core.vm_bound import LookUp, bind
 from gpupool.hostd.core.vm_ports import VmPlaces, VmStore
+from gpupool.hostd.core.vm_rights import VmRights
 from gpupool.hostd.log import fields
 
 log = logging.getLogger("gpupool.hostd")
@@ -49,18 +52,6 @@ class VmSettings:
     window_mib: int = 0  # the largest
     end_grace_s: float = 10
     rights: tuple[VmRight, ...] = ()  # that stand there
-    controller: bool = False  # one leads this host
-
-
-@dataclass(frozen=True, slots=True)
-class VmOrder:
-    """What a domain asks for before it starts."""
-
-    uuid: str
-    name: str
-    wanted: tuple[VmVgpu, ...]
-    window_mib: int = 0
-    cid: int = 0  # 0: ours to choose where our relay is its device, else its hypervisor's
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +75,23 @@ class Vms:
         places: VmPlaces,
         clock: Clock,
         settings: VmSettings,
+        look_up: LookUp | None = None,
     ) -> None:
+        """`look_up`: vGPUs of the controller's that leads this host; None: none does."""
+        self._look_up = look_up
         self._host = host
         self._vgpus = vgpus
         self._store = store
         self._places = places
         self._clock = clock
         self._settings = settings
-        self._rights: dict[str, VmRight] = {}
+        self.rights = VmRights(store, settings.rights)
         self._vms: dict[str, Vm] = {}
         self._health: dict[str, VmHealth] = {}
 
     def adopt(self) -> None:
         """Finds everything of an earlier hostd again."""
-        self._rights = {right.uuid: right for right in self._store.load_rights()}
-        self._rights |= {right.uuid: right for right in self._settings.rights}
+        self.rights.load()
         self._vms = {vm.uuid: vm for vm in self._store.load()}
         for vm in tuple(self._vms.values()):
             try:
@@ -126,44 +119,6 @@ class Vms:
                 except PortError as error:
                     self._failed("left over of a virtual machine", uuid, error)
 
-    # Rights.
-
-    @property
-    def rights(self) -> tuple[VmRight, ...]:
-        """Who may have a vGPU, by UUID."""
-        return tuple(self._rights[uuid] for uuid in sorted(self._rights))
-
-    def allow(self, right: VmRight) -> VmRight:
-        """Makes or replaces a right; a VM that runs keeps what it has. Raises VmError and
-        PortError.
-        """
-        problem = right.check()
-        if problem:
-            raise VmError(problem)
-        self._check_not_configured(right.uuid)
-        other = next((one for one in self.rights if one.cid == right.cid != 0), None)
-        if other is not None and other.uuid != right.uuid:
-            raise VmError(f"cid {right.cid} is domain {other.uuid}'s; choose another")
-        self._store.save_right(right)
-        self._rights[right.uuid] = right
-        return right
-
-    def disallow(self, uuid: str) -> None:
-        """No right any more; a VM that runs keeps what it has. Raises VmError, PortError."""
-        if uuid not in self._rights:
-            raise VmError(f"domain {uuid} is not allowed anything; `gpupool vm list` shows all")
-        self._check_not_configured(uuid)
-        self._store.remove_right(uuid)
-        del self._rights[uuid]
-
-    def _check_not_configured(self, uuid: str) -> None:
-        right = self._rights.get(uuid)
-        if right is not None and right.configured:
-            raise VmError(
-                f"domain {uuid} stands in hostd's configuration ([[vm.allow]]); change it there "
-                "and restart hostd"
-            )
-
     # Lives.
 
     def prepare(self, order: VmOrder) -> Vm:
@@ -171,11 +126,15 @@ class Vms:
         PortError, and has then left nothing.
         """
         right = self._check(order)
+        bound: tuple[str, ...] = ()
+        if self._look_up is not None:
+            table = self._host.allocations.table
+            bound = bind(order, right.tenant, self._look_up, table, self._vms.values())
         old = self._vms.get(order.uuid)
         if old is not None:
             # About to start: whatever an earlier run of it left behind is over.
             self._end_sessions(old)
-            if self._is_same(old, order):
+            if self._is_same(old, order) and old.bound == bound:
                 self._places.make(old)
                 return self._keep(old.moved(VmState.PREPARED))
             self._undo(old)
@@ -192,10 +151,11 @@ class Vms:
             order.window_mib,
             self._settings.relay,
             self._clock.utc_text(),
+            bound,
         )
         self._keep(vm)
         try:
-            for wanted in vm.wanted:
+            for wanted in () if bound else vm.wanted:
                 self._make_vgpu(vm, wanted)
             self._places.make(vm)
             vm = self._keep(vm.moved(VmState.PREPARED))
@@ -238,8 +198,13 @@ class Vms:
         away. Raises VmError and PortError, and has then changed nothing.
         """
         vm = self.get(uuid)
-        right = self._right(uuid, vm.name)
+        right = self.rights.find(uuid, vm.name)
         problem = check_wanted(wanted) or right.refuses(vm.name, wanted)
+        if vm.bound and not problem:
+            problem = (
+                f"domain {vm.name or uuid} uses vGPU {', '.join(vm.bound)} of the controller's; "
+                "change it there (gpupool vgpu resize --controller URL)"
+            )
         if problem:
             raise VmError(problem)
         have = self.vgpus_of(uuid)
@@ -308,8 +273,11 @@ class Vms:
 
     def vgpus_of(self, uuid: str) -> tuple[Vgpu, ...]:
         """In the order in which it asked for them."""
-        named = self._host.allocations.table.named
-        return tuple(sorted((one for one in named if one.vm == uuid), key=lambda one: one.id))
+        table = self._host.allocations.table
+        made = sorted((one for one in table.named if one.vm == uuid), key=lambda one: one.id)
+        vm = self._vms.get(uuid)
+        bound = [table.find(name) for name in vm.bound] if vm is not None else []
+        return (*made, *(one for one in bound if one is not None and one.origin))
 
     def place(self, door: Door, peer: Peer) -> tuple[Door, Peer]:
         """The door as that client finds it: a virtual machine's, with what that one has, if socket
@@ -349,15 +317,10 @@ class Vms:
         problem = problem or check_window(order.window_mib, self._settings.window_mib)
         if problem:
             raise VmError(problem)
-        right = self._right(order.uuid, order.name)
+        right = self.rights.find(order.uuid, order.name)
         problem = right.refuses(order.name, order.wanted)
         if problem:
             raise VmError(problem)
-        if self._settings.controller:
-            raise VmError(
-                "this host follows a controller, and vGPUs for virtual machines are not yet the "
-                "controller's: start the domain on a host without one, or take its vGPU away"
-            )
         if right.cid and order.cid not in (0, right.cid):
             raise VmError(
                 f"domain {order.uuid} has cid {order.cid}, and its right says {right.cid}; change "
@@ -366,15 +329,6 @@ class Vms:
         cid = order.cid or right.cid
         if cid:
             self._check_cid(cid, order.uuid)
-        return right
-
-    def _right(self, uuid: str, name: str) -> VmRight:
-        right = self._rights.get(uuid)
-        if right is None:
-            raise VmError(
-                f"domain {name or uuid} asks for a vGPU, and nobody on this host has allowed it "
-                f"one: gpupool vm allow {uuid}"
-            )
         return right
 
     def _check_cid(self, cid: int, uuid: str) -> None:
@@ -433,7 +387,8 @@ class Vms:
         vm = self._keep(vm.moved(VmState.RELEASING))
         self._end_sessions(vm)
         for vgpu in self.vgpus_of(vm.uuid):
-            self._vgpus.delete(vgpu.name, force=True)
+            if not vgpu.origin:
+                self._vgpus.delete(vgpu.name, force=True)
         self._places.remove(vm.uuid)
         self._store.remove(vm.uuid)
         self._vms.pop(vm.uuid, None)

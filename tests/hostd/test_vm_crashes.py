@@ -17,8 +17,8 @@ from gpupool.hostd.core.session import Session
 from gpupool.hostd.core.start import Ports
 from gpupool.hostd.core.vgpu import Quota, VgpuMode
 from gpupool.hostd.core.vgpus import Vgpus
-from gpupool.hostd.core.vm import VmError, VmState, VmVgpu, vm_of_owner
-from gpupool.hostd.core.vms import VmOrder, Vms
+from gpupool.hostd.core.vm import VmError, VmOrder, VmState, VmVgpu, vm_of_owner
+from gpupool.hostd.core.vms import Vms
 from tests.fakes.crashes import Fuse, Killable, Killed
 from tests.hostd.test_vgpus import machine, nothing_left
 from tests.hostd.test_vms import A, B, Rig, share

@@ -15,8 +15,8 @@ from gpupool.hostd.core.ports import PortError
 from gpupool.hostd.core.session import Session
 from gpupool.hostd.core.vgpu import Quota, SharePolicy, Vgpu, VgpuMode
 from gpupool.hostd.core.vgpus import Vgpus
-from gpupool.hostd.core.vm import Vm, VmError, VmRight, VmState, VmVgpu
-from gpupool.hostd.core.vms import VmOrder, Vms, VmSettings
+from gpupool.hostd.core.vm import Vm, VmError, VmOrder, VmRight, VmState, VmVgpu
+from gpupool.hostd.core.vms import Vms, VmSettings
 from gpupool.wire.hello import TransportKind
 from gpupool.wire.query import Query
 from tests.fakes.vms import FakePlaces, FakeVmStore
@@ -41,7 +41,7 @@ class Rig:
     def __post_init__(self) -> None:
         self.start()
         for uuid in (A, B):
-            self.vms.allow(replace(RIGHT, uuid=uuid))
+            self.vms.rights.allow(replace(RIGHT, uuid=uuid))
 
     def start(self) -> None:
         """A hostd, as after a start."""
@@ -165,11 +165,11 @@ def test_metadata_is_a_request_and_no_right(rig: Rig, wanted: Any, text: str) ->
 
 
 def test_who_is_not_in_the_map_is_refused(rig: Rig) -> None:
-    rig.vms.disallow(A)
+    rig.vms.rights.disallow(A)
     with pytest.raises(VmError, match=r"domain web-a asks for a vGPU, and nobody .* vm allow"):
         rig.vms.prepare(order(A))
     with pytest.raises(VmError, match="is not allowed anything"):
-        rig.vms.disallow(A)
+        rig.vms.rights.disallow(A)
     assert (rig.store.records, rig.places.there) == ({}, set())
 
 
@@ -179,10 +179,10 @@ def test_rights_of_the_configuration_are_changed_there() -> None:
     one.machine, one.store, one.places = machine(), FakeVmStore(), FakePlaces()
     one.settings = VmSettings(rights=(right,))
     one.start()
-    for change in (lambda: one.vms.disallow(A), lambda: one.vms.allow(RIGHT)):
+    for change in (lambda: one.vms.rights.disallow(A), lambda: one.vms.rights.allow(RIGHT)):
         with pytest.raises(VmError, match="stands in hostd's configuration"):
             change()
-    assert one.vms.rights == (right,)
+    assert one.vms.rights.all() == (right,)
 
 
 def test_the_last_share_goes_to_the_first_who_asks(rig: Rig) -> None:
@@ -236,7 +236,7 @@ def test_reserved_cids_are_refused(rig: Rig, cid: int) -> None:
     with pytest.raises(VmError, match="allowed for a virtual machine is 3 to"):
         rig.vms.started(A, cid)
     with pytest.raises(VmError, match="allowed for a virtual machine is 3 to"):
-        rig.vms.allow(replace(RIGHT, cid=cid))
+        rig.vms.rights.allow(replace(RIGHT, cid=cid))
 
 
 def kernel(rig: Rig) -> Rig:
@@ -286,13 +286,13 @@ def test_a_relays_cid_means_nothing_to_the_kernel(rig: Rig) -> None:
 
 
 def test_a_right_can_say_the_cid(rig: Rig) -> None:
-    rig.vms.allow(replace(RIGHT, cid=50))
+    rig.vms.rights.allow(replace(RIGHT, cid=50))
     assert rig.vms.prepare(order()).cid == 50
     rig.vms.release(A)
     with pytest.raises(VmError, match="has cid 51, and its right says 50"):
         rig.vms.prepare(order(cid=51))
     with pytest.raises(VmError, match=f"cid 50 is domain {A}'s"):
-        rig.vms.allow(replace(RIGHT, uuid=B, cid=50))
+        rig.vms.rights.allow(replace(RIGHT, uuid=B, cid=50))
 
 
 @pytest.mark.parametrize("uuid", ["", "web", A.upper(), f"{A}/..", f"../{A}", A + "\n"])
@@ -300,7 +300,7 @@ def test_a_uuid_names_files_so_nothing_else_will_do(rig: Rig, uuid: str) -> None
     for action in (
         lambda: rig.vms.prepare(order(uuid)),
         lambda: rig.vms.release(uuid),
-        lambda: rig.vms.allow(replace(RIGHT, uuid=uuid)),
+        lambda: rig.vms.rights.allow(replace(RIGHT, uuid=uuid)),
     ):
         with pytest.raises(VmError, match="allowed is a domain's UUID"):
             action()
@@ -403,7 +403,7 @@ def test_live_changes(rig: Rig) -> None:
     with pytest.raises(VmError, match="that takes a new start"):
         rig.vms.change(A, (share(55, mode=VgpuMode.ON_DEMAND), share(40)))
     before = rig.vms.vgpus_of(A)
-    rig.vms.allow(replace(RIGHT, memory_mib=0))
+    rig.vms.rights.allow(replace(RIGHT, memory_mib=0))
     with pytest.raises(VmError, match=f"1% compute and {USABLE} MiB was asked for"):
         rig.vms.change(A, (share(50), share(40), share(1, USABLE)))
     assert rig.vms.vgpus_of(A) == before
@@ -425,7 +425,7 @@ def test_a_restart_finds_everything(rig: Rig) -> None:
     assert [facts.vm for facts in rig.vms.all()] == [facts.vm for facts in before]
     assert rig.vms.facts(before[0].vm).sessions == (session.id,)
     assert got(rig.client(A)).vgpu == "web-a"
-    assert len(rig.vms.rights) == 2
+    assert len(rig.vms.rights.all()) == 2
 
 
 def test_a_start_clears_up_what_no_vm_has(rig: Rig) -> None:
@@ -437,13 +437,6 @@ def test_a_start_clears_up_what_no_vm_has(rig: Rig) -> None:
     assert rig.places.there == set()
     assert rig.machine.vgpus.records == {}
     assert stopped(rig, session, kill=False)
-
-
-def test_a_controllers_host_says_no(rig: Rig) -> None:
-    rig.settings = replace(rig.settings, controller=True)
-    rig.start()
-    with pytest.raises(VmError, match="follows a controller"):
-        rig.vms.prepare(order())
 
 
 @pytest.mark.parametrize("key", ["uuid", "wanted", "cid", "state"])

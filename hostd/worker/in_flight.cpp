@@ -16,7 +16,7 @@ constexpr u64 kMostNs = 1'000'000;  // in flight, if two batches are not more
 constexpr size_t kMostBatches = 4;
 constexpr u32 kMostSubmissions = 256;
 constexpr u32 kMostStreams = 64;  // of a batch
-constexpr u32 kWords = 512;       // one page; more than all batches can use
+constexpr u32 kWords = 512;       // one page; more than all batches use, unless the lane is stuck (gate.hpp)
 constexpr u64 kPageBytes = kWords * sizeof(u64);
 static_assert(kWords > (kMostBatches + 1) * kMostStreams);
 
@@ -56,9 +56,22 @@ bool InFlight::prepare_words() {
   void* page = mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (page == MAP_FAILED) return false;
   words_ = static_cast<std::atomic<u64>*>(page);
+  newest_.resize(kWords);
   gpu_writes_ = worker_.stream_memory_operations && registration_context() != nullptr &&
                 worker_.register_host(page, kPageBytes) == CUDA_SUCCESS;
   return true;
+}
+
+// A word that no mark is still to be written to: a late one would undo a newer one's. If there is none, the
+// next one, as when what is in flight has been standing still for hundreds of marks.
+u32 InFlight::next_word() {
+  for (u32 i = 1; i <= kWords; ++i) {
+    const u32 word = (next_word_ + i) % kWords;
+    if (words_[word].load(std::memory_order_acquire) < newest_[word]) continue;
+    next_word_ = word;
+    return word;
+  }
+  return next_word_ = (next_word_ + 1) % kWords;
 }
 
 bool InFlight::mark(wire::Handle stream, Batch& batch) {
@@ -67,8 +80,8 @@ bool InFlight::mark(wire::Handle stream, Batch& batch) {
   if (entry == nullptr || entry->capturing) return true;
   const bool legacy = entry->stream == nullptr || entry->stream == CU_STREAM_LEGACY;
   if ((legacy && any_capturing(worker_)) || !make_current_(entry->context)) return true;
-  next_word_ = (next_word_ + 1) % kWords;
-  std::atomic<u64>& word = words_[next_word_];
+  const u32 place = next_word();
+  std::atomic<u64>& word = words_[place];
   const u64 value = ++value_;
   CUresult result = CUDA_SUCCESS;
   if (gpu_writes_) {
@@ -80,7 +93,8 @@ bool InFlight::mark(wire::Handle stream, Batch& batch) {
     if (result == CUDA_SUCCESS) static_cast<void>(host_mark.release());  // write_word owns it now
   }
   if (result != CUDA_SUCCESS) return false;
-  batch.marks.push_back(Mark{next_word_, value, entry->context});
+  newest_[place] = value;
+  batch.marks.push_back(Mark{place, value, entry->context});
   return true;
 }
 
@@ -97,7 +111,7 @@ void InFlight::close() {
 
 bool InFlight::is_done(const Batch& batch) const {
   return std::ranges::all_of(batch.marks, [&](const Mark& mark) {
-    if (words_[mark.word].load(std::memory_order_acquire) >= mark.value) return true;  // or used again
+    if (words_[mark.word].load(std::memory_order_acquire) >= mark.value) return true;
     // With its context the stream's work is gone, and the word is never written.
     return worker_.contexts.find(wire::Handle::make(wire::HandleKind::context, 0, mark.context)) == nullptr;
   });

@@ -56,6 +56,7 @@ class InFlight {
 
   [[nodiscard]] bool is_done(const Batch& batch) const;
   bool prepare_words();
+  u32 next_word();
   bool mark(wire::Handle stream, Batch& batch);
 
   Worker& worker_;
@@ -63,6 +64,7 @@ class InFlight {
   Batch open_;
   std::deque<Batch> batches_;
   std::atomic<u64>* words_ = nullptr;  // this process's own, not the window's: the client must not write them
+  std::vector<u64> newest_;            // by word: the value of its newest mark
   bool gpu_writes_ = false;
   u32 next_word_ = 0;
   u64 value_ = 0;

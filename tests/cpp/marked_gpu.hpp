@@ -21,6 +21,7 @@ class MarkedGpu {
   MarkedGpu() {
     current() = this;
     worker.devices = {0, 1};
+    worker.stream_memory_operations = false;  // marks are host functions
     worker.driver.cuLaunchHostFunc = [](CUstream stream, CUhostFn function, void* data) {
       MarkedGpu& gpu = *current();
       ++gpu.marks;

@@ -22,10 +22,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from gpupool.bench.clock import SmClock
 from gpupool.bench.host import Host, HostError, helper, hostd
+from gpupool.bench.shares_report import Figures, Row, as_json, as_markdown
 
 KINDS = ("small", "long", "graphs", "gemm", "two_clients")
 PERCENTS = (1, 5, 10, 25, 50, 75)
@@ -38,33 +39,6 @@ _STEADY_S = 0.25
 _STEADY_WITHIN_S = 8.0
 _LEAST_SOLO_S = 1.0
 _RESIZED_S = 0.1  # from when on a new share counts
-
-
-@dataclass
-class Row:
-    """One achieved share, in percent of the GPU."""
-
-    what: str
-    quota: float
-    achieved: float
-    low: float  # what is allowed
-    high: float
-    neighbour: float = 0.0
-
-    @property
-    def kept(self) -> bool:
-        """Whether it is within what is allowed."""
-        return self.low <= self.achieved <= self.high
-
-
-@dataclass
-class Figures:
-    """Everything that was measured."""
-
-    rows: list[Row] = field(default_factory=list)
-    others: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)  # what could not be measured
-    remarks: list[str] = field(default_factory=list)  # what makes figures doubtful
 
 
 class Client:
@@ -122,10 +96,10 @@ def rates(clients: Sequence[Client], window_s: float) -> list[float]:
 class Bench:
     """One run."""
 
-    def __init__(self, host: Host, steps: int, window_s: float) -> None:
+    def __init__(self, host: Host, clock: SmClock, steps: int, window_s: float) -> None:
         self.figures = Figures()
         self.window_s = window_s
-        self._host, self._steps = host, steps
+        self._host, self._clock, self._steps = host, clock, steps
         self._solo: dict[str, float] = {}
         self._shares: dict[str, int] = {}
 
@@ -190,38 +164,43 @@ class Bench:
         # Alone and elastic: without leases.
         self.set_shares(a=(50, "elastic"), b=(50, "elastic"))
         with self.clients((first, ours)) as clients:
-            before = self.solo_of(clients[0])
+            with self._clock.watched() as alone_mhz:
+                before = self.solo_of(clients[0])
             self._solo.setdefault(first, before)
             others = [("small", ours)] if kind == "two_clients" else []
-            found: list[tuple[str, int, float, float]] = []
+            found: list[tuple[str, int, float, float, float]] = []
             with self.clients(*others, ("small", {"GPUPOOL_VGPU": "b"})) as beside:
                 for policy in policies:
                     for percent in percents:
                         self.set_shares(a=(percent, policy), b=(100 - percent, "elastic"))
                         time.sleep(_SETTLE_S)
-                        *rate, neighbour = rates([*clients, *beside], self.window_s)
-                        found.append((policy, percent, sum(rate), neighbour))
+                        with self._clock.watched() as mhz:
+                            *rate, neighbour = rates([*clients, *beside], self.window_s)
+                        clock = mhz[0] / alone_mhz[0] if alone_mhz[0] else 1.0
+                        found.append((policy, percent, sum(rate), neighbour, clock))
             self.set_shares(a=(50, "elastic"))
             after = self.solo_of(clients[0])
         if abs(after - before) > _STEADY * before:
             self.figures.remarks.append(
                 f"{kind}: alone {before:.1f} pieces of work a second before, {after:.1f} after"
             )
-        for policy, percent, rate_of_ours, neighbour in found:
-            self._add(kind, policy, percent, rate_of_ours / ((before + after) / 2), neighbour)
+        for policy, percent, rate_of_ours, neighbour, clock in found:
+            most = min(2.0, percent / 2)
+            self._add(
+                Row(
+                    f"{kind}, {policy}",
+                    percent,
+                    rate_of_ours / ((before + after) / 2) * 100,
+                    percent - most,
+                    percent + most if policy == "hard" else 100.0,
+                    neighbour / self.solo("small") * 100,
+                    clock,
+                )
+            )
 
-    def _add(self, kind: str, policy: str, percent: int, part: float, neighbour: float) -> None:
-        most = min(2.0, percent / 2)
-        row = Row(
-            f"{kind}, {policy}",
-            percent,
-            part * 100,
-            percent - most,
-            percent + most if policy == "hard" else 100.0,
-            neighbour / self.solo("small") * 100,
-        )
+    def _add(self, row: Row) -> None:
         self.figures.rows.append(row)
-        tell(f"{row.what} {percent} %: {row.achieved:.2f}")
+        tell(f"{row.what} {row.quota} %: {row.achieved:.2f}")
 
     def alone(self) -> None:
         """A hard share without any neighbour."""
@@ -314,22 +293,6 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def as_markdown(figures: Figures) -> str:
-    """Tables for people."""
-    lines = ["| what | quota % | achieved % | error | allowed | neighbour % | |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for row in figures.rows:
-        cells = (
-            *(row.what, f"{row.quota:g}", f"{row.achieved:.2f}"),
-            *(f"{row.achieved - row.quota:+.2f}", f"{row.low:g} to {row.high:g}"),
-            *(f"{row.neighbour:.2f}" if row.neighbour else "", "kept" if row.kept else "**NOT**"),
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| what | |", "|---|---|"]
-    lines += [f"| {name} | {value:.1f} |" for name, value in figures.others.items()]
-    return "\n".join([*lines, "", *figures.remarks, *figures.notes])
-
-
 def measure(bench: Bench, arguments: argparse.Namespace) -> None:
     """Everything that was asked for; what cannot be measured becomes a note."""
     for kind in arguments.kinds.split(",") if arguments.kinds else ():
@@ -366,10 +329,12 @@ def main() -> int:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpupool-bench-")))
         host = stack.enter_context(hostd(place / "hostd", arguments.gpu))
         steps = _calibrate(host)
-        bench = Bench(host, steps, arguments.window_s)
+        nvidia = arguments.gpu != "software" and Path("/dev/nvidiactl").exists()
+        clock = SmClock(nvidia=nvidia)
+        bench = Bench(host, clock, steps, arguments.window_s)
         measure(bench, arguments)
     if arguments.json:
-        found = asdict(bench.figures) | {"window_s": arguments.window_s, "steps": steps}
+        found = as_json(bench.figures) | {"window_s": arguments.window_s, "steps": steps}
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     print(as_markdown(bench.figures))
     good = all(row.kept for row in bench.figures.rows) and not bench.figures.notes

@@ -10,7 +10,9 @@ relay). Prints medians and 99th percentiles in ms, also of CPU time; docs/vms.md
 from __future__ import annotations
 
 import argparse
+import json
 import resource
+import socket
 import subprocess
 import tempfile
 import time
@@ -19,7 +21,6 @@ from pathlib import Path
 
 import gpupool
 from gpupool.bench.host import hostd
-from gpupool.cli import admin
 
 HOOK = Path(gpupool.__file__).parent / "qemu_hooks" / "qemu"
 PYTHON = "/usr/bin/python3"  # as in the hook's first line
@@ -43,9 +44,9 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="gpupool-bench-") as folder,
         hostd(Path(folder) / "h", "software", settings),
     ):
-        socket = Path(folder) / "h" / "admin.sock"
-        admin.call(socket, "vm_allow", uuid=domain, compute_percent=25)
-        times = measure(rounds, domain, socket)
+        admin = Path(folder) / "h" / "admin.sock"
+        allow(admin, domain)
+        times = measure(rounds, domain, admin)
     print(f"{rounds} rounds, ms{'':10} median, 99th percentile, longest; of the CPU: the same")
     for name, found in times.items():
         wall, cpu = (sorted(one) for one in zip(*found, strict=True))
@@ -57,7 +58,19 @@ def _three(found: list[float]) -> str:
     return f"{found[len(found) // 2]:6.1f} {ninety_nine:6.1f} {found[-1]:6.1f}"
 
 
-def measure(rounds: int, domain: str, socket: Path) -> dict[str, list[tuple[float, float]]]:
+def allow(admin: Path, domain: str) -> None:
+    """What `gpupool vm allow` does."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_TIMEOUT_S)
+        connection.connect(str(admin))
+        request = {"method": "vm_allow", "uuid": domain, "compute_percent": 25}
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        answer = json.loads(connection.recv(4096))
+    if not answer["ok"]:
+        raise SystemExit(f"vm_allow: {answer['error']}")
+
+
+def measure(rounds: int, domain: str, admin: Path) -> dict[str, list[tuple[float, float]]]:
     """Milliseconds of each call, and those on the CPU, by what was called."""
     hook = [PYTHON, "-IS", str(HOOK), "web"]
     plain, asking = xml(domain, ""), xml(domain, _VGPUS)
@@ -74,7 +87,7 @@ def measure(rounds: int, domain: str, socket: Path) -> dict[str, list[tuple[floa
             subprocess.run(  # noqa: S603 (our own hook)
                 command,
                 input=given,
-                env={"GPUPOOL_ADMIN_SOCKET": str(socket)},
+                env={"GPUPOOL_ADMIN_SOCKET": str(admin)},
                 check=True,
                 timeout=_TIMEOUT_S,
             )

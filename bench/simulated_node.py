@@ -54,6 +54,7 @@ class SimulatedNode:
     sequence: int = 0
     registrations: int = 0
     reports: int = 0
+    wholes: int = 0  # that the controller asked for
     beat_s: float = 5.0
     silent: bool = False  # neither beats nor reports
     vgpus: dict[str, Any] = field(default_factory=dict)  # Vgpu messages by id
@@ -62,6 +63,8 @@ class SimulatedNode:
     _channel: Any = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _told: Any = None  # the last ReportRequest that was accepted, or would have been
+    _deleting: set[str] = field(default_factory=set)
     _pools: dict[str, int] = field(default_factory=dict)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -127,6 +130,7 @@ class SimulatedNode:
         self.node_id, self.incarnation = reply.node_id, reply.incarnation
         self.beat_s = reply.beat_s
         self.sequence = self.generation = 0
+        self._told = None
         self.registrations += 1
 
     async def _watch(self) -> None:
@@ -153,6 +157,7 @@ class SimulatedNode:
         if desired.generation > self.generation or wanted != self.vgpus:
             self._changed.set()
         running = {vgpu for vgpu, _ in self.sessions.values()}
+        self._deleting = set(desired.deleting)
         for vgpu in desired.deleting:
             self.sessions = {key: value for key, value in self.sessions.items() if value[0] != vgpu}
             running.discard(vgpu)
@@ -190,13 +195,47 @@ class SimulatedNode:
                         raise
 
     async def report(self) -> Any:
-        """Tells all."""
+        """Tells what is new, or all where the controller does not know what was before."""
         self.sequence += 1
-        reply = await self.call("Report", self.picture(self.sequence))
-        self.reports += 1
+        whole = self.picture(self.sequence)
+        reply = None
+        if self._told is not None:
+            reply = await self.call("ReportChanges", self.changes(self._told, whole))
+            self.reports += 1
+            if reply.whole:
+                self.sequence += 1
+                whole.sequence = self.sequence
+                self.wholes += 1
+        if reply is None or reply.whole:
+            self._told = None
+            reply = await self.call("Report", whole)
+            self.reports += 1
         if not reply.known:
             self._forget()
+        self._told = whole if reply.accepted else None
         return reply
+
+    def changes(self, before: Any, now: Any) -> Any:
+        """A ReportChangesRequest: the difference of two ReportRequests."""
+        api = self.api
+        old = {one.id: one for one in before.vgpus}
+        vgpus = [one for one in now.vgpus if one.id in self._deleting or old.get(one.id) != one]
+        there = {one.id for one in now.vgpus}
+        sessions = {(one.id, one.vgpu_id): one for one in before.sessions}
+        running = {(one.id, one.vgpu_id) for one in now.sessions}
+        gpus = {one.uuid: one for one in before.gpus}
+        return api.ReportChangesRequest(
+            node_id=now.node_id,
+            incarnation=now.incarnation,
+            sequence=now.sequence,
+            applied_generation=now.applied_generation,
+            since=before.sequence,
+            gpus=[one for one in now.gpus if gpus.get(one.uuid) != one],
+            vgpus=vgpus,
+            vgpus_gone=sorted((old.keys() | self._deleting) - there),
+            sessions=[one for one in now.sessions if (one.id, one.vgpu_id) not in sessions],
+            sessions_gone=[one for key, one in sessions.items() if key not in running],
+        )
 
     def picture(self, sequence: int) -> Any:
         """A ReportRequest."""

@@ -1,16 +1,15 @@
-"""Nodes: they come, say what they have, fall silent and come back. One change a function (see
-ports).
+"""Nodes: they come, fall silent and come back. One change a function (see ports); what they say
+that they have is in reporting.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from gpupool.controller.core import allocation, claims
 from gpupool.controller.core.errors import Kind, RefusedError, not_found
 from gpupool.controller.core.event import Event
-from gpupool.controller.core.gpu import Gpu, GpuReport, Pool
+from gpupool.controller.core.gpu import Gpu, Pool
 from gpupool.controller.core.identity import new_id
 from gpupool.controller.core.licence import Licence
 from gpupool.controller.core.node import (
@@ -20,15 +19,11 @@ from gpupool.controller.core.node import (
     NodeState,
     Registered,
     Registration,
-    Report,
-    Reported,
-    Session,
-    SessionReport,
 )
 from gpupool.controller.core.operation import Operation, OperationState
 from gpupool.controller.core.ports import Tables
 from gpupool.controller.core.tenant import check_name
-from gpupool.controller.core.vgpu import Mode, Share, State, Vgpu, VgpuReport
+from gpupool.controller.core.vgpu import Mode, State
 
 
 def register(tables: Tables, registration: Registration, licence: Licence) -> Registered:
@@ -57,9 +52,9 @@ def register(tables: Tables, registration: Registration, licence: Licence) -> Re
     beyond = tables.gpus.licence(licence.gpus)
     tables.gpus.refresh(node.id)
     if before is None:
-        _tell(tables, node, "registered", f"node {node.name} came with {len(uuids)} GPUs")
+        tell(tables, node, "registered", f"node {node.name} came with {len(uuids)} GPUs")
     if beyond:
-        _tell(tables, node, "unlicensed", f"{beyond} GPUs are beyond the licence")
+        tell(tables, node, "unlicensed", f"{beyond} GPUs are beyond the licence")
     return Registered(node.id, node.incarnation, tables.nodes.generations([node.id])[node.id])
 
 
@@ -92,7 +87,7 @@ def _put_gpus(tables: Tables, node: Node, registration: Registration) -> None:
     for missing in known.values():
         if missing.present:
             tables.gpus.put(replace(missing, present=False, version=missing.version + 1))
-            _tell(tables, node, "gpu-missing", f"GPU {missing.uuid} is no longer in {node.name}")
+            tell(tables, node, "gpu-missing", f"GPU {missing.uuid} is no longer in {node.name}")
 
 
 def desired(tables: Tables, node_id: str) -> Desired:
@@ -113,162 +108,6 @@ def desired(tables: Tables, node_id: str) -> Desired:
     )
 
 
-def report(tables: Tables, told: Report) -> Reported:
-    """Takes over what a node says that it has. Old and repeated reports change nothing."""
-    node = tables.nodes.get(told.node_id)
-    if node is None or node.incarnation != told.incarnation:
-        return Reported(accepted=False, known=False, generation=0)
-    if not tables.nodes.next_report(node.id, told.incarnation, told.sequence):
-        generation = tables.nodes.generations([node.id])[node.id]
-        return Reported(accepted=False, known=True, generation=generation)
-    # A node cannot be ahead of what it was told; a wrong number must not free what is held.
-    applied = min(told.applied_generation, node.generation)
-    if applied > node.applied_generation:
-        tables.nodes.applied(node.id, applied)
-    came_back = node.state is NodeState.LOST
-    if came_back:
-        tables.nodes.set_state(node.id, NodeState.READY)
-        _tell(tables, node, "back", f"node {node.name} is back")
-    others = _take_gpus(tables, node, told)
-    _take_vgpus(tables, node, told, applied)
-    _take_sessions(tables, node, told, came_back=came_back)
-    if others or came_back:
-        tables.gpus.refresh(node.id)
-    generation = tables.nodes.generations([node.id])[node.id]
-    return Reported(accepted=True, known=True, generation=generation)
-
-
-def _take_gpus(tables: Tables, node: Node, told: Report) -> bool:
-    """Whether any is another now."""
-    known = {gpu.uuid: gpu for gpu in tables.gpus.of_node(node.id)}
-    running = tables.operations.running_any([gpu.id for gpu in known.values()])
-    others = False
-    for facts in told.gpus:
-        gpu = known.get(facts.uuid)
-        if gpu is None:
-            continue  # it came after the registration: the node registers again
-        new = replace(
-            gpu,
-            pool=facts.pool,
-            healthy=facts.healthy,
-            overhead_mib=max(facts.overhead_mib, 0),
-            local_compute_percent=max(facts.local_compute_percent, 0),
-            local_memory_mib=max(facts.local_memory_mib, 0),
-        )
-        _end_switch(tables, new, facts, [one for one in running if one.subject == gpu.id])
-        if new != gpu:
-            others = True
-            tables.gpus.put(replace(new, version=gpu.version + 1))
-        if new.pool is not gpu.pool:
-            _tell(tables, node, "gpu-pool", f"GPU {gpu.uuid} is now {new.pool.value}")
-        if new.healthy != gpu.healthy:
-            health = "healthy" if new.healthy else "unhealthy"
-            _tell(tables, node, "gpu-health", f"GPU {gpu.uuid} is {health}")
-    return others
-
-
-def _end_switch(tables: Tables, gpu: Gpu, facts: GpuReport, running: Sequence[Operation]) -> None:
-    if facts.pool is not gpu.pool_wanted and not facts.pool_error:
-        return
-    for operation in running:
-        failed = facts.pool is not gpu.pool_wanted
-        state = OperationState.FAILED if failed else OperationState.DONE
-        tables.operations.end(operation.id, state, facts.pool_error if failed else "")
-
-
-def _take_vgpus(tables: Tables, node: Node, told: Report, applied: int) -> None:
-    there = {vgpu.id: vgpu for vgpu in told.vgpus}
-    used_mib = {}  # of its own vGPUs, whatever ids it names, and only where that has changed
-    for vgpu in tables.vgpus.of_node(node.id):
-        current = applied >= vgpu.generation
-        found = there.get(vgpu.id)
-        if vgpu.state is State.DELETING:
-            if found is None and current:
-                allocation.gone(tables, vgpu)
-        elif found is not None:
-            _take_vgpu(tables, vgpu, found, current=current)
-            if found.memory_used_mib != vgpu.memory_used_mib:
-                used_mib[vgpu.id] = found.memory_used_mib
-        elif vgpu.state is State.LOST:
-            tables.vgpus.put(replace(vgpu, state=State.PLACED, version=vgpu.version + 1))
-    tables.vgpus.set_used(used_mib)
-
-
-def _take_vgpu(tables: Tables, vgpu: Vgpu, found: VgpuReport, *, current: bool) -> None:
-    new = vgpu
-    if current and Share(found.compute_percent, found.memory_mib) == vgpu.share:
-        new = allocation.shrunk(tables, new)
-    if new.state in (State.PLACED, State.LOST):
-        new = replace(new, state=State.READY)
-    if new != vgpu:
-        tables.vgpus.put(replace(new, version=vgpu.version + 1))
-    if vgpu.state is State.LOST:
-        allocation.tell(tables, new, "back", f"vGPU {vgpu.name} is back")
-
-
-def _take_sessions(tables: Tables, node: Node, told: Report, *, came_back: bool) -> None:
-    known = {(one.id, one.vgpu_id): one for one in tables.sessions.of_node(node.id)}
-    gpus = {gpu.uuid: gpu.id for gpu in tables.gpus.of_node(node.id)} if told.sessions else {}
-    for facts in told.sessions:
-        old = known.pop((facts.id, facts.vgpu_id), None)
-        if old is not None and old.confirmed:
-            continue
-        vgpu = tables.vgpus.get(facts.vgpu_id) if facts.vgpu_id else None
-        if facts.vgpu_id and (vgpu is None or not _belongs(tables, vgpu, node, facts)):
-            if came_back and vgpu is not None:
-                allocation.tell(
-                    tables, vgpu, "conflict", f"node {node.name} runs a client it must end"
-                )
-            continue
-        tables.sessions.put(
-            Session(
-                id=facts.id,
-                node_id=node.id,
-                node_name=node.name,
-                vgpu_id=facts.vgpu_id,
-                gpu_id=gpus.get(facts.gpu_uuid),
-                tenant_id=vgpu.tenant_id if vgpu else None,
-                program=facts.program or (old.program if old else ""),
-                started_ms=facts.started_ms or tables.now_ms,
-                confirmed=True,
-            )
-        )
-    for session in known.values():
-        if session.confirmed or told.sequence > tables.sessions.claimed_after(session):
-            claims.end_session(tables, session)
-
-
-def _belongs(tables: Tables, vgpu: Vgpu, node: Node, facts: SessionReport) -> bool:
-    """Whether the vGPU is this node's. An on-demand one that nobody else has taken becomes it
-    again: its client has gone on running while the node was silent.
-    """
-    if vgpu.node_id is not None:
-        return vgpu.node_id == node.id
-    if vgpu.mode is Mode.RESERVED:
-        return False
-    gpu = next((one for one in tables.gpus.of_node(node.id) if one.uuid == facts.gpu_uuid), None)
-    if gpu is None or not tables.gpus.hold(gpu.id, vgpu.share, usable=False):
-        return False
-    use = allocation.use_of([vgpu.share], 0)
-    # It runs already: the quota was kept when it was claimed, and refusing now would end it.
-    allocation.charge(tables, vgpu.tenant_id, use, [vgpu.share], force=True)
-    placed = replace(
-        vgpu,
-        state=State.READY,
-        held=vgpu.share,
-        gpu_id=gpu.id,
-        gpu_uuid=gpu.uuid,
-        node_id=node.id,
-        node_name=node.name,
-        endpoint=node.endpoint,
-        generation=tables.nodes.bump(node.id),
-        version=vgpu.version + 1,
-    )
-    tables.vgpus.put(placed)
-    allocation.tell(tables, placed, "claimed", f"vGPU {vgpu.name} was found running")
-    return True
-
-
 def lose(tables: Tables, node_id: str, beat: int) -> bool:
     """Marks a node as lost, unless it has been heard since. False: it has, or it was lost before.
 
@@ -280,7 +119,7 @@ def lose(tables: Tables, node_id: str, beat: int) -> bool:
     if node is None:
         return False
     tables.nodes.set_state(node_id, NodeState.LOST)
-    _tell(tables, node, "lost", f"node {node.name} is silent")
+    tell(tables, node, "lost", f"node {node.name} is silent")
     tables.gpus.refresh(node_id)
     for session in tables.sessions.of_node(node_id):
         tables.sessions.remove(session)
@@ -341,8 +180,9 @@ def remove(tables: Tables, node: Node) -> None:
             tables.operations.end(operation.id, OperationState.FAILED, "the node was removed")
     tables.gpus.remove_node(node.id)
     tables.nodes.remove(node.id)
-    _tell(tables, node, "removed", f"node {node.name} was removed")
+    tell(tables, node, "removed", f"node {node.name} was removed")
 
 
-def _tell(tables: Tables, node: Node, what: str, message: str) -> None:
+def tell(tables: Tables, node: Node, what: str, message: str) -> None:
+    """An event of a node."""
     tables.journal.emit(Event(f"node.{what}", node.id, message, None, node.id, {"name": node.name}))

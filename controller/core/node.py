@@ -38,6 +38,7 @@ class Node:
     version: int = 1
     created_ms: int = 0
     heard_ms: int = 0
+    sequence: int = 0  # of the last report that was taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class SessionReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that a node has: a whole picture, never a difference, so any one of them may be lost."""
+    """All that a node has: a whole picture, so any one of them may be lost."""
 
     node_id: str
     incarnation: int
@@ -85,15 +86,32 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """What is new after the report with the number `since`; all else is as it said."""
+
+    node_id: str
+    incarnation: int
+    sequence: int
+    applied_generation: int
+    since: int
+    gpus: tuple[GpuReport, ...] = ()
+    vgpus: tuple[VgpuReport, ...] = ()
+    vgpus_gone: tuple[str, ...] = ()
+    sessions: tuple[SessionReport, ...] = ()
+    sessions_gone: tuple[tuple[str, str], ...] = ()  # id and vGPU
+
+
+@dataclass(frozen=True, slots=True)
 class Reported:
     """accepted False: an old, repeated or foreign report; nothing was done.
 
-    known False: register again.
+    known False: register again. whole True: nothing was done, send a whole picture.
     """
 
     accepted: bool
     known: bool
     generation: int
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ A change is a function of `Tables` that `Store.change` runs in one serialisable 
 be run again after a conflict, so it does nothing but read and write its tables. Changes of all
 replicas take effect one after the other, so events have the order of what happened.
 
-For the side that talks to hostd, all of it in `core/fleet.py` and `core/claims.py`:
+For the side that talks to hostd, all of it in core/: `fleet`, `reporting` and `claims`:
 
     registered = store.change(lambda t: fleet.register(t, registration, licence))   # hostd came
     store.beat([Beat(node_id, incarnation), ...])         # every 5 s; many nodes in one call
     desired = store.read(lambda t: fleet.desired(t, node_id))     # what it should have
     now = store.read(lambda t: t.nodes.generations([node_id]))    # has that changed? cheap
-    reported = store.change(lambda t: fleet.report(t, report))    # when something changed
+    reported = store.change(lambda t: reporting.report(t, report))  # when something changed
+    reported = store.change(lambda t: reporting.changes(t, changes))  # the same, as a difference
     store.use(node_id, [GpuUse(...)])                     # how busy; any time
     store.change(lambda t: claims.claim(t, request, licence))     # a client of an on-demand vGPU
     store.change(lambda t: claims.release(t, node_id, session_id))
@@ -158,6 +159,12 @@ class Gpus(Protocol):
         ...
 
     def remove_node(self, node_id: str) -> None: ...
+    def arrived(self, node_id: str) -> set[str]:
+        """UUIDs of the node's that are in the pool they were sent to, while that operation still
+        runs.
+        """
+        ...
+
     def refresh(self, node_id: str) -> None:
         """Works out again which GPUs of the node may be given out, and their room."""
         ...
@@ -191,6 +198,10 @@ class Vgpus(Protocol):
         self, page: Page, tenant_id: str | None = None, node_id: str | None = None
     ) -> list[Vgpu]: ...
     def of_node(self, node_id: str) -> list[Vgpu]: ...
+    def unsettled(self, node_id: str, named: Collection[str]) -> list[Vgpu]:
+        """Of the node: these, and those that are not ready or hold another share than theirs."""
+        ...
+
     def add(self, vgpu: Vgpu) -> None:
         """Raises RefusedError where the tenant has one of this name."""
         ...

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, select, text, update
+from sqlalchemy import Connection, Engine, bindparam, create_engine, event, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -45,6 +45,17 @@ from gpupool.controller.store.turns import Turns, Waiting
 log = logging.getLogger("gpupool.controller.store")
 T = TypeVar("T")
 
+_INCARNATIONS = select(BeatRow.node_id, BeatRow.incarnation).where(
+    BeatRow.node_id.in_(bindparam("nodes", expanding=True))
+)
+# One that registers again meanwhile is not written to.
+_HEARD = (
+    update(BeatRow)
+    .where(
+        BeatRow.node_id == bindparam("node"), BeatRow.incarnation == bindparam("its_incarnation")
+    )
+    .values(beat=BeatRow.beat + 1, heard_ms=bindparam("now_ms"))
+)
 _ATTEMPTS = 8
 _FIRST_PAUSE_S = 0.005
 _CONFLICTS = {"40001", "40P01"}  # serialization_failure, deadlock_detected
@@ -93,17 +104,18 @@ class SqlStore:
     def beat(self, beats: Sequence[Beat]) -> set[str]:
         """See the port. READ COMMITTED and no gate: it touches rows that no change decides by."""
 
+        told = {one.node_id: one.incarnation for one in beats}
+
         def work(connection: Connection) -> set[str]:
-            now_ms = self._now_ms()
-            known = set()
-            for one in sorted(beats, key=lambda each: each.node_id):  # one order: no deadlock
-                done = connection.execute(
-                    update(BeatRow)
-                    .where(BeatRow.node_id == one.node_id, BeatRow.incarnation == one.incarnation)
-                    .values(beat=BeatRow.beat + 1, heard_ms=now_ms)
-                )
-                if done.rowcount:
-                    known.add(one.node_id)
+            rows = connection.execute(_INCARNATIONS, {"nodes": list(told)})
+            known = {node_id for node_id, incarnation in rows if told[node_id] == incarnation}
+            if known:
+                now_ms = self._now_ms()
+                heard = [
+                    {"node": node_id, "its_incarnation": told[node_id], "now_ms": now_ms}
+                    for node_id in sorted(known)  # one order: no deadlock
+                ]
+                connection.execute(_HEARD, heard)
             return known
 
         return self._aside(work)

@@ -23,6 +23,7 @@ import grpc.aio
 
 from gpupool.hostd.adapters.link_messages import UNKNOWN_OUTCOME, LinkMessages
 from gpupool.hostd.core.controlled import Controlled
+from gpupool.hostd.core.differences import difference
 from gpupool.hostd.core.link import (
     Claim,
     ClaimAnswer,
@@ -43,6 +44,7 @@ log = logging.getLogger("gpupool.hostd")
 _CALL_S = 10.0
 _LOOK_S = 5.0  # what changes without a word: memory in use, measured overhead
 _WHOLE_S = 60.0  # how often that alone is worth a report
+_MOST_DIFFERENCES = 64  # after so many a whole picture, whatever may have been missed
 _SETTLE_S = 0.05  # changes that come together are told together
 _MOST_TOKEN_BYTES = 4096
 _OPTIONS = (
@@ -103,8 +105,11 @@ class ControllerLink:
         # A report that is made after a claim must have it; so the two never overlap.
         self._one_at_a_time = asyncio.Lock()
         self._problem = "not tried yet"
+        # What the controller has taken, with its number; None: it needs a whole picture next.
         self._last: Picture | None = None
         self._last_s = 0.0
+        self._last_sequence = 0
+        self._differences = 0  # since the last whole picture; below 0: not on this connection
 
     def changed(self) -> None:
         """Sessions, vGPUs or GPUs are others now."""
@@ -158,6 +163,7 @@ class ControllerLink:
         """One connection, until it breaks. Raises what broke it."""
         async with self._open(target) as channel:
             self._channel = channel
+            self._differences = 0  # another controller may know the call
             if self._me is None:
                 await self._register(target)
             tasks = [
@@ -282,15 +288,41 @@ class ControllerLink:
         return picture != self._last and now_s - self._last_s >= _WHOLE_S
 
     async def _send(self, picture: Picture) -> None:
+        """As a difference where the controller will have it, else whole."""
+        if self._last is None or not 0 <= self._differences < _MOST_DIFFERENCES:
+            await self._send_whole(picture)
+            return
+        new = difference(self._last_sequence, self._last, picture)
+        try:
+            reply = await self._send_as("ReportChanges", self._messages.changes, new)
+        except grpc.RpcError as error:
+            if _code(error) is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            self._differences = -1  # an older controller
+        else:
+            self._differences += 1
+            if not reply.whole:
+                return
+        await self._send_whole(picture)
+
+    async def _send_whole(self, picture: Picture) -> None:
+        await self._send_as("Report", self._messages.report, picture)
+        self._differences = min(self._differences, 0)
+
+    async def _send_as(
+        self, call: str, make: Callable[[Registration, int, Any], Any], content: Any
+    ) -> Any:
         me = self._me
         if me is None:
             raise LinkError("not registered")
         self._sequence += 1
-        reply = await self._call("Report", self._messages.report(me, self._sequence, picture))
+        reply = await self._call(call, make(me, self._sequence, content))
         if not reply.known:
             raise _RegisterAgainError("the controller does not know this incarnation")
-        if not reply.accepted:
+        if not reply.accepted and not reply.whole:
             raise _RegisterAgainError(f"report {self._sequence} is an old one there")
+        self._last_sequence = self._sequence
+        return reply
 
     async def claim(self, claim: Claim, settle: Callable[[ClaimAnswer], None]) -> ClaimAnswer:
         """Asks for a vGPU; `settle` is called with the answer before anything else is told.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gpupool.hostd.core.differences import Difference
 from gpupool.hostd.core.link import (
     Claim,
     ClaimAnswer,
@@ -18,10 +19,13 @@ from gpupool.hostd.core.link import (
     DesiredVgpu,
     GpuLoad,
     GpuPlace,
+    GpuState,
     Introduction,
     LinkError,
     Picture,
     Registration,
+    SessionFact,
+    VgpuState,
 )
 from gpupool.hostd.core.vgpu import Quota, SharePolicy
 from gpupool.wire.proto.node import NodeApi
@@ -91,43 +95,57 @@ class LinkMessages:
 
     def report(self, me: Registration, sequence: int, picture: Picture) -> Any:
         """A ReportRequest."""
-        api = self._api
-        return api.ReportRequest(
+        return self._api.ReportRequest(
             node_id=me.node_id,
             incarnation=me.incarnation,
             sequence=sequence,
             applied_generation=picture.applied_generation,
-            gpus=[
-                api.GpuReport(
-                    uuid=gpu.uuid,
-                    pool=_PLACE_NUMBERS[gpu.place],
-                    healthy=gpu.healthy,
-                    overhead_mib=gpu.overhead_mib,
-                    local_compute_percent=max(0, gpu.local_compute_percent),
-                    local_memory_mib=max(0, gpu.local_memory_mib),
-                    pool_error=gpu.error,
-                )
-                for gpu in picture.gpus
-            ],
-            vgpus=[
-                api.VgpuReport(
-                    id=one.id,
-                    compute_percent=one.compute_percent,
-                    memory_mib=one.memory_mib,
-                    memory_used_mib=one.memory_used_mib,
-                )
-                for one in picture.vgpus
-            ],
-            sessions=[
-                api.SessionReport(
-                    id=one.id,
-                    vgpu_id=one.vgpu,
-                    gpu_uuid=one.gpu,
-                    program=one.program,
-                    started_ms=one.started_ms,
-                )
-                for one in picture.sessions
-            ],
+            gpus=[self._gpu(one) for one in picture.gpus],
+            vgpus=[self._vgpu(one) for one in picture.vgpus],
+            sessions=[self._session(one) for one in picture.sessions],
+        )
+
+    def changes(self, me: Registration, sequence: int, new: Difference) -> Any:
+        """A ReportChangesRequest."""
+        return self._api.ReportChangesRequest(
+            node_id=me.node_id,
+            incarnation=me.incarnation,
+            sequence=sequence,
+            applied_generation=new.applied_generation,
+            since=new.since,
+            gpus=[self._gpu(one) for one in new.gpus],
+            vgpus=[self._vgpu(one) for one in new.vgpus],
+            vgpus_gone=list(new.vgpus_gone),
+            sessions=[self._session(one) for one in new.sessions],
+            sessions_gone=[self._session(one) for one in new.sessions_gone],
+        )
+
+    def _gpu(self, one: GpuState) -> Any:
+        return self._api.GpuReport(
+            uuid=one.uuid,
+            pool=_PLACE_NUMBERS[one.place],
+            healthy=one.healthy,
+            overhead_mib=one.overhead_mib,
+            local_compute_percent=max(0, one.local_compute_percent),
+            local_memory_mib=max(0, one.local_memory_mib),
+            pool_error=one.error,
+        )
+
+    def _vgpu(self, one: VgpuState) -> Any:
+        return self._api.VgpuReport(
+            id=one.id,
+            compute_percent=one.compute_percent,
+            memory_mib=one.memory_mib,
+            memory_used_mib=one.memory_used_mib,
+        )
+
+    def _session(self, one: SessionFact) -> Any:
+        return self._api.SessionReport(
+            id=one.id,
+            vgpu_id=one.vgpu,
+            gpu_uuid=one.gpu,
+            program=one.program,
+            started_ms=one.started_ms,
         )
 
     def claim(self, me: Registration, claim: Claim, after_sequence: int) -> Any:

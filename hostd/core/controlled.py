@@ -256,7 +256,17 @@ class Controlled:
             tuple(self._gpu(one) for one in self._gpus()),
             tuple(self._vgpu(vgpu) for vgpu in self._mine().values()),
             tuple(self._sessions()),
+            self._unsettled(),
         )
+
+    def _unsettled(self) -> frozenset[str]:
+        mine = self._mine()
+        missing = {
+            one.id
+            for one in self._desired.vgpus
+            if one.id not in mine or mine[one.id].quota != one.quota or mine[one.id].gpu != one.gpu
+        }
+        return frozenset(missing.union(self._desired.deleting))
 
     def _gpu(self, node: NodeGpu) -> GpuState:
         uuid = node.uuid

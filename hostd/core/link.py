@@ -185,6 +185,8 @@ class Picture:
     gpus: tuple[GpuState, ...]
     vgpus: tuple[VgpuState, ...] = ()
     sessions: tuple[SessionFact, ...] = ()
+    # Ids of vGPUs that are not as the controller wants them, there or not, or being deleted.
+    unsettled: frozenset[str] = frozenset()
 
 
 class ClaimOutcome(enum.Enum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gpupool.controller.core import allocation, claims, consistency, fleet
+from gpupool.controller.core import allocation, claims, consistency, fleet, reporting
 from gpupool.controller.core.gpu import GpuFacts, GpuReport
 from gpupool.controller.core.identity import new_id
 from gpupool.controller.core.licence import NO_LICENCE, Licence
@@ -80,7 +80,7 @@ class FakeNode:
 
     def send(self, report: Report) -> Reported:
         """One report."""
-        return self.pool.store.change(lambda tables: fleet.report(tables, report))
+        return self.pool.store.change(lambda tables: reporting.report(tables, report))
 
     def claim(self, session_id: str, vgpu: str, tenant_id: str = "") -> DesiredVgpu:
         """A client comes."""

@@ -82,6 +82,10 @@ class Access:
                 Kind.FORBIDDEN, f"This token or certificate is for node {caller.node_name!r}."
             )
 
+    def checked(self, caller: Caller, node_id: str) -> bool:
+        """Whether it is known, without the database, that it may speak for that node."""
+        return caller.node_name is None or caller.node_name == self._names.get(node_id)
+
     def check_node(self, caller: Caller, node_id: str) -> None:
         """The same, by the node's id. Raises StoreError, too."""
         if caller.node_name is None:

@@ -12,6 +12,7 @@ from gpupool.controller.core.claims import ClaimRequest
 from gpupool.controller.core.errors import Kind, RefusedError
 from gpupool.controller.core.gpu import GpuFacts, GpuReport, GpuUse, Pool
 from gpupool.controller.core.node import (
+    Changes,
     Desired,
     DesiredVgpu,
     Registered,
@@ -105,26 +106,60 @@ def report(request: Any) -> Report:
         incarnation=incarnation,
         sequence=_number(request.sequence, "sequence", _MOST_NUMBER),
         applied_generation=_number(request.applied_generation, "applied_generation", _MOST_NUMBER),
-        gpus=tuple(_gpu_report(one) for one in _few(request.gpus, "GPUs", MOST_GPUS)),
-        vgpus=tuple(
-            VgpuReport(
-                id=_text(one.id, "id", _MOST_ID),
-                compute_percent=_number(one.compute_percent, "compute_percent", 100),
-                memory_mib=_number(one.memory_mib, "memory_mib", _MOST_MIB),
-                memory_used_mib=_number(one.memory_used_mib, "memory_used_mib", _MOST_MIB),
-            )
-            for one in _few(request.vgpus, "vGPUs", MOST_VGPUS)
+        gpus=_gpu_reports(request.gpus),
+        vgpus=_vgpu_reports(request.vgpus),
+        sessions=_session_reports(request.sessions),
+    )
+
+
+def changes(request: Any) -> Changes:
+    """A ReportChangesRequest."""
+    node_id, incarnation = node_of(request)
+    return Changes(
+        node_id=node_id,
+        incarnation=incarnation,
+        sequence=_number(request.sequence, "sequence", _MOST_NUMBER),
+        applied_generation=_number(request.applied_generation, "applied_generation", _MOST_NUMBER),
+        since=_number(request.since, "since", _MOST_NUMBER),
+        gpus=_gpu_reports(request.gpus),
+        vgpus=_vgpu_reports(request.vgpus),
+        vgpus_gone=tuple(
+            _text(one, "id", _MOST_ID) for one in _few(request.vgpus_gone, "vGPUs", MOST_VGPUS)
         ),
-        sessions=tuple(
-            SessionReport(
-                id=_text(one.id, "id", _MOST_ID),
-                vgpu_id=_text(one.vgpu_id, "vgpu_id", _MOST_ID),
-                gpu_uuid=_text(one.gpu_uuid, "gpu_uuid", _MOST_ID),
-                program=_program(one.program),
-                started_ms=_number(one.started_ms, "started_ms", _MOST_NUMBER),
-            )
-            for one in _few(request.sessions, "sessions", MOST_SESSIONS)
+        sessions=_session_reports(request.sessions),
+        sessions_gone=tuple(
+            (_text(one.id, "id", _MOST_ID), _text(one.vgpu_id, "vgpu_id", _MOST_ID))
+            for one in _few(request.sessions_gone, "sessions", MOST_SESSIONS)
         ),
+    )
+
+
+def _gpu_reports(told: Iterable[Any]) -> tuple[GpuReport, ...]:
+    return tuple(_gpu_report(one) for one in _few(told, "GPUs", MOST_GPUS))
+
+
+def _vgpu_reports(told: Iterable[Any]) -> tuple[VgpuReport, ...]:
+    return tuple(
+        VgpuReport(
+            id=_text(one.id, "id", _MOST_ID),
+            compute_percent=_number(one.compute_percent, "compute_percent", 100),
+            memory_mib=_number(one.memory_mib, "memory_mib", _MOST_MIB),
+            memory_used_mib=_number(one.memory_used_mib, "memory_used_mib", _MOST_MIB),
+        )
+        for one in _few(told, "vGPUs", MOST_VGPUS)
+    )
+
+
+def _session_reports(told: Iterable[Any]) -> tuple[SessionReport, ...]:
+    return tuple(
+        SessionReport(
+            id=_text(one.id, "id", _MOST_ID),
+            vgpu_id=_text(one.vgpu_id, "vgpu_id", _MOST_ID),
+            gpu_uuid=_text(one.gpu_uuid, "gpu_uuid", _MOST_ID),
+            program=_program(one.program),
+            started_ms=_number(one.started_ms, "started_ms", _MOST_NUMBER),
+        )
+        for one in _few(told, "sessions", MOST_SESSIONS)
     )
 
 
@@ -197,7 +232,10 @@ class Replies:
     def reported(self, done: Reported) -> Any:
         """A ReportReply."""
         return self._api.ReportReply(
-            accepted=done.accepted, known=done.known, generation=done.generation
+            accepted=done.accepted,
+            known=done.known,
+            generation=done.generation,
+            whole=done.whole,
         )
 
     def beaten(self, *, known: bool) -> Any:

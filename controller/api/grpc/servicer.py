@@ -23,7 +23,7 @@ from gpupool.controller.api.grpc.access import Access, Caller, names_of
 from gpupool.controller.api.grpc.beats import Beats
 from gpupool.controller.api.grpc.claiming import claim
 from gpupool.controller.api.grpc.watchers import Watcher, Watchers
-from gpupool.controller.core import claims, fleet
+from gpupool.controller.core import claims, fleet, reporting
 from gpupool.controller.core.errors import Kind, RefusedError, StoreError
 from gpupool.controller.core.gpu import GpuUse
 from gpupool.controller.core.licence import Licence
@@ -94,6 +94,7 @@ class Servicer:
             "Register": self._register,
             "Beat": self._beat,
             "Report": self._report,
+            "ReportChanges": self._changes,
             "Claim": self._claim,
             "Release": self._release,
         }
@@ -144,7 +145,8 @@ class Servicer:
 
     async def _node_of(self, request: Any, caller: Caller) -> tuple[str, int]:
         node_id, incarnation = messages.node_of(request)
-        await self._run(partial(self._access.check_node, caller, node_id))
+        if not self._access.checked(caller, node_id):
+            await self._run(partial(self._access.check_node, caller, node_id))
         return node_id, incarnation
 
     async def _register(self, request: Any, caller: Caller) -> Any:
@@ -182,7 +184,15 @@ class Servicer:
         await self._node_of(request, caller)
         told = messages.report(request)
         done = await self._run_bulk(
-            partial(self._store.change, lambda tables: fleet.report(tables, told))
+            partial(self._store.change, lambda tables: reporting.report(tables, told))
+        )
+        return self._replies.reported(done)
+
+    async def _changes(self, request: Any, caller: Caller) -> Any:
+        await self._node_of(request, caller)
+        told = messages.changes(request)
+        done = await self._run_bulk(
+            partial(self._store.change, lambda tables: reporting.changes(tables, told))
         )
         return self._replies.reported(done)
 

@@ -27,10 +27,11 @@ from sqlalchemy import (
 
 from gpupool.controller.core.gpu import FULL_PERCENT, Gpu, Pool
 from gpupool.controller.core.node import NodeState
+from gpupool.controller.core.operation import OperationState
 from gpupool.controller.core.ports import Page
 from gpupool.controller.core.scheduler import Candidate, Shortfall, Wanted
 from gpupool.controller.core.vgpu import Share, Strategy
-from gpupool.controller.store.models import GpuRow, LabelRow, NodeRow, UseRow
+from gpupool.controller.store.models import GpuRow, LabelRow, NodeRow, OperationRow, UseRow
 
 _SELECT = (
     select(
@@ -41,6 +42,16 @@ _SELECT = (
     )
     .join(NodeRow, NodeRow.id == GpuRow.node_id)
     .outerjoin(UseRow, UseRow.gpu_id == GpuRow.id)
+)
+_OF_NODE = _SELECT.where(GpuRow.node_id == bindparam("node")).order_by(GpuRow.position, GpuRow.id)
+_ARRIVED = (
+    select(GpuRow.uuid)
+    .join(OperationRow, OperationRow.subject == GpuRow.id)
+    .where(
+        GpuRow.node_id == bindparam("node"),
+        GpuRow.pool == GpuRow.pool_wanted,
+        OperationRow.state == OperationState.RUNNING.value,
+    )
 )
 CANDIDATES = select(
     GpuRow.id,
@@ -100,8 +111,7 @@ class SqlGpus:
 
     def of_node(self, node_id: str) -> list[Gpu]:
         """See the port."""
-        found = _SELECT.where(GpuRow.node_id == node_id).order_by(GpuRow.position, GpuRow.id)
-        return [_gpu(row) for row in self._connection.execute(found)]
+        return [_gpu(row) for row in self._connection.execute(_OF_NODE, {"node": node_id})]
 
     def put(self, gpu: Gpu) -> None:
         """See the port."""
@@ -142,6 +152,10 @@ class SqlGpus:
     def remove_node(self, node_id: str) -> None:
         """See the port."""
         self._connection.execute(delete(GpuRow).where(GpuRow.node_id == node_id))
+
+    def arrived(self, node_id: str) -> set[str]:
+        """See the port."""
+        return set(self._connection.execute(_ARRIVED, {"node": node_id}).scalars())
 
     def refresh(self, node_id: str) -> None:
         """See the port."""

@@ -11,8 +11,28 @@ from gpupool.controller.core.node import Node, NodeState
 from gpupool.controller.core.ports import Page
 from gpupool.controller.store.models import BeatRow, LabelRow, NodeRow, SessionRow
 
-_SELECT = select(NodeRow.__table__, BeatRow.heard_ms).outerjoin(
+_SELECT = select(NodeRow.__table__, BeatRow.heard_ms, BeatRow.sequence).outerjoin(
     BeatRow, BeatRow.node_id == NodeRow.id
+)
+# Those that reports need are made once: making one costs more than running it.
+_GET = _SELECT.where(NodeRow.id == bindparam("node"))
+_APPLIED = (
+    update(NodeRow)
+    .where(NodeRow.id == bindparam("node"))
+    .values(applied_generation=bindparam("applied"))
+)
+_GENERATIONS = select(NodeRow.id, NodeRow.generation)
+_GENERATION = _GENERATIONS.where(NodeRow.id == bindparam("node"))
+_SOME_GENERATIONS = _GENERATIONS.where(NodeRow.id.in_(bindparam("nodes", expanding=True)))
+_MANY = 100  # a list of more names than that costs more than all rows
+_NEXT_REPORT = (
+    update(BeatRow)
+    .where(
+        BeatRow.node_id == bindparam("node"),
+        BeatRow.incarnation == bindparam("its_incarnation"),
+        BeatRow.sequence < bindparam("its_sequence"),
+    )
+    .values(sequence=bindparam("its_sequence"), beat=BeatRow.beat + 1, heard_ms=bindparam("now_ms"))
 )
 _BUMP = (
     update(NodeRow)
@@ -31,7 +51,7 @@ class SqlNodes:
 
     def get(self, node_id: str) -> Node | None:
         """See the port."""
-        row = self._connection.execute(_SELECT.where(NodeRow.id == node_id)).first()
+        row = self._connection.execute(_GET, {"node": node_id}).first()
         return _node(row) if row else None
 
     def by_name(self, name: str) -> Node | None:
@@ -96,14 +116,18 @@ class SqlNodes:
 
     def applied(self, node_id: str, generation: int) -> None:
         """See the port."""
-        self._connection.execute(
-            update(NodeRow).where(NodeRow.id == node_id).values(applied_generation=generation)
-        )
+        self._connection.execute(_APPLIED, {"node": node_id, "applied": generation})
 
     def generations(self, node_ids: Collection[str]) -> dict[str, int]:
         """See the port."""
-        found = select(NodeRow.id, NodeRow.generation).where(NodeRow.id.in_(list(node_ids)))
-        return {row.id: row.generation for row in self._connection.execute(found)}
+        execute = self._connection.execute
+        if len(node_ids) == 1:
+            rows = execute(_GENERATION, {"node": next(iter(node_ids))})
+        elif len(node_ids) < _MANY:
+            rows = execute(_SOME_GENERATIONS, {"nodes": list(node_ids)})
+        else:
+            rows = execute(_GENERATIONS)
+        return {node_id: generation for node_id, generation in rows if node_id in node_ids}
 
     def beats(self) -> dict[str, int]:
         """See the port."""
@@ -131,15 +155,13 @@ class SqlNodes:
 
     def next_report(self, node_id: str, incarnation: int, sequence: int) -> bool:
         """See the port."""
-        done = self._connection.execute(
-            update(BeatRow)
-            .where(
-                BeatRow.node_id == node_id,
-                BeatRow.incarnation == incarnation,
-                BeatRow.sequence < sequence,
-            )
-            .values(sequence=sequence, beat=BeatRow.beat + 1, heard_ms=self._now_ms)
-        )
+        values = {
+            "node": node_id,
+            "its_incarnation": incarnation,
+            "its_sequence": sequence,
+            "now_ms": self._now_ms,
+        }
+        done = self._connection.execute(_NEXT_REPORT, values)
         return done.rowcount == 1
 
 
@@ -158,4 +180,5 @@ def _node(row: Any) -> Node:
         version=row.version,
         created_ms=row.created_ms,
         heard_ms=row.heard_ms or 0,
+        sequence=row.sequence or 0,
     )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 
 from gpupool.controller.core.node import Session
 from gpupool.controller.core.ports import Page
@@ -12,6 +22,7 @@ from gpupool.controller.store.models import SessionRow
 
 _SELECT = select(SessionRow.__table__)
 _KEY = (SessionRow.node_id, SessionRow.id, SessionRow.vgpu_id)
+_OF_NODE = _SELECT.where(SessionRow.node_id == bindparam("node")).order_by(*_KEY)
 _SEPARATOR = "/"  # in no identifier of ours; a session's own id is the rest
 
 
@@ -23,8 +34,7 @@ class SqlSessions:
 
     def of_node(self, node_id: str) -> list[Session]:
         """See the port."""
-        found = _SELECT.where(SessionRow.node_id == node_id).order_by(*_KEY)
-        return [_session(row) for row in self._connection.execute(found)]
+        return [_session(row) for row in self._connection.execute(_OF_NODE, {"node": node_id})]
 
     def of_vgpu(self, vgpu_id: str) -> list[Session]:
         """See the port."""

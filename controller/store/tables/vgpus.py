@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gpupool.controller.core.errors import Kind, RefusedError
@@ -23,6 +23,37 @@ _SELECT = select(
     NodeRow.endpoint,
 ).outerjoin(NodeRow, NodeRow.id == VgpuRow.node_id)
 _INSERT = insert(VgpuRow)
+# Those that reports need are made once: making one costs more than running it.
+_GET = _SELECT.where(VgpuRow.id == bindparam("vgpu"))
+_OF_NODE = _SELECT.where(VgpuRow.node_id == bindparam("node")).order_by(VgpuRow.id)
+_UNSETTLED = _OF_NODE.where(
+    or_(
+        VgpuRow.state != State.READY.value,
+        VgpuRow.compute_held_percent != VgpuRow.compute_percent,
+        VgpuRow.memory_held_mib != VgpuRow.memory_mib,
+        VgpuRow.id.in_(bindparam("named", expanding=True)),
+    )
+)
+_CHANGING = (
+    "policy",
+    "priority",
+    "compute_percent",
+    "memory_mib",
+    "compute_held_percent",
+    "memory_held_mib",
+    "state",
+    "gpu_id",
+    "gpu_uuid",
+    "node_id",
+    "node_name",
+    "generation",
+    "version",
+)
+_PUT = (
+    update(VgpuRow)
+    .where(VgpuRow.id == bindparam("vgpu"))
+    .values({name: bindparam(f"its_{name}") for name in _CHANGING})
+)
 
 
 class SqlVgpus:
@@ -33,7 +64,7 @@ class SqlVgpus:
 
     def get(self, vgpu_id: str) -> Vgpu | None:
         """See the port."""
-        row = self._connection.execute(_SELECT.where(VgpuRow.id == vgpu_id)).first()
+        row = self._connection.execute(_GET, {"vgpu": vgpu_id}).first()
         return _vgpu(row) if row else None
 
     def by_name(self, tenant_id: str, name: str) -> Vgpu | None:
@@ -55,8 +86,12 @@ class SqlVgpus:
 
     def of_node(self, node_id: str) -> list[Vgpu]:
         """See the port."""
-        found = _SELECT.where(VgpuRow.node_id == node_id).order_by(VgpuRow.id)
-        return [_vgpu(row) for row in self._connection.execute(found)]
+        return [_vgpu(row) for row in self._connection.execute(_OF_NODE, {"node": node_id})]
+
+    def unsettled(self, node_id: str, named: Collection[str]) -> list[Vgpu]:
+        """See the port."""
+        values = {"node": node_id, "named": list(named)}
+        return [_vgpu(row) for row in self._connection.execute(_UNSETTLED, values)]
 
     def add(self, vgpu: Vgpu) -> None:
         """See the port."""
@@ -69,9 +104,8 @@ class SqlVgpus:
 
     def put(self, vgpu: Vgpu) -> None:
         """See the port."""
-        self._connection.execute(
-            update(VgpuRow).where(VgpuRow.id == vgpu.id).values(**_changing(vgpu))
-        )
+        values = {f"its_{name}": value for name, value in _changing(vgpu).items()}
+        self._connection.execute(_PUT, {"vgpu": vgpu.id, **values})
 
     def set_used(self, memory_used_mib: Mapping[str, int]) -> None:
         """See the port."""

@@ -111,7 +111,8 @@ def test_no_source_is_installed(installed: Path) -> None:
 def test_what_virtual_machines_need_is_installed(installed: Path) -> None:
     package = next(installed.parent.glob("lib/python3*/site-packages/gpupool"))
     assert (package / "qemu_hooks" / "qemu").is_file()
-    templates = {name.name for name in (ROOT / "templates" / "libvirt").iterdir()}
+    shipped = [ROOT / "templates" / each for each in ("guest", "libvirt")]
+    templates = {name.name for folder in shipped for name in folder.iterdir()}
     assert {name.name for name in package.rglob("*.j2")} == templates
 
 

@@ -1,0 +1,193 @@
+"""Start, options, and the loop that keeps guest.toml as the host wants it."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from gpupool.guest.agent import place
+from gpupool.guest.agent.channel import HOST, Channel
+from gpupool.guest.agent.failure import DRIVER_PRESENT, NO_RUNTIME, NOT_ALLOWED, AgentError
+from gpupool.guest.agent.health import probe
+from gpupool.guest.agent.log import Log
+from gpupool.guest.agent.runtime import Runtime
+from gpupool.guest.agent.terms import Terms
+
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 60.0
+_REFRESH_S = 60.0  # how soon a change at the host is seen
+_PERMANENT = (NO_RUNTIME, NOT_ALLOWED, DRIVER_PRESENT)  # trying again changes nothing
+
+_HELP = """\
+Makes the programs of this virtual machine find the vGPU that its host gives it:
+puts gpupool's libcuda.so.1 where the dynamic linker looks, asks the host over vsock
+what this machine has, writes /etc/gpupool/guest.toml, and tells the host whether a
+program gets its vGPU. Runs on as a service and follows changes at the host."""
+
+_EPILOG = """\
+exit codes:
+  0   done (--once, --uninstall), or ended by SIGTERM
+  2   wrong options
+  69  the host cannot be reached: no vsock device, no hostd, or no vGPU for this domain
+  72  libcuda.so.1 is not where --lib says, or programs find another one first
+  74  all is in place, and a program still gets no vGPU; the text says why
+  76  the host refuses, or says something that this version does not understand
+  77  files below /etc cannot be written: run it as root
+  78  a real NVIDIA driver is installed; --force goes on
+
+Without --once only 2, 72, 77 and 78 end it: the rest is tried again, after 1 second, then
+2, 4, and so on up to a minute; each trouble is said once.
+"""
+
+
+class Agent:
+    """One agent; `step` is everything that it does."""
+
+    def __init__(
+        self, channel: Channel, runtime: Runtime, guest_file: Path, log: Log, force: bool
+    ) -> None:
+        self._channel = channel
+        self._runtime = runtime
+        self._guest_file = guest_file
+        self._log = log
+        self._force = force
+        self._known: Terms | None = None
+        self._healthy = False
+
+    def step(self) -> None:
+        """Brings this machine to what the host says. Raises AgentError."""
+        if self._known is None and self._runtime.install(self._force):
+            self._log.info(f"programs find libcuda.so.1 in {self._runtime.folder}")
+        terms = Terms.parse(self._channel.ask({"method": "terms"}))
+        if place.write(self._guest_file, terms.guest_file()):
+            self._log.info(f"wrote {self._guest_file}: {terms.endpoint}")
+        if terms != self._known:
+            vgpus = "; ".join(str(one) for one in terms.vgpus) or "none"
+            self._log.info(f"host {terms.version}, vGPUs: {vgpus}")
+            self._healthy = False
+        self._known = terms
+        if not self._healthy:
+            self._tell_health()
+
+    def _tell_health(self) -> None:
+        try:
+            count = probe(self._guest_file)
+        except AgentError as error:
+            detail = str(error)[:200]
+            self._channel.ask({"method": "health", "state": "failed", "detail": detail})
+            raise
+        self._healthy = True
+        self._channel.ask({"method": "health", "state": "ready", "detail": f"{count} vGPUs"})
+        self._log.info(f"ready: programs see {count} vGPUs")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. The exit code is in --help."""
+    options = _parser().parse_args(arguments)
+    log = Log()
+    runtime = Runtime(options.lib)
+    try:
+        if options.uninstall:
+            return _uninstall(runtime, options.config, log)
+        agent = Agent(options.channel, runtime, options.config, log, options.force)
+        return _run(agent, log, options.wait if options.once else None)
+    except AgentError as error:
+        log.error(str(error))
+        return error.code
+
+
+def _run(agent: Agent, log: Log, wait_s: float | None) -> int:
+    """Steps until SIGTERM; with `wait_s`, until one has succeeded. Raises AgentError."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    start_s = time.monotonic()
+    delay_s = _FIRST_DELAY_S
+    while not ended.is_set():
+        try:
+            agent.step()
+        except AgentError as error:
+            late = wait_s is not None and time.monotonic() - start_s + delay_s > wait_s
+            if late or error.code in _PERMANENT:
+                raise
+            log.trouble(str(error))
+            ended.wait(delay_s)
+            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+            continue
+        log.well()
+        if wait_s is not None:
+            break
+        delay_s = _FIRST_DELAY_S
+        ended.wait(_REFRESH_S)
+    return 0
+
+
+def _uninstall(runtime: Runtime, guest_file: Path, log: Log) -> int:
+    """Takes back what `step` has installed; the libraries themselves stay where they are."""
+    if runtime.uninstall():
+        log.info(f"programs no longer find libcuda.so.1 in {runtime.folder}")
+    if place.remove(guest_file):
+        log.info(f"removed {guest_file}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gpupool-guest-agent",
+        description=_HELP,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--once", action="store_true", help="end as soon as a program of this machine gets its vGPU"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="with --once: how long to go on trying (default: 30)",
+    )
+    parser.add_argument(
+        "--lib",
+        type=Path,
+        default=_default_lib(),
+        metavar="FOLDER",
+        help="the folder with libcuda.so.1 and libnvidia-ml.so.1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path("/etc/gpupool/guest.toml"),
+        metavar="FILE",
+        help="the file that programs read (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--channel",
+        type=_channel,
+        default=HOST,
+        metavar="WHERE",
+        help="where the host answers: vsock://CID:PORT or unix:/path (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="install beside a real NVIDIA driver, and before it"
+    )
+    parser.add_argument(
+        "--uninstall", action="store_true", help="take back what was installed, and end"
+    )
+    return parser
+
+
+def _channel(text: str) -> Channel:
+    try:
+        return Channel(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _default_lib() -> Path:
+    """`lib` beside the zipapp that runs."""
+    return Path(sys.argv[0]).resolve().parent / "lib"

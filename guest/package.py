@@ -1,0 +1,109 @@
+"""The guest package: all that a virtual machine needs, as one archive to unpack at its root.
+
+`python3 -m gpupool.guest.package gpupool-guest.tar.gz` on the host; docs/vms.md has the rest. In
+the guest it is /opt/gpupool-guest with the libraries and the agent (a zipapp), and a systemd unit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+FOLDER = "opt/gpupool-guest"
+UNIT = "etc/systemd/system/gpupool-guest-agent.service"
+LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
+_TIME = (2020, 1, 1, 0, 0, 0)  # the same content makes the same archive
+_SHEBANG = b"#!/usr/bin/env python3\n"
+
+
+class PackageError(Exception):
+    """It cannot be made; the text says what is missing."""
+
+
+def write(target: Path, libraries: Path, template: Path) -> None:
+    """Makes the archive, with the libraries of a folder. Raises PackageError and OSError."""
+    missing = [name for name in LIBRARIES if not (libraries / name).is_file()]
+    if missing:
+        raise PackageError(f"{libraries} has no {' and no '.join(missing)}")
+    unit = template.read_text(encoding="utf-8").replace("{{ folder }}", f"/{FOLDER}")
+    with tarfile.open(target, "w:gz") as archive:
+        for name in LIBRARIES:
+            _add(archive, f"{FOLDER}/lib/{name}", (libraries / name).read_bytes(), 0o644)
+            link = tarfile.TarInfo(f"{FOLDER}/lib/{name.removesuffix('.1')}")
+            link.type, link.linkname = tarfile.SYMTYPE, name
+            archive.addfile(link)
+        _add(archive, f"{FOLDER}/agent", agent(), 0o755)
+        _add(archive, UNIT, unit.encode(), 0o644)
+
+
+def agent() -> bytes:
+    """The agent as one file that Python runs."""
+    package = Path(__file__).parent / "agent"
+    buffer = io.BytesIO(_SHEBANG)
+    buffer.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in _sources(package):
+            archive.writestr(zipfile.ZipInfo(name, _TIME), text, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def _sources(package: Path) -> Iterable[tuple[str, str]]:
+    yield "gpupool/__init__.py", ""
+    yield "gpupool/guest/__init__.py", ""
+    for path in sorted(package.glob("*.py")):
+        yield f"gpupool/guest/agent/{path.name}", path.read_text(encoding="utf-8")
+    yield "__main__.py", (package / "__main__.py").read_text(encoding="utf-8")
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(data), mode
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def find_libraries(package: Path) -> Path:
+    """The guest libraries of an installed gpupool or of a checkout, those for old systems first.
+    Raises PackageError.
+    """
+    folders = [
+        package / "native" / "guest",
+        package.parent / "build" / "native" / "lib" / "portable",
+        package.parent / "build" / "native" / "lib" / "guest",
+    ]
+    for folder in folders:
+        if all((folder / name).is_file() for name in LIBRARIES):
+            return folder
+    raise PackageError("the guest libraries are not built: ./run build")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    package = Path(__file__).absolute().parents[1]
+    parser = argparse.ArgumentParser(
+        prog="python3 -m gpupool.guest.package",
+        description="Makes the archive that a virtual machine needs to use its vGPU: "
+        "unpack it at the root of its file system, then enable gpupool-guest-agent.",
+    )
+    parser.add_argument("archive", type=Path, help="file to write, like gpupool-guest.tar.gz")
+    parser.add_argument("--libraries", type=Path, help="folder with libcuda.so.1 for the guest")
+    options = parser.parse_args(arguments)
+    try:
+        libraries = options.libraries or find_libraries(package)
+        template = package / "templates" / "guest" / "gpupool-guest-agent.service.j2"
+        if not template.is_file():  # a checkout has them beside the package
+            template = package.parent / "templates" / "guest" / template.name
+        write(options.archive, libraries, template)
+    except (PackageError, OSError) as problem:
+        print(f"gpupool: {problem}", file=sys.stderr)
+        return 1
+    print(f"{options.archive}: {options.archive.stat().st_size >> 10} KiB, from {libraries}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -35,6 +35,13 @@ VM_KEYS: tuple[Key, ...] = (
         low=0,
         high=65536,
     ),
+    Key(
+        "vm.libvirt_uri",
+        str,
+        "",
+        "libvirt whose domains are followed while they run (qemu:///system): changed metadata "
+        "takes effect at once; empty: with their next start",
+    ),
     Key("vm.allow.uuid", str, "", "domain that may have vGPUs (`virsh domuuid DOMAIN`)"),
     Key("vm.allow.name", str, "", "its name, for people"),
     Key("vm.allow.tenant", str, "", "whose it is"),
@@ -68,6 +75,7 @@ class VmConfig:
     group: str = "kvm"
     relay: str = "auto"
     window_mib: int = 4096
+    libvirt_uri: str = ""
     rights: tuple[VmRight, ...] = ()
 
 
@@ -81,6 +89,7 @@ def vm_config(top: Mapping[str, Any], given: Any, problems: list[str]) -> VmConf
         top["vm.group"],
         top["vm.relay"],
         top["vm.window_mib"],
+        top["vm.libvirt_uri"],
         _rights(given, problems),
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from gpupool import __version__
 from gpupool.hostd.adapters import native_files
 from gpupool.hostd.adapters.clock import SystemClock
+from gpupool.hostd.adapters.libvirt_watch import LibvirtWatch
 from gpupool.hostd.adapters.listener import listen
 from gpupool.hostd.adapters.peer import identify
 from gpupool.hostd.adapters.relay_process import RelayProcesses
@@ -32,6 +33,7 @@ from gpupool.hostd.core.sandbox import Sandbox
 from gpupool.hostd.core.vgpus import Vgpus
 from gpupool.hostd.core.vm import AGENT_PORT, SESSION_PORT, Vm
 from gpupool.hostd.core.vm_bound import LookUp
+from gpupool.hostd.core.vm_follow import VmFollower
 from gpupool.hostd.core.vms import Vms, VmSettings
 from gpupool.hostd.endpoint import VSOCK_ANY, Endpoint
 from gpupool.hostd.log import fields, wants_priorities
@@ -79,15 +81,21 @@ class Machines:
         self._agents = VmAgents(self.vms, identify, __version__)
         self._serve: dict[int, Serve] = {AGENT_PORT: self._agents.serve}
         self._open: dict[str, list[tuple[socket.socket, asyncio.Task[None]]]] = {}
+        self._libvirt_uri = given.libvirt_uri
+        self._watch: LibvirtWatch | None = None
 
     def open(self, sessions: Serve) -> None:
         """Finds the VMs of an earlier hostd again, and lets them in: `sessions` serves their
-        programs.
+        programs. Raises PortError where libvirt is to be followed and cannot be.
         """
         self._serve[SESSION_PORT] = sessions
         self.vms.adopt()
         if not self._relay:
             self._open_shared()
+        if self._libvirt_uri:
+            follower = VmFollower(self.vms)
+            self._watch = LibvirtWatch(self._libvirt_uri, follower.running, follower.changed)
+            self._watch.start()
 
     def methods(self) -> dict[str, Method]:
         """For `Admin`."""
@@ -98,6 +106,8 @@ class Machines:
 
     async def finish(self) -> None:
         """Closes the doors; VMs and relays go on."""
+        if self._watch is not None:
+            await asyncio.to_thread(self._watch.stop)
         self._relays.stop()
         tasks = [task for doors in self._open.values() for _, task in doors]
         for name in tuple(self._open):

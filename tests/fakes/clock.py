@@ -10,6 +10,7 @@ class FakeClock:
 
     def __init__(self) -> None:
         self.now_s = 100.0
+        self.utc = "2026-01-02T03:04:05Z"
         self.waiting: list[tuple[float, Callable[[], None]]] = []
 
     def monotonic_s(self) -> float:
@@ -17,8 +18,8 @@ class FakeClock:
         return self.now_s
 
     def utc_text(self) -> str:
-        """Always the same day."""
-        return "2026-01-02T03:04:05Z"
+        """The same until the test says otherwise."""
+        return self.utc
 
     def later(self, delay_s: float, action: Callable[[], None]) -> None:
         """Waits for `pass_time`."""

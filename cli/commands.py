@@ -21,6 +21,7 @@ COMMANDS = {
     "session": "show and end the client programs that use vGPUs",
     "vm": "give vGPUs to virtual machines of libvirt, and show them",
     "operation": "show and cancel long actions",
+    "host": "install hostd on machines, over ssh",
     "node": "show, cordon and remove the machines that a controller knows",
     "tenant": "make, show and delete tenants, and set their quotas",
     "token": "make, show and revoke the tokens of a controller",
@@ -33,7 +34,7 @@ GROUPS = {
     "vGPUs and GPUs, of this machine's hostd or of a controller": (
         *("vgpu", "gpu", "session", "vm", "operation"),
     ),
-    "a controller": ("node", "tenant", "token", "events"),
+    "a controller": ("host", "node", "tenant", "token", "events"),
     "daemons": ("hostd", "controller"),
 }
 # Read by argparse, without Typer: run starts hostd, and both must start at once; ./run bench and

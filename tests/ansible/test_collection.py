@@ -58,7 +58,7 @@ def toml(content: dict[str, Any]) -> Any:
         autoescape=False,  # noqa: S701 (TOML, no HTML)
     )
     template = environment.from_string(CONFIG.read_text())
-    return tomllib.loads(template.render(content=content, source="a test"))
+    return tomllib.loads(template.render(content=content))
 
 
 def test_toml_says_what_the_dictionary_says() -> None:

@@ -42,6 +42,7 @@ def test_a_host_comes_stays_and_goes(tmp_path: Path, target: Machine, wheelhouse
         "limits": {"max_sessions": 7},
         "endpoint": [{"listen": "unix:/run/gpupool/hostd.sock"}],
     }
+    here.variables["gpupool_host_libvirt"] = True
     here.variables["gpupool_host_endpoint_token_file"] = str(tmp_path / "token")
 
     would = here.play(ROLE, check=True)
@@ -49,13 +50,15 @@ def test_a_host_comes_stays_and_goes(tmp_path: Path, target: Machine, wheelhouse
     assert not of_gpupool(target)
 
     first = here.play(ROLE)
-    assert first.handlers == ["Restart hostd"]
+    assert first.handlers == ["Restart hostd", "Reload libvirt"]
     assert SECRET not in first.text
     assert "gpupool_host_service is false" in first.text  # no systemd here
     config = target.run("cat", "/etc/gpupool/hostd.toml").stdout
     assert "max_sessions = 7" in config
     assert target.run("stat", "-c", "%a %U", "/etc/gpupool/token").stdout == "600 root\n"
     assert SECRET in target.run("cat", "/etc/gpupool/token").stdout
+    hook = target.run("stat", "-c", "%a", "/etc/libvirt/hooks/qemu.d/gpupool").stdout
+    assert hook == "755\n"
     unit = target.run("cat", "/etc/systemd/system/gpupool-hostd.service").stdout
     assert "ExecStart=/opt/gpupool/bin/gpupool hostd --config /etc/gpupool/hostd.toml" in unit
     found = target.run("/usr/local/bin/gpupool", "doctor", "--json", check=False).stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ansible.conftest import target, wheelhouse  # noqa: F401 (fixtures)
 from tests.fakes import native as fake_native
 from tests.fakes.daemon import Daemon
 

@@ -23,6 +23,7 @@ import pytest
 from gpupool.cli import admin
 from gpupool.hostd.adapters.worker_process import start_ticks
 from tests.conftest import ROOT, Host, end_host, make_host
+from tests.e2e.control_plane import Plane, eventually
 from tests.e2e.observe import STEPPER, step, wait_for_line
 
 MEMORY_MIB = 256
@@ -58,14 +59,16 @@ for number in range(count.value):
 class Vms:
     """Two VMs on one hostd."""
 
-    def __init__(self, host: Host, device: Path) -> None:
+    def __init__(self, host: Host, device: Path, *, prepared: bool = True) -> None:
         self.host = host
         self.device = device
         self.a, self.b = str(uuid.uuid4()), str(uuid.uuid4())
         self._all: list[subprocess.Popen[str]] = []
         for domain, name in ((self.a, "web"), (self.b, "db")):
-            self.call("vm_allow", uuid=domain, compute_percent=50, memory_mib=MEMORY_MIB)
-            self.prepare(domain, name)
+            limits = {"compute_percent": 50, "memory_mib": MEMORY_MIB}
+            self.call("vm_allow", uuid=domain, tenant="acme", **limits)
+            if prepared:
+                self.prepare(domain, name)
 
     def call(self, method: str, **more: Any) -> dict[str, Any]:
         """Asks the admin socket."""
@@ -204,6 +207,25 @@ def test_a_program_has_all_vgpus_of_its_vm(device: Path) -> None:
         assert only.stdout.split() == ["192"], only.stderr
         vms.end()
         end_host(host)
+
+
+@pytest.mark.softgpu
+def test_a_vm_on_a_controllers_node(plane: Plane, device: Path) -> None:
+    host = plane.host(plane.folder / "n1")
+    if not (host.native / "libexec" / "gpupool-vsock").exists():
+        pytest.skip("gpupool-vsock is not built: run ./run build")
+    eventually(lambda: plane.node_state("n1") == "ready", "the node")
+    vms = Vms(host, device, prepared=False)
+    with pytest.raises(admin.AdminError, match="has no reserved vGPU web here"):
+        vms.prepare(vms.a, "web")
+    vgpu = plane.vgpu("web", 50, MEMORY_MIB)
+    eventually(lambda: plane.state(vgpu) == "ready", "the vGPU")
+    vms.prepare(vms.a, "web")
+    assert vms.run(vms.a, MEMORY).stdout.split() == [str(MEMORY_MIB), "2", "0"]
+    vms.running(vms.a)
+    eventually(lambda: plane.look(vgpu)["sessions"] == 1, "the session at the controller")
+    vms.end()
+    assert plane.state(vgpu) == "ready"
 
 
 def test_a_relay_lives_with_its_vm(device: Path) -> None:

@@ -66,6 +66,12 @@ def _show(host: dict[str, Any]) -> None:
         print(f"  controller {link['url']}, as node {link['node']} ({state})")
         for vgpu, why in link["not_done"].items():
             print(f"  controller's vGPU {vgpu} is not here: {why}")
+    for vm in host.get("vms", []):  # an older hostd has none
+        vgpus, sessions = ", ".join(vm["vgpus"]) or "none", len(vm["sessions"])
+        print(
+            f"  virtual machine {vm['name'] or vm['uuid']} ({vm['state']}): vGPU {vgpus}, "
+            f"{sessions} session{'s' if sessions != 1 else ''}, agent {vm['health']}"
+        )
     for note in host["notes"]:
         print(f"  note: {note}")
     rows = [

@@ -104,6 +104,20 @@ class Machines:
             self.vms, relays.ready, folders.folder, folders.window, relays.pid
         ).by_name()
 
+    def status(self) -> list[dict[str, object]]:
+        """Each in short, for `gpupool status`."""
+        return [
+            {
+                "uuid": facts.vm.uuid,
+                "name": facts.vm.name,
+                "state": facts.vm.state.value,
+                "vgpus": [vgpu.name for vgpu in facts.vgpus],
+                "sessions": list(facts.sessions),
+                "health": facts.health.state,
+            }
+            for facts in self.vms.all()
+        ]
+
     async def finish(self) -> None:
         """Closes the doors; VMs and relays go on."""
         if self._watch is not None:

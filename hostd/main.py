@@ -53,6 +53,7 @@ from gpupool.hostd.core.ports import Clock, GpuSource, PortError, ProcessMemory,
 from gpupool.hostd.core.sandbox import Sandbox, SandboxFacts, plan
 from gpupool.hostd.core.start import Ports
 from gpupool.hostd.core.vgpus import Vgpus
+from gpupool.hostd.core.vms import Vms
 from gpupool.hostd.endpoint import Endpoint
 from gpupool.hostd.log import fields, wants_priorities
 from gpupool.hostd.machines import Machines
@@ -215,10 +216,12 @@ class Hostd:
             machines.open(greeter.serve)
             methods |= machines.methods()
         facts = self._facts(doors)
+        if machines is not None:
+            facts["vms"] = machines.status
         if linked is not None:
             facts["controller"] = linked.status
         admin = Admin(host, identify, facts, pooled.look, self.stop, methods)
-        metrics = self._metrics(host)
+        metrics = self._metrics(host, machines.vms if machines else None)
         admin.on_guest_change = self._changed.set
         host.on_change += [self._changed.set, pooled.task.wake]
         loop = asyncio.get_running_loop()
@@ -378,7 +381,7 @@ class Hostd:
         self._listeners.append(listener)
         return listener
 
-    def _metrics(self, host: Host) -> list[MetricsDoor]:
+    def _metrics(self, host: Host, vms: Vms | None) -> list[MetricsDoor]:
         """None or one. The library is loaded only where it is used."""
         if self._config.metrics is None:
             return []
@@ -386,7 +389,7 @@ class Hostd:
 
         listener = self._listen(self._config.metrics, 0)
         log.info("metrics endpoint", extra=fields({"port": listener.getsockname()[1]}))
-        return [MetricsDoor(host, __version__, listener)]
+        return [MetricsDoor(host, __version__, listener, vms)]
 
     def _facts(self, doors: list[OpenDoor]) -> dict[str, object]:
         config = self._config

@@ -26,6 +26,8 @@ from gpupool.hostd.api.conversations import Conversations
 from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.ports import Counters, DeviceUsage
 from gpupool.hostd.core.session import Session
+from gpupool.hostd.core.vm import VmState
+from gpupool.hostd.core.vms import Vms
 
 _REQUEST_BYTES = 8192
 _TIMEOUT_S = 5.0
@@ -52,9 +54,10 @@ _SESSION = ("session", "tenant")
 class HostCollector(Collector):
     """What Host knows, as metrics. Reads when asked and keeps nothing."""
 
-    def __init__(self, host: Host, version: str) -> None:
+    def __init__(self, host: Host, version: str, vms: Vms | None = None) -> None:
         self._host = host
         self._version = version
+        self._vms = vms
 
     def collect(self) -> Iterable[Metric]:
         """All families."""
@@ -67,6 +70,8 @@ class HostCollector(Collector):
         yield GaugeMetricFamily(
             "gpupool_workers_waiting", "Workers started ahead of need.", host.workers_waiting
         )
+        if self._vms is not None:
+            yield from _machines(self._vms)
         yield CounterMetricFamily(
             "gpupool_sessions_started", "Since this hostd began.", host.started
         )
@@ -82,6 +87,22 @@ class HostCollector(Collector):
         labelled = [(_labels(session), counters) for session, counters, _ in active]
         yield from _families("gpupool_session", " Sessions that there are.", _SESSION, labelled)
         yield from _usage([(session, usage) for session, _, usage in active])
+
+
+def _machines(vms: Vms) -> Iterable[Metric]:
+    """How many there are; nothing that names one."""
+    every = vms.all()
+    states = GaugeMetricFamily(
+        "gpupool_vms", "Virtual machines that are prepared or run.", labels=("state",)
+    )
+    for state in VmState:
+        states.add_metric((state.value,), sum(one.vm.state is state for one in every))
+    agents = GaugeMetricFamily(
+        "gpupool_vm_agents", "What the agents in them last said.", labels=("health",)
+    )
+    for health in ("unknown", "ready", "failed"):
+        agents.add_metric((health,), sum(one.health.state == health for one in every))
+    return states, agents
 
 
 def _labels(session: Session) -> tuple[str, ...]:
@@ -127,9 +148,11 @@ def _usage(rows: Iterable[tuple[Session, tuple[DeviceUsage, ...]]]) -> Iterable[
 class MetricsDoor:
     """Answers on one listening socket (borrowed)."""
 
-    def __init__(self, host: Host, version: str, listener: socket.socket) -> None:
+    def __init__(
+        self, host: Host, version: str, listener: socket.socket, vms: Vms | None = None
+    ) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(HostCollector(host, version))
+        self._registry.register(HostCollector(host, version, vms))
         self._listener = listener
         self._conversations = Conversations(_MAX_CONNECTIONS)
 

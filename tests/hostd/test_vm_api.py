@@ -171,6 +171,8 @@ def test_the_agents_channel(domains: Domains) -> None:
     shown = domains.call("vm_show", uuid=a)["vm"]["health"]
     assert (shown["state"], len(shown["detail"])) == ("failed", 200)
     assert r"no\nwindow" in domains.daemon.log
+    (brief,) = domains.daemon.status()["vms"]
+    assert (brief["uuid"], brief["vgpus"], brief["health"]) == (a, [f"web-{a[:4]}"], "failed")
     domains.prepare(domains.b)
     (terms,) = domains.agent(domains.b, {"method": "terms"})
     assert (terms["vgpus"][0]["name"], terms["window"]) == (f"web-{domains.b[:4]}", None)

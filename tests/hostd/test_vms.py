@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gpupool.hostd.api.metrics import HostCollector
 from gpupool.hostd.core.admission import Door, Refusal, of_vm
 from gpupool.hostd.core.allocation import NoPlace
 from gpupool.hostd.core.host import Host
@@ -464,3 +465,16 @@ def test_hello_is_a_hello() -> None:
     assert of_vm(replace(HELLO, vgpu="~key"), door) == HELLO
     named = replace(HELLO, vgpu="web")
     assert of_vm(named, door) is named
+
+
+def test_metrics_count_them_and_name_none(rig: Rig) -> None:
+    rig.vms.prepare(order(A))
+    rig.vms.started(A, 0)
+    rig.vms.prepare(order(B))
+    rig.vms.told_health(B, "failed", "no window")
+    families = {one.name: one for one in HostCollector(rig.host, "1", rig.vms).collect()}
+    states = {one.labels["state"]: one.value for one in families["gpupool_vms"].samples}
+    assert states == {"preparing": 0, "prepared": 1, "started": 1, "releasing": 0}
+    agents = {one.labels["health"]: one.value for one in families["gpupool_vm_agents"].samples}
+    assert agents == {"unknown": 1, "ready": 0, "failed": 1}
+    assert "gpupool_vms" not in {one.name for one in HostCollector(rig.host, "1").collect()}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpupool.cli import table
+from gpupool.cli import admin, table
 from tests.fakes.daemon import HELLO, Daemon, environment, eventually, gpupool, say
 from tests.fakes.native import GPU_UUID
 
@@ -50,6 +50,17 @@ def test_a_session_is_shown(daemon: Daemon) -> None:
         "STATE": "running",
     }
     answer.close()
+
+
+def test_a_virtual_machine_is_shown(daemon: Daemon) -> None:
+    daemon.start('[vm]\nrelay = "no"')
+    uuid = "0b0c0d0e-0000-4000-8000-0000000000c1"
+    admin.call(daemon.admin_socket, "vm_allow", uuid=uuid, compute_percent=10)
+    asks = [{"compute_percent": 10, "memory_mib": 1}]
+    admin.call(daemon.admin_socket, "vm_prepare", uuid=uuid, name="web", vgpus=asks)
+    done = call(daemon.native, daemon.folder, "status")
+    said = "  virtual machine web (prepared): vGPU web, 0 sessions, agent unknown"
+    assert said in done.stdout.splitlines()
 
 
 def test_json(daemon: Daemon) -> None:

@@ -101,12 +101,12 @@ CUresult mem_free(CUdeviceptr address) {
 
 CUresult mem_get_info(size_t* available, size_t* total) {
   MemoryLedger& ledger = memory_ledger();
+  const u32 device = ledger.current_index();
+  ordered_memory().refresh(device, kFreePatienceNs);
   const CUresult result = real().cuMemGetInfo_v2(available, total);
   if (result != CUDA_SUCCESS) return result;
-  const u32 device = ledger.current_index();
   const u64 limit = ledger.vgpu(device).limit_bytes();
   if (limit == 0 || limit >= *total) return result;
-  ordered_memory().refresh(device, kFreePatienceNs);
   const u64 used = ledger.vgpu(device).all_bytes();
   *total = limit;
   *available = std::min<u64>(*available, limit - std::min(used, limit));
@@ -138,6 +138,11 @@ CUresult mem_free_async(CUdeviceptr address, CUstream stream) {
   else
     ordered_memory().settle_graphs();
   return result;
+}
+
+CUresult stream_destroy(CUstream stream) {
+  ordered_memory().stream_ends(stream);
+  return real().cuStreamDestroy_v2(stream);
 }
 
 CUresult pool_create(CUmemoryPool* pool, const CUmemPoolProps* properties) {
@@ -375,6 +380,7 @@ void account_memory(Worker& worker) {
   replace(driver.cuMemAllocAsync, &mem_alloc_async);
   replace(driver.cuMemAllocFromPoolAsync, &mem_alloc_from_pool);
   replace(driver.cuMemFreeAsync, &mem_free_async);
+  replace(driver.cuStreamDestroy_v2, &stream_destroy);
   replace(driver.cuMemPoolCreate, &pool_create);
   replace(driver.cuMemPoolDestroy, &pool_destroy);
   replace(driver.cuMemPoolTrimTo, &pool_trim);

@@ -162,10 +162,15 @@ void OrderedMemory::lingers(u64 bytes) {
   settle(device);
 }
 
+void OrderedMemory::stream_ends(CUstream stream) {
+  if (!pools_.empty() || devices_[ledger_.current_index()].lingering != 0)
+    streams_gone_ = streams_gone_ || ledger_.driver().cuStreamQuery(stream) == CUDA_ERROR_NOT_READY;
+}
+
 void OrderedMemory::pool_ends(CUmemoryPool handle) {
   const auto found = pools_.find(handle);
   if (found == pools_.end() || !limited(found->second.device)) return;
-  notice_frees(ledger_.worker(), 0);
+  notice_frees(ledger_.worker(), kFreePatienceNs);
   ledger_.driver().cuMemPoolTrimTo(handle, 0);
   look_at(handle, found->second);
 }
@@ -187,8 +192,11 @@ void OrderedMemory::look_at_all(u32 device) {
 }
 
 void OrderedMemory::refresh(u32 device, u64 patience_ns) {
+  Device& all = devices_[device];
+  const bool something =
+      limited(device) ? wanted(device) != all.in_use() || all.charged != all.in_use() : !pools_.empty();
+  if (something && notice_frees(ledger_.worker(), patience_ns) && !streams_gone_) all.lingering = 0;
   if (!limited(device)) return;
-  if (devices_[device].charged != devices_[device].in_use()) notice_frees(ledger_.worker(), patience_ns);
   look_at_all(device);
   for (auto& [handle, pool] : pools_)
     if (pool.device == device && pool.idle() != 0) give_up_unwanted(handle, pool);
@@ -215,7 +223,9 @@ void OrderedMemory::wait_for_all(u32 device) {
     if (driver.cuCtxSetCurrent(context) != CUDA_SUCCESS || ledger_.current_index() != device) return;
     all = driver.cuCtxSynchronize() == CUDA_SUCCESS && all;
   });
-  if (all) devices_[device].lingering = 0;
+  if (!all) return;
+  devices_[device].lingering = 0;
+  if (ledger_.worker().devices.size() == 1) streams_gone_ = false;
 }
 
 bool OrderedMemory::make_room(u32 device) {

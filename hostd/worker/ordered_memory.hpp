@@ -25,6 +25,8 @@ class OrderedMemory {
   bool freed(u64 address);
   // Other memory is freed in a stream's order: it is there until the stream gets that far.
   void lingers(u64 bytes);
+  // Before the driver destroys it.
+  void stream_ends(CUstream stream);
 
   void pool_made(CUmemoryPool pool, CUdevice device);
   // Before the driver destroys it, and when it has.
@@ -111,7 +113,8 @@ class OrderedMemory {
   std::array<Device, wire::kMaxDevices> devices_{};
   u64 next_serial_ = 1;
   bool graphs_ = false;
-  bool idle_ = false;  // on some device
+  bool streams_gone_ = false;  // before they were done, which only the whole context tells now
+  bool idle_ = false;          // on some device
 };
 
 OrderedMemory& ordered_memory();

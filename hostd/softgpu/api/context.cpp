@@ -69,6 +69,7 @@ void empty_context(Context& context) {
   drop_arrays(context);
   unload_modules(context);
   free_context_memory(context);
+  see_frees();
 }
 
 void create(CUcontext* out, u32 flags, CUdevice ordinal) {

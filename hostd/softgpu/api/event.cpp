@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "hostd/softgpu/api/capture.hpp"
+#include "hostd/softgpu/api/memory.hpp"
 #include "hostd/softgpu/api/operations.hpp"
 
 namespace gpupool::softgpu {
@@ -203,6 +204,7 @@ GPUPOOL_CUDA CUresult cuEventSynchronize(CUevent handle) {
     if (event->shared) event->shared->wait();
     refuse_captured_event(*event);
     if (const auto recording = event->newest()) recording->done->wait();
+    see_frees();
     return event->context->state();
   });
 }

@@ -135,6 +135,8 @@ void free_context_memory(Context& context);
 // Takes an allocation that cuMemFree releases off its pool's account; nothing for memory of no pool
 // (pool.cpp).
 void forget_pooled(const Allocation& allocation);
+// The host has waited: what was freed until now may leave the pools.
+void see_frees();
 
 // Error INVALID_VALUE unless the whole range is memory that the device knows.
 void require_device_range(u64 address, u64 bytes);

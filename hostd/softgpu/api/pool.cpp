@@ -1,7 +1,8 @@
 // Stream-ordered memory. An allocation is usable at once; a free takes effect when its stream gets there.
 // A pool takes memory of the device in steps of 32 MiB, as an H100 does. What is freed returns to it, but for
 // the step that is in use and what the release threshold lets a pool keep: that stays charged to the device
-// until the pool hands it out again, is trimmed or destroyed.
+// until the pool hands it out again, is trimmed or destroyed. What is freed in a stream's order comes back
+// only after the host has waited for something, as on an H100; a query does not do.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -19,6 +20,8 @@ namespace gpupool::softgpu {
 
 namespace {
 
+std::atomic<bool> g_unseen{false};  // some pool has such memory
+
 struct Pool {
   CUmemoryPool handle = nullptr;
   Device* device = nullptr;
@@ -29,6 +32,7 @@ struct Pool {
   std::mutex mutex;
   u64 used = 0, high = 0;
   u64 kept = 0, reserved_high = 0;
+  u64 unseen = 0;  // of what is kept: freed, and nobody has waited for that
   u64 release_threshold = 0;
   std::array<int, 4> reuse{0, 1, 1, 1};  // by CUmemPool_attribute, the first three of which are these
   std::map<int, CUmemAccess_flags> access;
@@ -38,6 +42,7 @@ struct Pool {
     require(bytes <= limit_bytes - std::min(used, limit_bytes), CUDA_ERROR_OUT_OF_MEMORY);
     used += bytes;
     give_up(std::min(kept, bytes));  // whoever allocates charges the device for all of it
+    unseen = std::min(unseen, kept);
     high = std::max(high, used);
     reserved_high = std::max(reserved_high, used + kept);
   }
@@ -49,12 +54,24 @@ struct Pool {
     kept = steps - used;
     reserved_high = std::max(reserved_high, used + kept);
   }
+  // An allocation that came to nothing.
+  void uncharge(u64 bytes) {
+    const std::lock_guard lock(mutex);
+    used -= bytes;
+    keep_at_most(release_threshold);
+  }
   // The caller takes the bytes off the device's account.
   void release(u64 bytes) {
     const std::lock_guard lock(mutex);
     used -= bytes;
     kept += bytes;
+    unseen += bytes;
+    g_unseen.store(true);
     device->used_bytes.fetch_add(bytes, std::memory_order_relaxed);
+  }
+  void see() {
+    const std::lock_guard lock(mutex);
+    unseen = 0;
     keep_at_most(release_threshold);
   }
   void trim_to(u64 bytes) {
@@ -63,7 +80,7 @@ struct Pool {
   }
   // The mutex is held.
   void keep_at_most(u64 bytes) {
-    const u64 stays = std::max(bytes, round_up(used, kPoolStep));
+    const u64 stays = std::max(bytes, round_up(used + unseen, kPoolStep));
     if (used + kept > stays) give_up(used + kept - stays);
   }
   // The mutex is held.
@@ -142,7 +159,7 @@ CUdeviceptr allocate(Pool& pool, u64 bytes, CUstream stream_handle) {
     synchronize_device(*pool.device);  // frees that are queued may make room
     return take_memory(pool, *stream->context, bytes);
   } catch (...) {
-    pool.release(charged);
+    pool.uncharge(charged);
     throw;
   }
 }
@@ -206,6 +223,11 @@ Device& device_at(const CUmemLocation& location) {
 }
 
 }  // namespace
+
+void see_frees() {
+  if (!g_unseen.exchange(false)) return;
+  for (const auto& pool : pools().all()) pool->see();
+}
 
 void forget_pooled(const Allocation& allocation) {
   if (allocation.kind != MemoryKind::pooled || allocation.mapping != 0) return;
@@ -300,6 +322,7 @@ GPUPOOL_CUDA CUresult cuMemPoolDestroy(CUmemoryPool handle) {
     {
       const std::lock_guard pool_lock(pool->mutex);
       pool->give_up(pool->kept);
+      pool->unseen = 0;
     }
     pools().take(handle);  // its allocations live on until they are freed
   });

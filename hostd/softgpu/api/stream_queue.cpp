@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "hostd/softgpu/api/memory.hpp"
 #include "hostd/softgpu/api/stream.hpp"
 
 namespace gpupool::softgpu {
@@ -136,6 +137,7 @@ bool Stream::idle() {
 
 CUresult Stream::synchronize() {
   for (const Fence& fence : outstanding()) fence->wait();
+  see_frees();
   return context->state();
 }
 
@@ -162,6 +164,7 @@ CUresult Context::synchronize() {
   for (const auto& stream : all)
     if (Fence fence = stream->newest()) fences.push_back(std::move(fence));
   for (const Fence& fence : fences) fence->wait();
+  see_frees();
   return state();
 }
 

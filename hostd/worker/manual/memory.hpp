@@ -34,9 +34,11 @@ bool any_capturing(Worker& worker);
 // other programs have had their turn on the GPU.
 inline constexpr u64 kFreePatienceNs = 2'000'000;
 
-// The driver notices only when it is asked for a stream that its frees are done; the client's own waits do
-// not ask it. Waits so long at most for streams that are not done. Nothing while a stream is being captured.
-void notice_frees(Worker& worker, u64 patience_ns);
+// The driver takes memory that a stream has freed for idle once the host has waited for that stream; the
+// client's own waits do not ask it, and a query is not enough (seen on an H100). So this waits for streams
+// that have nothing to do, after so much patience with those that have. True when that was all of the
+// session's streams. Nothing while a stream is being captured.
+bool notice_frees(Worker& worker, u64 patience_ns);
 
 // Whether the address is a __managed__ variable's: the driver keeps those in the worker's own memory, where
 // the program would look for them in vain.

@@ -53,18 +53,28 @@ CUmemPool_attribute read_attribute(Request& request) {
 
 }  // namespace
 
-void notice_frees(Worker& worker, u64 patience_ns) {
-  if (any_capturing(worker)) return;
+bool notice_frees(Worker& worker, u64 patience_ns) {
+  if (any_capturing(worker)) return false;
+  const DriverApi& driver = worker.driver;
   wire::Backoff waited(50, 100);
+  std::vector<CUstream> done;
+  bool all = true;
   worker.streams.each([&](wire::Handle, const StreamEntry& entry) {
-    while (worker.driver.cuStreamQuery(entry.stream) == CUDA_ERROR_NOT_READY) {
-      if (waited.elapsed_ns() >= patience_ns) return;
+    // A fault is told by what follows.
+    CUresult result = driver.cuStreamQuery(entry.stream);
+    while (result == CUDA_ERROR_NOT_READY && waited.elapsed_ns() < patience_ns) {
       waited.step();
+      result = driver.cuStreamQuery(entry.stream);
     }
-    // Pools hear of their frees from waits, not from queries (driver 580: a trim released nothing of what was
-    // freed before only a query). There is nothing left to wait for. A fault is told by what follows.
-    worker.driver.cuStreamSynchronize(entry.stream);
+    if (result == CUDA_SUCCESS)
+      done.push_back(entry.stream);
+    else
+      all = false;
   });
+  // Waiting for the legacy stream may be waiting for the others.
+  for (const CUstream stream : done)
+    if (all || stream != CU_STREAM_LEGACY) static_cast<void>(driver.cuStreamSynchronize(stream));
+  return all;
 }
 
 CUresult handle_cuMemAllocAsync(Worker& worker, Request& request) {

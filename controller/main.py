@@ -21,10 +21,10 @@ from gpupool import __version__
 from gpupool.controller.api.grpc.access import Access
 from gpupool.controller.api.grpc.server import CannotListenError, NodeDoor, NodeServer
 from gpupool.controller.api.grpc.servicer import Servicer, Timing
+from gpupool.controller.api.limiter import Limiter
 from gpupool.controller.api.rest.app import Options, make_app
 from gpupool.controller.api.rest.context import Services
 from gpupool.controller.api.rest.door import Door, Limits
-from gpupool.controller.api.rest.limiter import Limiter
 from gpupool.controller.api.rest.metrics import Metrics
 from gpupool.controller.api.rest.quick import Quick
 from gpupool.controller.config import Config, ConfigError, load
@@ -220,6 +220,7 @@ def _nodes(config: Config, store: SqlStore, licence: LicenceFile) -> NodeServer 
         Path(config.tls_key) if config.tls_key else None,
         Path(config.nodes_client_ca) if config.nodes_client_ca else None,
     )
-    timing = Timing(beat_s=min(5.0, config.lease_node_s / 6))
-    access = Access(store, now_ms)
+    timing = Timing(beat_s=min(7.5, config.lease_node_s / 4))
+    failures = Limiter(_FAILURES_PER_S, _FAILURES, time.monotonic)
+    access = Access(store, now_ms, failures)
     return NodeServer(door, Servicer(store, licence.current, node_api(), access, timing))

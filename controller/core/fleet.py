@@ -29,13 +29,16 @@ from gpupool.controller.core.vgpu import Mode, State
 def register(tables: Tables, registration: Registration, licence: Licence) -> Registered:
     """A hostd has come, for the first time or again. It is heard from now on.
 
-    Raises RefusedError when the registration cannot be (a bad name, a card twice).
+    Raises RefusedError when the registration cannot be (a bad name, a card twice, the name of
+    another machine that is alive).
     """
     check_name(registration.name)
     uuids = [gpu.uuid for gpu in registration.gpus]
     if len(set(uuids)) != len(uuids):
         raise RefusedError(Kind.INVALID, f"Node {registration.name!r} names a GPU twice.")
     before = tables.nodes.by_name(registration.name)
+    if before is not None and before.state is NodeState.READY:
+        _check_same_machine(tables, before, set(uuids))
     node = replace(
         before
         or Node(id=new_id("node", tables.now_ms), name=registration.name, created_ms=tables.now_ms),
@@ -58,6 +61,20 @@ def register(tables: Tables, registration: Registration, licence: Licence) -> Re
     return Registered(node.id, node.incarnation, tables.nodes.generations([node.id])[node.id])
 
 
+def _check_same_machine(tables: Tables, node: Node, uuids: set[str]) -> None:
+    """Two machines with one name would take each other's vGPUs away, in turns. A machine is told by
+    its cards: they stay when it, its hostd or its address are others.
+    """
+    known = {gpu.uuid for gpu in tables.gpus.of_node(node.id) if gpu.present}
+    if known and uuids and known.isdisjoint(uuids):
+        raise RefusedError(
+            Kind.IN_USE,
+            f"Another machine, with other GPUs, is node {node.name!r}, and it is alive. Give this "
+            "one another controller.node_name. If it replaces the other one: stop hostd there; "
+            "when the controller says that the node is lost, this one is let in.",
+        )
+
+
 def _put_gpus(tables: Tables, node: Node, registration: Registration) -> None:
     known = {gpu.uuid: gpu for gpu in tables.gpus.of_node(node.id)}
     for facts in registration.gpus:
@@ -73,17 +90,17 @@ def _put_gpus(tables: Tables, node: Node, registration: Registration) -> None:
             pool=facts.pool,
             pool_wanted=Pool.NATIVE if facts.pool is Pool.NATIVE else Pool.POOLED,
         )
-        tables.gpus.put(
-            replace(
-                base,
-                position=facts.position,
-                model=facts.model,
-                memory_mib=facts.memory_mib,
-                healthy=facts.healthy,
-                pool=facts.pool,
-                present=True,
-            )
+        new = replace(
+            base,
+            position=facts.position,
+            model=facts.model,
+            memory_mib=facts.memory_mib,
+            healthy=facts.healthy,
+            pool=facts.pool,
+            present=True,
         )
+        if new != old:  # hostd was restarted, and nothing else
+            tables.gpus.put(new)
     for missing in known.values():
         if missing.present:
             tables.gpus.put(replace(missing, present=False, version=missing.version + 1))

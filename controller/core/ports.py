@@ -7,7 +7,7 @@ replicas take effect one after the other, so events have the order of what happe
 For the side that talks to hostd, all of it in core/: `fleet`, `reporting` and `claims`:
 
     registered = store.change(lambda t: fleet.register(t, registration, licence))   # hostd came
-    store.beat([Beat(node_id, incarnation), ...])         # every 5 s; many nodes in one call
+    store.beat([Beat(node_id, incarnation), ...])         # every 7.5 s; many nodes in one call
     desired = store.read(lambda t: fleet.desired(t, node_id))     # what it should have
     now = store.read(lambda t: t.nodes.generations([node_id]))    # has that changed? cheap
     reported = store.change(lambda t: reporting.report(t, report))  # when something changed

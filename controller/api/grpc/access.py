@@ -6,10 +6,12 @@ that. A token that was revoked works for another `_KEEP_S` at most.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gpupool.controller.api.limiter import Limiter
 from gpupool.controller.core.errors import Kind, RefusedError
 from gpupool.controller.core.ports import Store, Tables
 from gpupool.controller.core.token import Role, Token, digest
@@ -30,9 +32,13 @@ class Caller:
 class Access:
     """What one replica knows of callers. Used from several threads: entries are only replaced."""
 
-    def __init__(self, store: Store, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Store, now_ms: Callable[[], int], failures: Limiter | None = None
+    ) -> None:
         self._store = store
         self._now_ms = now_ms
+        self._failures = failures  # by address: tokens that are not known
+        self._mutex = threading.Lock()  # for it
         self._callers: dict[str, tuple[Caller, float]] = {}
         self._names: dict[str, str] = {}  # of nodes, by id: these never change
 
@@ -45,11 +51,32 @@ class Access:
             return None
         return kept[0]
 
-    def who(self, authorization: str, names: Sequence[str]) -> Caller:
+    def who(self, authorization: str, names: Sequence[str], address: str = "") -> Caller:
         """Who that is. Raises RefusedError and StoreError."""
         found = self.known(authorization, names)
         if found is not None:
             return found
+        # Nodes behind one address: whoever was let in before still is.
+        if _key(authorization) not in self._callers and self._too_often(address):
+            raise RefusedError(
+                Kind.TOO_MANY, "Too many calls without a valid token from this address."
+            )
+        try:
+            return self._look_up(authorization)
+        except RefusedError:
+            self._callers.pop(_key(authorization), None)
+            if self._failures is not None:
+                with self._mutex:
+                    self._failures.take(address)
+            raise
+
+    def _too_often(self, address: str) -> bool:
+        if self._failures is None:
+            return False
+        with self._mutex:
+            return self._failures.empty(address)
+
+    def _look_up(self, authorization: str) -> Caller:
         secret = _secret(authorization)
         token: Token | None = None
         if secret:
@@ -102,6 +129,11 @@ class Access:
                 return  # nobody's: the answer will be that it is not known
             self._names[node_id] = name
         self.check_name(caller, name)
+
+
+def address_of(peer: str) -> str:
+    """Without the port: gRPC says "ipv4:192.0.2.1:50000" and "ipv6:%5B::1%5D:50000"."""
+    return peer.rpartition(":")[0]
 
 
 def names_of(auth_context: Mapping[str, Sequence[bytes]]) -> list[str]:

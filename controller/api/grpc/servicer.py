@@ -19,7 +19,7 @@ import grpc
 import grpc.aio
 
 from gpupool.controller.api.grpc import messages
-from gpupool.controller.api.grpc.access import Access, Caller, names_of
+from gpupool.controller.api.grpc.access import Access, Caller, address_of, names_of
 from gpupool.controller.api.grpc.beats import Beats
 from gpupool.controller.api.grpc.claiming import claim
 from gpupool.controller.api.grpc.watchers import Watcher, Watchers
@@ -44,15 +44,16 @@ _CODES = {
     Kind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
     Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Kind.IN_USE: grpc.StatusCode.ALREADY_EXISTS,
     Kind.TOO_MANY: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How often nodes beat: six times in a lease of 30 s."""
+    """How often nodes beat: four times in a lease of 30 s."""
 
-    beat_s: float = 5.0
+    beat_s: float = 7.5
 
 
 class Servicer:
@@ -141,7 +142,8 @@ class Servicer:
         known = self._access.known(authorization, names)
         if known is not None:
             return known
-        return await self._run(partial(self._access.who, authorization, names))
+        address = address_of(context.peer())
+        return await self._run(partial(self._access.who, authorization, names, address))
 
     async def _node_of(self, request: Any, caller: Caller) -> tuple[str, int]:
         node_id, incarnation = messages.node_of(request)

@@ -17,8 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gpupool.controller.api.limiter import Limiter
 from gpupool.controller.api.rest import problems
-from gpupool.controller.api.rest.limiter import Limiter
 from gpupool.controller.api.rest.metrics import Metrics
 from gpupool.controller.core.errors import Kind, RefusedError, StoreError
 from gpupool.controller.core.ports import Store, Tables

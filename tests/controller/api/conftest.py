@@ -11,10 +11,10 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from gpupool.controller.api.limiter import Limiter
 from gpupool.controller.api.rest.app import make_app
 from gpupool.controller.api.rest.context import Services
 from gpupool.controller.api.rest.door import Door, Limits
-from gpupool.controller.api.rest.limiter import Limiter
 from gpupool.controller.api.rest.metrics import Metrics
 from gpupool.controller.api.rest.quick import Quick
 from gpupool.controller.core.token import Role

@@ -12,6 +12,7 @@ from gpupool.bench.simulated_node import SimulatedNode, cards, channel
 from gpupool.controller.api.grpc.access import Access
 from gpupool.controller.api.grpc.server import NodeDoor, NodeServer
 from gpupool.controller.api.grpc.servicer import Servicer, Timing
+from gpupool.controller.api.limiter import Limiter
 from gpupool.controller.core.identity import new_id
 from gpupool.controller.core.ports import Tables
 from gpupool.controller.core.token import Role, Token, digest, new_secret
@@ -38,13 +39,15 @@ def node_token(pool: Pool, node_name: str | None = None) -> str:
 
 
 @contextlib.contextmanager
-def replica(pool: Pool, door: NodeDoor | None = None) -> Iterator[str]:
+def replica(
+    pool: Pool, door: NodeDoor | None = None, failures: Limiter | None = None
+) -> Iterator[str]:
     """A server; "host:port"."""
     servicer = Servicer(
         pool.store,
         lambda: pool.licence,
         node_api(),
-        Access(pool.store, now_ms),
+        Access(pool.store, now_ms, failures),
         Timing(beat_s=BEAT_S),
     )
     server = NodeServer(door or NodeDoor("127.0.0.1:0"), servicer)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
 import pytest
 
 from gpupool.bench.simulated_node import SimulatedNode, cards, channel
+from gpupool.controller.api.limiter import Limiter
 from gpupool.controller.core import allocation, fleet
 from gpupool.controller.core.node import NodeState
 from gpupool.controller.core.token import Role
@@ -205,33 +207,51 @@ def state(pool: Pool, node_id: str) -> NodeState | None:
     return found.state if found else None
 
 
+async def come(target: str, token: str, name: str = "n1") -> grpc.StatusCode:
+    """What a node that registers is told."""
+    connection = channel(target)
+    one = SimulatedNode(node_api(), name, cards(name, 1), token)
+    one._channel = connection
+    try:
+        await one.register()
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    finally:
+        await connection.close()
+    return grpc.StatusCode.OK
+
+
 def test_who_is_let_in(pool: Pool) -> None:
     pool.tenant()
-
-    async def refused(target: str, token: str, name: str = "n1") -> grpc.StatusCode:
-        connection = channel(target)
-        one = SimulatedNode(node_api(), name, cards(name, 1), token)
-        one._channel = connection
-        try:
-            await one.register()
-        except grpc.aio.AioRpcError as error:
-            return error.code()
-        finally:
-            await connection.close()
-        return grpc.StatusCode.OK
 
     async def work() -> None:
         with replica(pool) as target:
             codes = grpc.StatusCode
-            assert await refused(target, "") is codes.UNAUTHENTICATED
-            assert await refused(target, "gpupool_nonsense") is codes.UNAUTHENTICATED
-            assert await refused(target, pool.token(Role.ADMIN)) is codes.PERMISSION_DENIED
+            assert await come(target, "") is codes.UNAUTHENTICATED
+            assert await come(target, "gpupool_nonsense") is codes.UNAUTHENTICATED
+            assert await come(target, pool.token(Role.ADMIN)) is codes.PERMISSION_DENIED
             mine = node_token(pool, "n1")
-            assert await refused(target, mine, "n2") is codes.PERMISSION_DENIED
-            assert await refused(target, mine, "n1") is codes.OK
-            assert await refused(target, mine, "No Name!") is codes.PERMISSION_DENIED
+            assert await come(target, mine, "n2") is codes.PERMISSION_DENIED
+            assert await come(target, mine, "n1") is codes.OK
+            assert await come(target, mine, "No Name!") is codes.PERMISSION_DENIED
             anywhere = node_token(pool)
-            assert await refused(target, anywhere, "Not A Name") is codes.INVALID_ARGUMENT
+            assert await come(target, anywhere, "Not A Name") is codes.INVALID_ARGUMENT
+
+    run(work())
+
+
+def test_whoever_guesses_tokens_is_slowed_down_and_nodes_are_not(pool: Pool) -> None:
+    """From one address, as behind a balancer."""
+
+    async def work() -> None:
+        codes = grpc.StatusCode
+        with replica(pool, failures=Limiter(0.001, 3, time.monotonic)) as target:
+            known, fresh = node_token(pool, "n1"), node_token(pool, "n2")
+            assert await come(target, known) is codes.OK
+            guesses = [await come(target, f"gpupool_guess{number}") for number in range(5)]
+            assert guesses == [codes.UNAUTHENTICATED] * 3 + [codes.RESOURCE_EXHAUSTED] * 2
+            assert await come(target, known) is codes.OK
+            assert await come(target, fresh, "n2") is codes.RESOURCE_EXHAUSTED
 
     run(work())
 

@@ -9,8 +9,8 @@ import pytest
 
 from gpupool.controller.core import fleet
 from gpupool.controller.core.errors import Kind, RefusedError
-from gpupool.controller.core.gpu import Gpu, GpuReport, Pool
-from gpupool.controller.core.node import Beat, NodeState, SessionReport
+from gpupool.controller.core.gpu import Gpu, GpuFacts, GpuReport, Pool
+from gpupool.controller.core.node import Beat, NodeState, Registered, Registration, SessionReport
 from gpupool.controller.core.operation import Operation, OperationState
 from gpupool.controller.core.vgpu import Mode, Selector, State
 from tests.controller.core.test_allocation import refused
@@ -43,6 +43,24 @@ def test_a_node_that_registers_again_is_the_same(pool: Store) -> None:
     assert again.registered.incarnation == first.registered.incarnation + 1
     assert not first.report().known  # of the incarnation before
     assert again.report().accepted
+
+
+def test_a_second_machine_does_not_take_the_name_of_one_that_lives(pool: Store) -> None:
+    first = pool.node(gpus=2)
+    other = Registration("n1", (GpuFacts("GPU-elsewhere", 0, "H100", 80_000),))
+
+    def come(registration: Registration) -> Registered:
+        return pool.store.change(lambda tables: fleet.register(tables, registration, pool.licence))
+
+    with pytest.raises(RefusedError, match="Another machine") as caught:
+        come(other)
+    assert caught.value.kind is Kind.IN_USE
+    assert first.report().accepted  # whose name it is notices nothing
+    both = (*other.gpus, GpuFacts(first.uuids[0], 1, "H100", 80_000))
+    assert come(replace(other, gpus=both)).node_id == first.id  # got a new card
+    assert lose(pool, first)
+    third = replace(other, gpus=(GpuFacts("GPU-third", 0, "H100", 80_000),))
+    assert come(third).node_id == first.id  # its lease is over
 
 
 def test_a_card_that_is_gone_is_not_given_out(pool: Store) -> None:

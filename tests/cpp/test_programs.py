@@ -12,7 +12,7 @@ from tests.builds import BUILD_TIMEOUT_S, THREADS, build
 from tests.tree import ROOT
 
 NATIVE = Path(os.environ.get("GPUPOOL_NATIVE_DIR", ROOT / "build" / "native"))
-PROGRAMS = ["gpupool_tests", "worker_tests", "softgpu_engine_tests", "arbiter_tests"]
+PROGRAMS = ["gpupool_tests", "worker_tests", "softgpu_engine_tests", "arbiter_tests", "vsock_tests"]
 TIMEOUT_S = 280  # below pytest's own, so that what the program printed is shown
 
 # A guest runtime has one session a process, so each case of this program runs alone.

@@ -62,7 +62,8 @@ struct Connection {
   u32 guest_ended = 0;    // kNoReceive, kNoSend: what the guest has said
   u32 host_ended = 0;     // and what it was told
   bool readable = false;  // the unix socket has, or may have, bytes for the guest
-  bool hung_up = false;   // its other end is closed both ways
+  bool ended = false;     // its other end sends no more than what is there
+  bool hung_up = false;   // and does not receive
   bool in_line = false;   // in the device's line of connections that are read from
   bool update_queued = false;
   bool credit_asked = false;

@@ -135,29 +135,30 @@ void Device::expire(Clock::time_point now) {
   }
 }
 
-void Device::ready(u64 serial, bool readable, bool writable, bool hung_up) {
+void Device::ready(u64 serial, const Readiness& what) {
   Connection* connection = find(serial);
   if (connection == nullptr) return;
-  connection->hung_up = connection->hung_up || hung_up;
+  connection->ended = connection->ended || what.ended || what.hung_up;
+  connection->hung_up = connection->hung_up || what.hung_up;
   if (connection->stage == Stage::offered) {
     connection->readable = true;  // whatever came is looked at when the guest has answered
-    if (hung_up) drop(*connection, true);
+    if (what.hung_up) drop(*connection, true);
     return;
   }
   if (connection->stage == Stage::lingering) {
-    if (hung_up) return drop(*connection, false);
-    if (writable) flush(*connection);
+    if (what.hung_up) return drop(*connection, false);
+    if (what.writable) flush(*connection);
     return;
   }
   if (connection->stage != Stage::open) return;
-  if (writable && !connection->backlog.empty()) {
+  if (what.writable && !connection->backlog.empty()) {
     flush(*connection);
     connection = find(serial);
     if (connection == nullptr || connection->stage != Stage::open) return;
   }
   const bool no_more = ((connection->host_ended & kNoSend) | (connection->guest_ended & kNoReceive)) != 0;
-  if (hung_up && no_more) return host_ended(*connection, kNeither);
-  if ((readable || hung_up) && !no_more) {
+  if (what.hung_up && no_more) return host_ended(*connection, kNeither);
+  if ((what.readable || what.ended || what.hung_up) && !no_more) {
     connection->readable = true;
     get_in_line(*connection);
   }

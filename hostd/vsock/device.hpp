@@ -29,10 +29,21 @@ class Surroundings {
   virtual ~Surroundings() = default;
   // Connect that port's unix socket: Device::connected() is called later.
   virtual bool connect_port(u64 serial, u32 port) = 0;
-  // Call Device::ready() on every change of that socket's readiness. False if it cannot be watched.
+  // Call Device::ready() whenever there is more to read from that socket than before. False if it cannot be
+  // watched.
   virtual bool watch(u64 serial, int socket) = 0;
+  // Begin, or end, to call it also when the socket takes more.
+  virtual void watch_room(u64 serial, int socket, bool begin) = 0;
   // Tell the guest to look at that ring.
   virtual void call(u32 ring) = 0;
+};
+
+// What has become of a socket.
+struct Readiness {
+  bool readable = false;
+  bool writable = false;
+  bool ended = false;    // the other end sends no more
+  bool hung_up = false;  // nor does it receive
 };
 
 class Device {
@@ -57,7 +68,7 @@ class Device {
   void owe_transport_reset() { owes_reset_ = true; }
 
   void connected(u64 serial, Descriptor socket);
-  void ready(u64 serial, bool readable, bool writable, bool hung_up);
+  void ready(u64 serial, const Readiness& what);
   // Somebody on the host wants that port of the guest's. False if the guest cannot be asked.
   bool offer(Descriptor socket, u32 guest_port);
 
@@ -87,6 +98,7 @@ class Device {
   void take_answer(Connection& connection);
   void take_data(Connection& connection, const Header& header, std::span<const iovec> parts);
   void take_shutdown(Connection& connection, u32 flags);
+  void keep(Connection& connection, std::span<const iovec> parts, size_t sent);
   void flush(Connection& connection);
   void host_left(Connection& connection);
 

@@ -123,15 +123,23 @@ void Device::take_data(Connection& connection, const Header& header, std::span<c
     sent = count < 0 ? 0 : static_cast<size_t>(count);
   }
   connection.credit.forward(static_cast<u32>(sent));
+  keep(connection, parts, sent);
+  if (connection.credit.should_tell() && !connection.update_queued) {
+    notice(connection, Op::credit_update);
+    connection.update_queued = true;
+  }
+}
+
+// What the unix socket did not take of a packet.
+void Device::keep(Connection& connection, std::span<const iovec> parts, size_t sent) {
+  const bool was_empty = connection.backlog.empty();
   for (const iovec& part : parts) {
     const size_t skipped = std::min(sent, part.iov_len);
     sent -= skipped;
     connection.backlog.append(static_cast<const std::byte*>(part.iov_base) + skipped, part.iov_len - skipped);
   }
-  if (connection.credit.should_tell() && !connection.update_queued) {
-    notice(connection, Op::credit_update);
-    connection.update_queued = true;
-  }
+  if (was_empty && !connection.backlog.empty())
+    around_.watch_room(connection.serial, connection.socket.get(), true);
 }
 
 // The unix socket takes nothing any more; what it sent may still be there to be read.
@@ -156,6 +164,7 @@ void Device::flush(Connection& connection) {
     }
   }
   if (connection.stage == Stage::lingering) return drop(connection, false);
+  around_.watch_room(connection.serial, connection.socket.get(), false);
   if ((connection.guest_ended & kNoSend) != 0) ::shutdown(connection.socket.get(), SHUT_WR);
 }
 

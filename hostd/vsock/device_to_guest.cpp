@@ -135,7 +135,12 @@ bool Device::give_data(Connection& connection) {
   if (count > 0) {
     hand_over(connection, static_cast<size_t>(count), chains);
     leave_line();
-    get_in_line(connection);  // behind the others
+    // Less than there was room for is all there was, and what comes later is told. Not so at its end, which
+    // was told, and behind passed descriptors, where the kernel stops.
+    const bool all =
+        static_cast<size_t>(count) < room && !connection.ended && (message.msg_flags & MSG_CTRUNC) == 0;
+    connection.readable = !all;
+    if (!all) get_in_line(connection);  // behind the others
     return true;
   }
   const int error = count < 0 ? errno : 0;

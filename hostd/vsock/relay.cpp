@@ -22,7 +22,8 @@ using worker::LogLevel;
 
 constexpr unsigned kWhatShift = 56;
 constexpr u64 kNumberMask = (u64{1} << kWhatShift) - 1;
-constexpr u32 kStreamEvents = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+// Not EPOLLOUT, which would wake us for every message that the other end reads.
+constexpr u32 kStreamEvents = EPOLLIN | EPOLLRDHUP | EPOLLET;
 
 }  // namespace
 
@@ -55,6 +56,13 @@ bool Relay::open(std::string& error) {
 
 bool Relay::watch(u64 serial, int socket) {
   return add(socket, kConnection, serial, kStreamEvents);
+}
+
+void Relay::watch_room(u64 serial, int socket, bool begin) {
+  epoll_event event{};
+  event.events = begin ? kStreamEvents | EPOLLOUT : kStreamEvents;
+  event.data.u64 = u64{kConnection} << kWhatShift | (serial & kNumberMask);
+  epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, socket, &event);  // cannot fail: it is watched, and a socket
 }
 
 void Relay::call(u32 ring) {
@@ -121,8 +129,10 @@ bool Relay::handle(What what, u64 number, u32 events) {
       door_.ready(number);
       return true;
     case kConnection:
-      device_.ready(number, (events & (EPOLLIN | EPOLLRDHUP | EPOLLERR)) != 0, (events & EPOLLOUT) != 0,
-                    (events & EPOLLHUP) != 0);
+      device_.ready(number, {.readable = (events & (EPOLLIN | EPOLLERR)) != 0,
+                             .writable = (events & EPOLLOUT) != 0,
+                             .ended = (events & EPOLLRDHUP) != 0,
+                             .hung_up = (events & EPOLLHUP) != 0});
       return true;
   }
   return true;

@@ -50,6 +50,7 @@ class Relay : private Surroundings {
 
   bool connect_port(u64 serial, u32 port) override { return openings_.connector.ask(serial, port); }
   bool watch(u64 serial, int socket) override;
+  void watch_room(u64 serial, int socket, bool begin) override;
   void call(u32 ring) override;
 
   bool add(int fd, What what, u64 number, u32 events);

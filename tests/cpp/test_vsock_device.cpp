@@ -56,6 +56,7 @@ class World : public Surroundings {
     watched[serial] = socket;
     return true;
   }
+  void watch_room(u64, int, bool) override {}
   void call(u32) override { ++calls; }
 
   // The host's end of a pair; the device's is watched.
@@ -93,8 +94,8 @@ class World : public Surroundings {
         if (fcntl(socket, F_GETFD) >= 0 && poll(&one, 1, 0) > 0) events.emplace_back(serial, one.revents);
       }
       for (const auto& [serial, seen] : events)
-        device.ready(serial, (seen & (POLLIN | POLLRDHUP)) != 0, (seen & POLLOUT) != 0,
-                     (seen & POLLHUP) != 0);
+        device.ready(serial, {(seen & POLLIN) != 0, (seen & POLLOUT) != 0, (seen & POLLRDHUP) != 0,
+                              (seen & POLLHUP) != 0});
       if (!device.turn() && i > 1) return;
     }
   }

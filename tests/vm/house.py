@@ -14,7 +14,7 @@ from typing import Any
 
 from gpupool.cli import admin
 from gpupool.guest import package
-from tests.conftest import Host, end_host, make_host
+from tests.conftest import TEST_GPU, Host, end_host, make_host
 from tests.tree import ROOT
 from tests.vm.kernel import Kernel
 from tests.vm.machine import Machine
@@ -57,11 +57,14 @@ class House:
         self.domains.append(Domain(domain, name, made["cid"], Path(made["folder"])))
         return self.domains[-1]
 
-    def boot(self, domain: Domain, *, memory_mib: int = 768) -> Machine:
+    def boot(self, domain: Domain, *, memory_mib: int = 768, processors: int = 1) -> Machine:
         """Starts its guest; `install` makes it ready for programs."""
         folder = self.host.folder / f"qemu-{len(self.machines)}"
         folder.mkdir()
-        machine = Machine(folder, self.kernel, vhost=domain.folder / "vhost", memory_mib=memory_mib)
+        vhost = domain.folder / "vhost"
+        machine = Machine(
+            folder, self.kernel, vhost=vhost, memory_mib=memory_mib, processors=processors
+        )
         self.machines.append(machine)
         machine.start()
         self.call("vm_started", uuid=domain.uuid, cid=domain.cid)
@@ -99,10 +102,10 @@ class House:
 
 
 @contextlib.contextmanager
-def open_house(kernel: Kernel) -> Iterator[House]:
+def open_house(kernel: Kernel, gpu: str = TEST_GPU) -> Iterator[House]:
     """For as long as the block."""
     with tempfile.TemporaryDirectory(prefix="gpupool-vm-") as name:
-        host = make_host(Path(name), more='[vm]\nrelay = "yes"\n')
+        host = make_host(Path(name), gpu, more='[vm]\nrelay = "yes"\n')
         house = None
         try:
             house = House(host, kernel)

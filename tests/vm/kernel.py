@@ -41,16 +41,16 @@ class Kernel:
     modules: tuple[Path, ...]
 
 
-def find() -> Kernel:
+def find(folder: Path = FOLDER) -> Kernel:
     """The unpacked kernel, fetched if it is not there. Raises MissingError."""
-    images = sorted(FOLDER.glob("root/boot/vmlinuz-*"))
-    if not images:
+    images = sorted(folder.glob("root/boot/vmlinuz-*"))
+    if not images and folder == FOLDER:
         fetch()
-        images = sorted(FOLDER.glob("root/boot/vmlinuz-*"))
+        images = sorted(folder.glob("root/boot/vmlinuz-*"))
     if not images:
         raise MissingError(f"{PACKAGE} holds no kernel")
     version = images[-1].name.removeprefix("vmlinuz-")
-    return Kernel(images[-1], in_loading_order(FOLDER / "root" / "lib" / "modules" / version))
+    return Kernel(images[-1], in_loading_order(folder / "root" / "lib" / "modules" / version))
 
 
 def in_loading_order(folder: Path) -> tuple[Path, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import shutil
 import socket
@@ -27,7 +26,7 @@ BOOT_TIMEOUT_S = 120
 
 def qemu() -> str:
     """The emulator. Raises MissingError."""
-    found = os.environ.get("GPUPOOL_TEST_QEMU") or shutil.which("qemu-system-x86_64")
+    found = shutil.which("qemu-system-x86_64")
     if found is None:
         raise MissingError("qemu-system-x86_64 is missing (Debian: qemu-system-x86)")
     return found
@@ -90,12 +89,19 @@ class Machine:
     """One guest. `folder` gets its sockets and its serial log; `vhost` is its vsock device."""
 
     def __init__(
-        self, folder: Path, kernel: Kernel, *, vhost: Path | None = None, memory_mib: int = 768
+        self,
+        folder: Path,
+        kernel: Kernel,
+        *,
+        vhost: Path | None = None,
+        memory_mib: int = 768,
+        processors: int = 1,
     ) -> None:
         self.folder = folder
         self.kernel = kernel
         self.vhost = vhost
         self.memory_mib = memory_mib
+        self.processors = processors
         self.process: subprocess.Popen[bytes] | None = None
         self.ready: queue.Queue[float] = queue.Queue()
         self._programs: dict[int, Program] = {}
@@ -125,7 +131,7 @@ class Machine:
             *("-accel", "tcg"),
             *("-machine", "q35,memory-backend=ram,usb=off,vmport=off"),
             *("-cpu", "max"),
-            *("-m", f"{self.memory_mib}"),
+            *("-m", f"{self.memory_mib}", "-smp", f"{self.processors}"),
             *("-object", f"memory-backend-memfd,id=ram,size={self.memory_mib}M,share=on"),
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *("-kernel", str(self.kernel.image), "-initrd", str(archive)),

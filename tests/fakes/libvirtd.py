@@ -88,6 +88,7 @@ class Libvirtd:
     def __init__(self, hook: str) -> None:
         """`hook`: text of hooks/qemu."""
         self.folder = Path(tempfile.mkdtemp(prefix="gpupool-libvirt-"))
+        self.folder.chmod(0o711)  # workers of other users find their files below it
         for name in _BOUND:
             (self.folder / name).mkdir()
         (self.folder / "socket").mkdir()

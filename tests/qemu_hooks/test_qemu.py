@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -254,6 +255,26 @@ def test_it_is_a_program(hostd: AdminSocket) -> None:
     assert done.returncode == 1
     assert done.stderr == b"gpupool: domain web & more: no\n"
     assert done.stdout == b""  # libvirt would take it for the domain's new XML
+
+
+def test_a_user_whom_hostd_does_not_answer_is_told(hostd: AdminSocket) -> None:
+    python = Path("/usr/bin/python3")
+    if os.geteuid() != 0 or not python.exists():
+        pytest.skip("needs root, to be another user, and /usr/bin/python3")
+    hostd.path.parent.chmod(0o711)
+    hostd.path.chmod(0o600)
+    done = subprocess.run(
+        [str(python), "-IS", "-c", HOOK.read_text(), "web", "prepare", "begin", "-"],
+        input=domain(wrapped(VGPU)),
+        env={"GPUPOOL_ADMIN_SOCKET": str(hostd.path)},
+        capture_output=True,
+        check=False,
+        timeout=30,
+        user=65534,
+    )
+    assert done.returncode == 1
+    assert b"hostd answers root and its own user only" in done.stderr
+    assert not hostd.asked
 
 
 @pytest.mark.parametrize("words", [[], ["web"], ["web", "prepare"], ["web", "x", "y", "z"]])

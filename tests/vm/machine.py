@@ -20,6 +20,8 @@ from tests.vm.kernel import Kernel, MissingError
 
 PORT = "org.gpupool.test"
 INSIDE = Path(__file__).parent / "inside.py"
+# Of the kernel's command line: what init.sh starts in the guest.
+BOOT_WORDS = f"console=ttyS0 quiet panic=-1 gpupool.python={sys.executable} gpupool.inside={INSIDE}"
 # Under emulation, beside other work on two cores.
 BOOT_TIMEOUT_S = 120
 
@@ -125,7 +127,6 @@ class Machine:
         """QEMU's command line."""
         archive = self.folder / "initramfs"
         initramfs.build(self.kernel, archive)
-        words = f"gpupool.python={sys.executable} gpupool.inside={INSIDE}"
         line = [
             qemu(),
             *("-accel", "tcg"),
@@ -135,7 +136,7 @@ class Machine:
             *("-object", f"memory-backend-memfd,id=ram,size={self.memory_mib}M,share=on"),
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *("-kernel", str(self.kernel.image), "-initrd", str(archive)),
-            *("-append", f"console=ttyS0 quiet panic=-1 {words}"),
+            *("-append", BOOT_WORDS),
             *("-serial", f"file:{self.folder}/serial.log"),
             *("-qmp", f"unix:{self.folder}/qmp,server=on,wait=off"),
             *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
@@ -156,12 +157,24 @@ class Machine:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self._port = self._dial("port")
+        self.connect()
         self._qmp = self._dial("qmp")
         self._qmp.settimeout(20)
+        self.qmp("qmp_capabilities")
+
+    def connect(self) -> None:
+        """Reads what its programs say, from now on."""
+        self._port = self._dial("port")
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.qmp("qmp_capabilities")
+
+    def disconnect(self) -> None:
+        """After QEMU's end."""
+        if self._reader is not None:
+            self._reader.join(timeout=10)
+        for connection in (self._port, self._qmp):
+            if connection is not None:
+                connection.close()
 
     def wait_ready(self, timeout_s: float = BOOT_TIMEOUT_S) -> float:
         """Waits until the guest takes commands; the guest's own seconds since its kernel began."""
@@ -257,8 +270,4 @@ class Machine:
             return
         self.process.kill()
         self.process.wait(timeout=30)
-        if self._reader is not None:
-            self._reader.join(timeout=10)
-        for connection in (self._port, self._qmp):
-            if connection is not None:
-                connection.close()
+        self.disconnect()

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from gpupool.hostd.api.conversations import Conversations
+from gpupool.hostd.api.crowd import Crowd
 from gpupool.hostd.api.lanes import PendingLanes
 from gpupool.hostd.api.room_waiters import RoomWaiters, Waiter
 from gpupool.hostd.api.slots import Slot, Slots
@@ -54,6 +55,11 @@ from gpupool.wire.query import Query, Report, query_bytes
 log = logging.getLogger("gpupool.hostd")
 
 _MAX_WAITING = 512  # connections that have not said Hello yet
+_MAX_OF_VM = 128  # of these, of one virtual machine: as many as one vGPU has sessions
+_CROWDED = Refusal(
+    WelcomeStatus.LIMIT,
+    f"more than {_MAX_OF_VM} connections of this virtual machine wait to be greeted; try again",
+)
 _ANSWER_TIMEOUT_S = 2.0  # for a refused client to take its answer
 
 # Takes a connection over, and where it comes from; answers the end that is in clear. Raises
@@ -93,6 +99,7 @@ class Greeter:
         self._most_lanes = connections - 1
         self._lanes = PendingLanes(hello_timeout_s)
         self._slots = Slots()
+        self._crowd = Crowd(_MAX_OF_VM)
         self._identify = identify
         self._hello_timeout_s = hello_timeout_s
         self._host_version = host_version
@@ -132,7 +139,8 @@ class Greeter:
                 _keep_alive(connection)
                 connection = secure(connection, peer.address)
                 connection.setblocking(False)
-            answer = await self._decide(connection, peer, door, slot)
+            with self._crowd.enter(door, peer) as fits:
+                answer = await self._decide(connection, peer, door, slot) if fits else _CROWDED
             if isinstance(answer, LaneHello):
                 answer = self._keep(answer, peer, door, connection)
                 kept = answer is None

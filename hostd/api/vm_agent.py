@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 from gpupool.hostd.api.conversations import Conversations
+from gpupool.hostd.api.crowd import Crowd
 from gpupool.hostd.core.admission import Door
 from gpupool.hostd.core.peer import Peer
 from gpupool.hostd.core.vm import HOST_CID, SESSION_PORT, VmError
@@ -33,7 +34,8 @@ log = logging.getLogger("gpupool.hostd")
 
 _LINE_BYTES = 4096
 _CONNECTION_TIMEOUT_S = 60.0
-_MAX_CONNECTIONS = 16  # at one socket
+_MAX_CONNECTIONS = 1024  # at one socket, which all share where CIDs tell them apart
+_MAX_OF_ONE = 8  # virtual machine
 _DETAIL_CHARACTERS = 200
 
 
@@ -47,6 +49,7 @@ class VmAgents:
         self._identify = identify
         self._host_version = host_version
         self._refusals = RateLimit()
+        self._crowd = Crowd(_MAX_OF_ONE)
 
     async def serve(self, listener: socket.socket, door: Door) -> None:
         """Accepts until cancelled."""
@@ -62,9 +65,11 @@ class VmAgents:
             peer = self._identify(connection)
             if peer.pidfd is not None:
                 os.close(peer.pidfd)
-            await asyncio.wait_for(
-                self._conversation(door, peer, connection), _CONNECTION_TIMEOUT_S
-            )
+            here, _ = self._vms.place(door, peer)
+            with self._crowd.enter(here, peer) as fits:
+                if fits:
+                    talk = self._conversation(door, peer, connection)
+                    await asyncio.wait_for(talk, _CONNECTION_TIMEOUT_S)
 
     async def _conversation(self, door: Door, peer: Peer, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -44,6 +44,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from gpupool.hostd.api.admin import BadRequestError, Method
 from gpupool.hostd.api.request import choice, only, take
@@ -78,7 +79,8 @@ class VmMethods:
         self._folder = folder
         self._window = window
         self._relay_pid = relay_pid
-        self._alone = asyncio.Lock()  # what takes several steps with a wait between them
+        # What takes several steps with a wait between them, by VM. They go when nobody waits.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def by_name(self) -> dict[str, Method]:
         """For `Admin`."""
@@ -92,6 +94,9 @@ class VmMethods:
             "vm_list": self._list,
             "vm_show": self._show,
         }
+
+    def _alone(self, uuid: str) -> asyncio.Lock:
+        return self._locks.setdefault(uuid, asyncio.Lock())
 
     def _allow(self, request: dict[str, Any]) -> dict[str, Any]:
         numbers = ("compute_percent", "memory_mib", "cid")
@@ -119,7 +124,7 @@ class VmMethods:
             take(request, "window_mib", int, 0),
             take(request, "cid", int, 0),
         )
-        async with self._alone:
+        async with self._alone(order.uuid):
             vm = self._vms.prepare(order)
             try:
                 await self._ready(vm.uuid, _READY_S)
@@ -140,7 +145,7 @@ class VmMethods:
         """
         only(request, "uuid")
         uuid = take(request, "uuid", str, "")
-        async with self._alone:
+        async with self._alone(uuid):
             released = self._vms.release(uuid)
             for _ in range(int(_END_S / _LOOK_S)):
                 if not self._vms.sessions_of(uuid):

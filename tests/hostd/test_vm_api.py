@@ -23,7 +23,7 @@ from gpupool.cli.admin import AdminError
 from gpupool.wire.hello import Hello, TransportKind, WelcomeStatus
 from tests.fakes.daemon import HELLO, Answer, Daemon, eventually, say
 
-CONFIG = '[vm]\nrelay = "no"\ngroup = "root"'
+CONFIG = '[limits]\nhello_timeout_s = 60\n[vm]\nrelay = "no"\ngroup = "root"'
 IN_VM = replace(HELLO, transport=TransportKind.VSOCK)
 
 
@@ -186,6 +186,41 @@ def test_an_agent_that_talks_nonsense(domains: Domains, line: bytes) -> None:
     domains.prepare(domains.a)
     answers = domains.agent(domains.a, line, {"method": "terms"})
     assert [answer["ok"] for answer in answers] == [False, True]
+
+
+def turned_away(domains: Domains, domain: str) -> bool:
+    """Whether its agent gets no answer."""
+    try:
+        return domains.agent(domain, {"method": "terms"}) == [None]
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+
+
+def silent(domains: Domains, domain: str, port: int, count: int) -> list[socket.socket]:
+    """Connections that say nothing."""
+    found = []
+    for _ in range(count):
+        one = socket.socket(socket.AF_UNIX)
+        one.connect(domains.socket(domain, port).removeprefix("unix:"))
+        found.append(one)
+    return found
+
+
+def test_a_vm_that_holds_connections_keeps_no_other_out(domains: Domains) -> None:
+    a, b = domains.a, domains.b
+    domains.prepare(a)
+    domains.prepare(b)
+    held = silent(domains, a, 9178, 20) + silent(domains, a, 9177, 140)
+    try:
+        eventually(lambda: turned_away(domains, a), "it has too many")
+        assert domains.agent(b, {"method": "terms"})[0]["ok"]
+        assert "connections of this virtual machine wait" in domains.client(a).welcome.text
+        session = domains.client(b)
+        assert session.welcome.status is WelcomeStatus.OK, session.welcome.text
+    finally:
+        for one in held:
+            one.close()
+    eventually(lambda: not turned_away(domains, a), "it has room again")
 
 
 def test_an_agents_endless_line_is_cut_off(domains: Domains) -> None:

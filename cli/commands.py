@@ -13,6 +13,7 @@ COMMANDS = {
     "devices": "show the GPUs that can be given out",
     "status": "show the running hostd and its sessions",
     "smi": "show this guest's vGPUs, memory, load and processes, as nvidia-smi would",
+    "cdi": "write a CDI device that gives containers vGPUs",
     "stop": "end sessions, or tell hostd to leave",
     "bench": "time this GPU natively and through gpupool, and compare",
     "doctor": "say what is missing on this machine and what to do about it",
@@ -30,7 +31,9 @@ COMMANDS = {
     "controller": "run the daemon that knows all nodes, and places vGPUs",
 }
 GROUPS = {
-    "programs and this machine": ("run", "devices", "status", "smi", "stop", "bench", "doctor"),
+    "programs and this machine": (
+        *("run", "devices", "status", "smi", "cdi", "stop", "bench", "doctor"),
+    ),
     "vGPUs and GPUs, of this machine's hostd or of a controller": (
         *("vgpu", "gpu", "session", "vm", "operation"),
     ),

@@ -1,0 +1,170 @@
+"""`gpupool cdi`: a CDI device that gives containers the guest runtime and a way to hostd."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpupool.cli import parameters
+from gpupool.hostd.adapters import native_files
+
+DESCRIPTION = """\
+Writes a CDI specification: a device that container runtimes (Docker, Podman, containerd, CRI-O)
+give to a container by name. The container needs no NVIDIA driver and no device node: it gets our
+libcuda.so.1 and libnvidia-ml.so.1 where loaders look, and the folder of one socket of hostd.
+
+Who has the socket has what it gives: one endpoint of hostd, with its tenant and limits, for every
+group of containers that should not share (docs/containers.md). What --compute and --memory say is
+what programs ask for unless they say something else; what they may have, hostd decides.
+"""
+EPILOG = """\
+exit codes: 0 written; 1 not possible (the reason is on stderr); 2 the command line is wrong
+
+examples:
+  gpupool cdi --output /etc/cdi/gpupool.dev-vgpu_any.json
+  docker run --device gpupool.dev/vgpu=any IMAGE python3 train.py
+  gpupool cdi --vgpu trainer --output /etc/cdi/gpupool.dev-vgpu_trainer.json
+  podman run --device gpupool.dev/vgpu=trainer IMAGE python3 train.py
+"""
+KIND = "gpupool.dev/vgpu"
+# The first that knows mounts as we write them and is known to every runtime in use (SPEC.md,
+# https://github.com/cncf-tags/container-device-interface).
+_VERSION = "0.6.0"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*[A-Za-z0-9]")  # SPEC.md, `devices.name`
+_LIBRARIES = ("libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "libnvidia-ml.so")
+# Where the loaders of Debian's and Fedora's kin look without being told, and what images made for
+# NVIDIA's runtime have in LD_LIBRARY_PATH. So nothing of the image's environment is replaced.
+_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/lib64")
+
+
+def main(
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="where to; not given: print it")
+    ] = None,
+    socket: Annotated[
+        Path, typer.Option(metavar="PATH", help="of hostd, alone in its folder")
+    ] = Path("/run/gpupool/containers/hostd.sock"),
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="of the device; default: the vGPU's, or any")
+    ] = "",
+    vgpu: Annotated[str, typer.Option(metavar="NAME", help="the vGPU to use")] = "",
+    compute: Annotated[
+        int, typer.Option(min=0, max=100, metavar="PERCENT", help="compute share to ask for")
+    ] = 0,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="GPU memory to ask for, in MiB, or like 512M, 10G",
+            callback=parameters.checked(parameters.quota_mib),
+        ),
+    ] = None,
+) -> int:
+    """Writes or prints it."""
+    if vgpu and (compute or memory):
+        raise typer.BadParameter("a vGPU with a name has its own: leave --compute and --memory")
+    name = name or vgpu or "any"
+    if not _NAME.fullmatch(name):
+        raise typer.BadParameter(
+            f"{name!r} is no name for a CDI device: letters, digits, and _.:- inside"
+        )
+    asked = {
+        "GPUPOOL_VGPU": vgpu,
+        "GPUPOOL_COMPUTE_PERCENT": str(compute or ""),
+        "GPUPOOL_MEMORY_MIB": str(parameters.quota_mib(memory) if memory else ""),
+    }
+    found = native_files.locate()
+    wrong = _wrong_with(socket) or (
+        "" if found.guest_dir else f"no guest runtime below {found.root}: is gpupool installed?"
+    )
+    if wrong or found.guest_dir is None:
+        print(f"gpupool cdi: {wrong}", file=sys.stderr)
+        return 1
+    content = specification(name, found.guest_dir, socket, asked)
+    text = json.dumps(content, indent=2) + "\n"
+    if output is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        _write(output, text)
+    except OSError as error:
+        print(f"gpupool cdi: cannot write {output}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def specification(
+    name: str, guest_dir: Path, socket: Path, asked: dict[str, str]
+) -> dict[str, Any]:
+    """The content of the file. `asked`: variables of the guest runtime; empty ones are left out."""
+    read_only = ["ro", "nosuid", "nodev", "bind"]
+    mounts = [
+        {
+            "hostPath": str((guest_dir / library).resolve()),
+            "containerPath": f"{folder}/{library}",
+            "options": read_only,
+        }
+        for folder in _FOLDERS
+        for library in _LIBRARIES
+    ]
+    # The folder, as a socket that is mounted alone would be the old one after a restart of hostd.
+    mounts.append(
+        {
+            "hostPath": str(socket.parent),
+            "containerPath": str(socket.parent),
+            "options": [*read_only, "noexec"],
+        }
+    )
+    variables = {"GPUPOOL_ENDPOINT": f"unix:{socket}", **asked}
+    environment = [f"{key}={value}" for key, value in variables.items() if value]
+    return {
+        "cdiVersion": _VERSION,
+        "kind": KIND,
+        "devices": [{"name": name, "containerEdits": {"env": environment, "mounts": mounts}}],
+    }
+
+
+def _wrong_with(socket: Path) -> str:
+    """Why containers cannot or should not have the socket's folder; empty: nothing is."""
+    advice = (
+        f'let hostd listen there first: [[endpoint]] listen = "unix:{socket}" in hostd.toml '
+        "(docs/containers.md)"
+    )
+    if not socket.is_absolute():
+        return f"{socket}: the path of a socket must be absolute"
+    try:
+        names = sorted(each.name for each in socket.parent.iterdir())
+        is_socket = stat.S_ISSOCK(socket.lstat().st_mode)
+    except OSError as error:
+        return f"{socket}: {error.strerror}; {advice}"
+    if not is_socket:
+        return f"{socket} is no socket; {advice}"
+    others = [each for each in names if each != socket.name]
+    if others:
+        return (
+            f"containers would get all of {socket.parent}, and besides {socket.name} there is "
+            f"{', '.join(others[:3])}; a socket for containers needs a folder of its own"
+        )
+    return ""
+
+
+def _write(path: Path, text: str) -> None:
+    """Runtimes watch the folder: the file appears whole, hidden from them until then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, fresh = tempfile.mkstemp(prefix=".gpupool-", suffix=".new", dir=path.parent)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(fd, 0o644)
+        Path(fresh).replace(path)
+    except OSError:
+        Path(fresh).unlink(missing_ok=True)
+        raise

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -291,6 +293,41 @@ def disallow(asking: Asking, name: DomainName, connect: Connect = DEFAULT_URI) -
         asking.answer(disallowed=uuid)
     else:
         asking.done(f"domain {title or uuid} may have no vGPU")
+    return 0
+
+
+@verb(
+    APP,
+    "package",
+    "make the archive that a guest needs",
+    """\
+Writes an archive with the guest's libraries, the guest agent and its systemd unit. Unpacked at the
+root of a guest's file system, it makes the guest's programs find their vGPU. Asks nobody.
+""",
+    """\
+examples:
+  gpupool vm package gpupool-guest.tar.gz
+  tar -C / -xzf gpupool-guest.tar.gz && systemctl enable --now gpupool-guest-agent   # in the guest
+""",
+)
+def package(
+    asking: Asking,
+    archive: Annotated[Path, typer.Argument(metavar="FILE", help="what to write")],
+    libraries: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="with libcuda.so.1 for the guest, in place of our own"),
+    ] = None,
+) -> int:
+    from gpupool.guest import package as guest
+
+    try:
+        used = guest.make(archive, libraries)
+    except (guest.PackageError, OSError) as problem:
+        raise RefusedError(str(problem)) from problem
+    if asking.as_json:
+        print(json.dumps({"archive": str(archive), "libraries": str(used)}, indent=2))
+    else:
+        asking.also(f"wrote {archive}: {archive.stat().st_size >> 10} KiB, libraries from {used}")
     return 0
 
 

@@ -1,14 +1,12 @@
 """The guest package: all that a virtual machine needs, as one archive to unpack at its root.
 
-`python3 -m gpupool.guest.package gpupool-guest.tar.gz` on the host; docs/vms.md has the rest. In
-the guest it is /opt/gpupool-guest with the libraries and the agent (a zipapp), and a systemd unit.
+`gpupool vm package gpupool-guest.tar.gz` on the host; docs/vms.md has the rest. In the guest it
+is /opt/gpupool-guest with the libraries and the agent (a zipapp), and a systemd unit.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import sys
 import tarfile
 import zipfile
 from collections.abc import Iterable
@@ -66,6 +64,17 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
     archive.addfile(entry, io.BytesIO(data))
 
 
+def make(target: Path, libraries: Path | None = None) -> Path:
+    """Makes the archive, with the libraries of that folder or of the gpupool that this is; which
+    folder it was. Raises PackageError and OSError.
+    """
+    package = Path(__file__).absolute().parents[1]
+    template = package / "templates" / "guest" / "gpupool-guest-agent.service.j2"
+    folder = libraries or find_libraries(package)
+    write(target, folder, template)
+    return folder
+
+
 def find_libraries(package: Path) -> Path:
     """The guest libraries of an installed gpupool or of a checkout, those for old systems first.
     Raises PackageError.
@@ -79,31 +88,3 @@ def find_libraries(package: Path) -> Path:
         if all((folder / name).is_file() for name in LIBRARIES):
             return folder
     raise PackageError("the guest libraries are not built: ./run build")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command."""
-    package = Path(__file__).absolute().parents[1]
-    parser = argparse.ArgumentParser(
-        prog="python3 -m gpupool.guest.package",
-        description="Makes the archive that a virtual machine needs to use its vGPU: "
-        "unpack it at the root of its file system, then enable gpupool-guest-agent.",
-    )
-    parser.add_argument("archive", type=Path, help="file to write, like gpupool-guest.tar.gz")
-    parser.add_argument("--libraries", type=Path, help="folder with libcuda.so.1 for the guest")
-    options = parser.parse_args(arguments)
-    try:
-        libraries = options.libraries or find_libraries(package)
-        template = package / "templates" / "guest" / "gpupool-guest-agent.service.j2"
-        if not template.is_file():  # a checkout has them beside the package
-            template = package.parent / "templates" / "guest" / template.name
-        write(options.archive, libraries, template)
-    except (PackageError, OSError) as problem:
-        print(f"gpupool: {problem}", file=sys.stderr)
-        return 1
-    print(f"{options.archive}: {options.archive.stat().st_size >> 10} KiB, from {libraries}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

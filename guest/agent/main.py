@@ -19,7 +19,7 @@ from gpupool.guest.agent.terms import Terms
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 60.0
 _REFRESH_S = 60.0  # how soon a change at the host is seen
-_PERMANENT = (NO_RUNTIME, NOT_ALLOWED, DRIVER_PRESENT)  # trying again changes nothing
+PERMANENT = (NO_RUNTIME, NOT_ALLOWED, DRIVER_PRESENT)  # trying again changes nothing
 
 _HELP = """\
 Makes the programs of this virtual machine find the vGPU that its host gives it:
@@ -111,7 +111,7 @@ def _run(agent: Agent, log: Log, wait_s: float | None) -> int:
             agent.step()
         except AgentError as error:
             late = wait_s is not None and time.monotonic() - start_s + delay_s > wait_s
-            if late or error.code in _PERMANENT:
+            if late or error.code in PERMANENT:
                 raise
             log.trouble(str(error))
             ended.wait(delay_s)

@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 
+from gpupool.cli.main import main as command
 from gpupool.guest import package
 from gpupool.guest.agent.channel import Channel
 from gpupool.guest.agent.failure import DRIVER_PRESENT, NO_RUNTIME, REFUSED, AgentError
+from gpupool.guest.agent.main import PERMANENT
 from gpupool.guest.agent.runtime import Runtime
 from gpupool.guest.agent.terms import Terms
 from tests.conftest import Host, native_dir
@@ -257,6 +259,24 @@ def test_it_imports_the_standard_library_and_itself() -> None:
                 assert top in sys.stdlib_module_names or name.startswith("gpupool.guest.agent")
 
 
+def test_the_unit_is_not_restarted_for_what_stays_wrong() -> None:
+    unit = (ROOT / "templates" / "guest" / "gpupool-guest-agent.service.j2").read_text()
+    line = next(one for one in unit.splitlines() if one.startswith("RestartPreventExitStatus="))
+    codes = {int(one) for one in line.partition("=")[2].split()}
+    assert codes == {2, *PERMANENT}  # 2: argparse
+
+
+def test_the_command_makes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "guest.tar.gz"
+    libraries = native_dir() / "lib" / "guest"
+    assert command(["vm", "package", str(target), "--libraries", str(libraries)]) == 0
+    assert f"wrote {target}" in capsys.readouterr().out
+    with tarfile.open(target) as archive:
+        assert "opt/gpupool-guest/lib/libcuda.so.1" in archive.getnames()
+    assert command(["vm", "package", str(target), "--libraries", str(tmp_path)]) != 0
+    assert "has no libcuda.so.1" in capsys.readouterr().err
+
+
 def test_the_package_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
     template = ROOT / "templates" / "guest" / "gpupool-guest-agent.service.j2"
     libraries = tmp_path / "libraries"
@@ -287,9 +307,9 @@ mkdir {scratch}/upper {scratch}/work
 mount -t overlay -o lowerdir=/etc,upperdir={scratch}/upper,workdir={scratch}/work etc /etc
 echo mounted
 """
-    command = ["unshare", "--mount", "/bin/sh", "-c", start + script]
+    words = ["unshare", "--mount", "/bin/sh", "-c", start + script]
     pipe = subprocess.PIPE
-    program = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    program = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert program.stdout is not None
     if program.stdout.readline() != "mounted\n":
         _, errors = program.communicate(timeout=20)

@@ -16,6 +16,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("vm")
+            item.add_marker(pytest.mark.timeout(600))  # beside other work on two cores
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,9 @@ from typing import Any
 from gpupool.cli import admin
 from gpupool.guest import package
 from tests.conftest import TEST_GPU, Host, end_host, make_host
-from tests.tree import ROOT
 from tests.vm.kernel import Kernel
 from tests.vm.machine import Machine
 
-TEMPLATE = ROOT / "templates" / "guest" / "gpupool-guest-agent.service.j2"
 AGENT = "/opt/gpupool-guest/agent"
 
 
@@ -42,7 +40,7 @@ class House:
         self.domains: list[Domain] = []
         self.machines: list[Machine] = []
         self.archive = host.folder / "gpupool-guest.tar.gz"
-        package.write(self.archive, host.native / "lib" / "guest", TEMPLATE)
+        package.make(self.archive, host.native / "lib" / "guest")
 
     def call(self, method: str, **more: Any) -> dict[str, Any]:
         """Asks the admin socket."""

@@ -138,6 +138,16 @@ no_gpu_is_open()
     assert guest.machine.python(text).strip() == "True"
 
 
+def test_nvml_shows_the_vgpu(guest: Guest) -> None:
+    text = """
+import pynvml
+pynvml.nvmlInit()
+one = pynvml.nvmlDeviceGetHandleByIndex(0)
+print(pynvml.nvmlDeviceGetCount(), pynvml.nvmlDeviceGetMemoryInfo(one).total >> 20)
+"""
+    assert guest.machine.python(text).split() == ["1", "256"]
+
+
 def test_two_programs_at_once(guest: Guest) -> None:
     one, other = guest.stepper(), guest.stepper()
     assert len(guest.house.sessions(guest.domain)) == 2

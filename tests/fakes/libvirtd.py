@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -100,17 +99,32 @@ class Libvirtd:
         config = self.folder / "libvirtd.conf"
         config.write_text(_LIBVIRTD.format(folder=self.folder))
         self.uri = f"qemu:///system?socket={self.folder}/socket/libvirt-sock"
-        self._process = subprocess.Popen(
-            ["unshare", "-m", "--propagation", "private", "sh", "-c", self._script(config), "sh"],
+        self._config = config
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        (self.folder / "socket" / "libvirt-sock").unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [
+                "unshare",
+                "-m",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                self._script(self._config),
+                "sh",
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=(self.folder / "stderr").open("wb"),
         )
         deadline_s = time.monotonic() + 30
         while self.virsh("uri").returncode != 0:
-            if self._process.poll() is not None or time.monotonic() > deadline_s:
+            if process.poll() is not None or time.monotonic() > deadline_s:
                 raise AssertionError(f"libvirtd did not start: {self.log()}")
             time.sleep(0.05)
+        return process
 
     @property
     def admin_socket(self) -> Path:
@@ -164,20 +178,29 @@ class Libvirtd:
         for name in self.virsh("list", "--all", "--name").stdout.split():
             self.virsh("undefine", name)
 
-    def restart_signal(self) -> None:
-        """libvirtd reads its hooks anew."""
-        self._process.send_signal(signal.SIGHUP)
+    def restart(self) -> None:
+        """Domains go on meanwhile."""
+        self._stop()
+        self._process = self._start()
+
+    def qemu_pid(self, domain: str) -> int:
+        """Of a running domain."""
+        name = self.does("domname", domain).strip()
+        return int((self.folder / "run" / "qemu" / f"{name}.pid").read_text())
 
     def close(self) -> None:
         """Leaves no process and no file behind."""
         self.clear()
+        self._stop()
+        shutil.rmtree(self.folder)
+
+    def _stop(self) -> None:
         self._process.terminate()
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self.folder)
 
     def _script(self, config: Path) -> str:
         lines = [_ENTER.replace("$1", str(self.folder))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import stat
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from gpupool.cli import admin, domain
 from gpupool.cli.libvirt_domains import Libvirt
-from tests.fakes.daemon import Daemon
+from tests.fakes.daemon import Daemon, eventually
 from tests.fakes.libvirtd import Libvirtd
 from tests.fakes.vm_command import Command
 
@@ -144,6 +146,15 @@ def test_domains_outlive_hostd(host: Host) -> None:
     assert now is not None
     assert now["state"] == "started"
     host.libvirtd.does("destroy", uuid)
+    assert host.left(uuid) == []
+
+
+def test_a_guest_that_is_killed_leaves_nothing(host: Host) -> None:
+    uuid = host.libvirtd.define()
+    host.vm.says("attach", uuid, "--compute", "20", *WINDOW)
+    host.libvirtd.does("start", "--paused", uuid)
+    os.kill(host.libvirtd.qemu_pid(uuid), signal.SIGKILL)
+    eventually(lambda: host.now(uuid) is None, "its vGPU is free")
     assert host.left(uuid) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.fakes.admin_socket import AdminSocket
+from tests.fakes.daemon import eventually
 from tests.fakes.libvirtd import Libvirtd
 
 VGPU = (
@@ -52,6 +53,17 @@ def test_without_hostd(libvirtd: Libvirtd) -> None:
     assert "/run/gpupool/admin.sock: No such file or directory" in done.stderr
     assert "systemctl start gpupool-hostd" in done.stderr
     libvirtd.does("start", "--paused", other)
+
+
+def test_a_domain_outlives_libvirtd(libvirtd: Libvirtd, stand_in: AdminSocket) -> None:
+    uuid = libvirtd.define(VGPU)
+    libvirtd.does("start", "--paused", uuid)
+    stand_in.asked.clear()
+    stand_in.refusals["vm_started"] = stand_in.refusals["vm_prepare"] = "not known"
+    libvirtd.restart()
+    eventually(lambda: "vm_prepare" in stand_in.methods(), "hostd is told of it")
+    eventually(lambda: libvirtd.does("domstate", uuid).strip() == "paused", "it lives on")
+    assert "vm_release" not in stand_in.methods()
 
 
 def test_another_domains_window_is_not_opened(libvirtd: Libvirtd, stand_in: AdminSocket) -> None:

@@ -50,6 +50,7 @@ struct Options {
   u64 cid = 0;
   worker::LogStyle log{.part = "vsock"};
   worker::SandboxOptions sandbox;
+  bool deny_files = false;
 };
 
 bool parse_number(const char* text, u64 most, u64& number) {
@@ -76,7 +77,7 @@ bool parse(int argc, char** argv, Options& options) {
     if (found == kJson) options.log.json = yes;
     if (found == kPriorities) options.log.priorities = yes;
     if (found == kCalls && yes) options.sandbox.calls = worker::CallFilter::end;
-    if (found == kFiles) options.sandbox.files = yes;
+    if (found == kFiles) options.deny_files = yes;
   }
   while (options.folder.size() > 1 && options.folder.back() == '/') options.folder.pop_back();
   return options.folder.starts_with('/') && options.cid >= kFirstCid;
@@ -160,7 +161,9 @@ int run(const Options& options) {
   std::string error;
   const bool opened = open_all(options, openings, error);
   Relay relay(options.cid, std::move(openings));
+  // Windows of other VMs are files, too, and this user's own where hostd is root: it opens none from here on.
   if (!opened || !relay.open(error) || !drop_rights(error) ||
+      (options.deny_files && !worker::deny_files(error)) ||
       !worker::enter_sandbox(options.sandbox, "", error)) {
     log(LogLevel::error, "the relay cannot start", error);
     return kExitSetup;

@@ -44,6 +44,7 @@ int probe_sandbox();
 // The parts, in files of their own (sandbox_files.cpp, sandbox_calls.cpp).
 int landlock_version();  // 0: none
 bool restrict_files(const std::string& library, const std::string& cache_folder, std::string& error);
+bool deny_files(std::string& error);  // none at all, of any folder; needs no new privileges given up
 bool restrict_calls(bool end_on_refusal, std::string& error);
 
 }  // namespace gpupool::worker

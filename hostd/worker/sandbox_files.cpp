@@ -174,4 +174,9 @@ bool restrict_files(const std::string& library, const std::string& cache_folder,
   return rules.enforce(error);
 }
 
+bool deny_files(std::string& error) {
+  Rules rules(landlock_version());
+  return rules.create(error) && rules.enforce(error);
+}
+
 }  // namespace gpupool::worker

@@ -184,6 +184,21 @@ TEST_CASE("sandbox: files outside a driver's are closed") {
   std::filesystem::remove_all(folder);
 }
 
+TEST_CASE("sandbox: no file at all") {
+  if (worker::landlock_version() == 0) return;  // Linux 5.13
+  const Outcome outcome = locked_in({}, [] {
+    const int before = open("/usr", O_RDONLY | O_DIRECTORY);
+    std::string error;
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || !worker::deny_files(error)) return false;
+    bool all = before >= 0 && fcntl(before, F_GETFD) >= 0;  // what is open stays open
+    for (const char* path : {"/usr", "/etc/passwd", "/dev/null", "/proc/self/maps"})
+      all = all && open(path, O_RDONLY) < 0 && errno == EACCES;
+    return all && open("/dev/shm/gpupool-test-denied", O_RDWR | O_CREAT, 0600) < 0 && errno == EACCES &&
+           openat(before, "lib", O_RDONLY) < 0;
+  });
+  CHECK(outcome.exit_code == 0);
+}
+
 TEST_CASE("sandbox: root is given up for good") {
   if (geteuid() != 0) {
     MESSAGE("only root can become another user");

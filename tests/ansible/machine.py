@@ -105,6 +105,10 @@ class Machine:
         top = len(f"{self.room}/up")
         return {line[top:] for line in found.stdout.splitlines()}
 
+    def ours(self) -> set[str]:
+        """Those of them that gpupool's roll-out made."""
+        return {path for path in self.changes() if "gpupool" in path}
+
     @property
     def room(self) -> Path:
         """Where the overlays keep what was written; seen from inside only."""

@@ -15,11 +15,6 @@ SECRET = "7c6d1f20aa5e4d6b9c31"  # noqa: S105 (of no machine)
 ROLE = "gpupool_host"
 
 
-def of_gpupool(machine: Machine) -> set[str]:
-    """Files of ours on it."""
-    return {path for path in machine.changes() if "gpupool" in path}
-
-
 def start_hostd(machine: Machine) -> None:
     """As the unit would, and waits until it answers."""
     command = "setsid gpupool hostd --config /etc/gpupool/hostd.toml >/run/hostd.log 2>&1 &"
@@ -47,7 +42,7 @@ def test_a_host_comes_stays_and_goes(tmp_path: Path, target: Machine, wheelhouse
 
     would = here.play(ROLE, check=True)
     assert would.changed > 0
-    assert not of_gpupool(target)
+    assert not target.ours()
 
     first = here.play(ROLE)
     assert first.handlers == ["Restart hostd", "Reload libvirt"]
@@ -73,5 +68,5 @@ def test_a_host_comes_stays_and_goes(tmp_path: Path, target: Machine, wheelhouse
     gone = here.play(ROLE, gpupool_state="absent", gpupool_purge=True)
     assert gone.changed > 0
     assert not running(target)
-    assert not of_gpupool(target)
+    assert not target.ours()
     assert here.play(ROLE, gpupool_state="absent", gpupool_purge=True).changed == 0

@@ -12,7 +12,8 @@ import pytest
 
 from tests import wheels
 from tests.ansible import machine
-from tests.conftest import native_dir
+from tests.conftest import end_host, make_host, native_dir
+from tests.e2e.control_plane import Plane, eventually
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,26 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[machine.Machine
     one = machine.start(tmp_path_factory.mktemp("machine"))
     yield one
     one.end()
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """One controller, and the node n1 with labels that somebody made up."""
+    folder = tmp_path_factory.mktemp("plane")
+    one = Plane(folder, f"sqlite:///{folder}/controller.db")
+    try:
+        replica = one.replica()
+        token = one.token("n1")
+        section = (
+            f'[controller]\nurl = "tcp://127.0.0.1:{replica.nodes_port}"\n'
+            f'token_file = "{token}"\nnode_name = "n1"\n'
+            'labels = ["zone=a", "evil={{ 6 * 7 }}"]\n'
+        )
+        (folder / "n1").mkdir(mode=0o755)
+        one.hosts.append(make_host(folder / "n1", gpu="software", more=section))
+        eventually(lambda: one.node_state("n1") == "ready", "the node", 60)
+        yield one
+    finally:
+        for host in one.hosts:
+            end_host(host)
+        one.end()

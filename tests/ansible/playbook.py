@@ -91,7 +91,8 @@ class Site:
             "ansible_ssh_common_args": ssh,
             "ansible_python_interpreter": "/usr/bin/python3",
         }
-        return {"all": {"hosts": {"gpu7": host}, "vars": self.variables}}
+        group = {"gpupool_hosts": {"hosts": {"gpu7": host}}}
+        return {"all": {"children": group, "vars": self.variables}}
 
 
 def site(folder: Path, machine: Machine, wheels: Wheels) -> Site:

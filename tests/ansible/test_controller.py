@@ -6,40 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.ansible import collection
-from tests.conftest import end_host, make_host
 from tests.e2e.control_plane import Plane, eventually
 from tests.e2e.observe import STEPPER, wait_for_line
 
 pytestmark = [pytest.mark.softgpu, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    """One controller, and the node n1 with labels that somebody made up."""
-    folder = tmp_path_factory.mktemp("plane")
-    one = Plane(folder, f"sqlite:///{folder}/controller.db")
-    try:
-        replica = one.replica()
-        token = one.token("n1")
-        section = (
-            f'[controller]\nurl = "tcp://127.0.0.1:{replica.nodes_port}"\n'
-            f'token_file = "{token}"\nnode_name = "n1"\n'
-            'labels = ["zone=a", "evil={{ 6 * 7 }}"]\n'
-        )
-        (folder / "n1").mkdir(mode=0o755)
-        one.hosts.append(make_host(folder / "n1", gpu="software", more=section))
-        eventually(lambda: one.node_state("n1") == "ready", "the node", 60)
-        yield one
-    finally:
-        for host in one.hosts:
-            end_host(host)
-        one.end()
 
 
 def start(plane: Plane, *words: str) -> subprocess.Popen[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +174,8 @@ class Editor:
             try:
                 devices += self._prepare_live(hostd, vgpus, wanted.window_mib, have.window_mib)
             except BackendError:
+                with contextlib.suppress(BackendError):  # why it failed is what is told
+                    hostd.release_vm(one.uuid)
                 if not have.channel:
                     one.unplug(domain.vsock())
                 raise

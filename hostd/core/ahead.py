@@ -40,10 +40,12 @@ class Ahead:
         # By tenant; while one is here exactly one `_forget_old` is due for it, however many
         # sessions come and go.
         self._last_seen_s: dict[int, float] = {}
+        self._gone: set[int] = set()  # of these, those whose next session will not come soon
 
     def session_started(self, tenant: int, inventory: Inventory) -> None:
         """A session of that tenant has begun, perhaps with a worker that waited."""
         self._inventory = inventory
+        self._gone.discard(tenant)
         self._seen(tenant)
         if self._settings.workers:
             self._clock.later(_DELAY_S, partial(self._fill, tenant))
@@ -53,6 +55,12 @@ class Ahead:
         self._inventory = inventory
         self._seen(tenant)
         self._fill(tenant)
+
+    def tenant_gone(self, tenant: int) -> None:
+        """It was a virtual machine that is released; sessions of its may still be ending."""
+        if tenant in self._last_seen_s:
+            self._gone.add(tenant)
+            self._workers.discard(tenant)
 
     def gpus_changed(self, inventory: Inventory) -> None:
         """Other GPUs, or another driver, may be given out from now on: those that wait would fit
@@ -78,7 +86,8 @@ class Ahead:
 
     def _fill(self, tenant: int) -> None:
         settings, inventory = self._settings, self._inventory
-        if tenant not in self._last_seen_s or not inventory.gpus:
+        seen = tenant in self._last_seen_s and tenant not in self._gone
+        if not seen or not inventory.gpus:
             return
         devices = tuple(gpu.uuid for gpu in inventory.gpus)
         while (
@@ -97,4 +106,5 @@ class Ahead:
             self._clock.later(rest_s, partial(self._forget_old, tenant))
             return
         del self._last_seen_s[tenant]
+        self._gone.discard(tenant)
         self._workers.discard(tenant)

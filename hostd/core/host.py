@@ -35,7 +35,7 @@ from gpupool.hostd.core.ports import (
     WorkerProcess,
 )
 from gpupool.hostd.core.report import OwnSession, make_report
-from gpupool.hostd.core.session import Session, SessionState
+from gpupool.hostd.core.session import Session, SessionState, number_of
 from gpupool.hostd.core.start import Ports, start_worker
 from gpupool.hostd.core.vgpu import Quota, Wanted
 from gpupool.hostd.core.vgpu_table import NoRowError
@@ -172,6 +172,10 @@ class Host:
     def end_waiting(self) -> None:
         """Ends workers that were started ahead of need: they hold GPUs without a session."""
         self._ahead.end_all()
+
+    def tenant_gone(self, tenant: str) -> None:
+        """No session of that tenant will begin soon."""
+        self._ahead.tenant_gone(number_of(tenant))
 
     def wanted(self, asking: Hello | Query, peer: Peer, door: Door) -> Wanted:
         """The vGPU that a client asks for."""

@@ -43,6 +43,11 @@ class IllegalTransitionError(RuntimeError):
     """A programming error of hostd: a session was moved where it cannot go."""
 
 
+def number_of(tenant: str) -> int:
+    """Session.tenant_number of that tenant's sessions."""
+    return int.from_bytes(hashlib.sha256(tenant.encode()).digest()[:3], "big")
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """What hostd remembers of a session; also the content of its state file."""
@@ -98,7 +103,7 @@ class Session:
     @property
     def tenant_number(self) -> int:
         """24 bits that stand for the tenant, the same after a restart."""
-        return int.from_bytes(hashlib.sha256(self.tenant.encode()).digest()[:3], "big")
+        return number_of(self.tenant)
 
     def moved(self, state: SessionState) -> Session:
         """This session in `state`. Raises IllegalTransitionError."""

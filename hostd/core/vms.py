@@ -391,6 +391,7 @@ class Vms:
                 self._vgpus.delete(vgpu.name, force=True)
         self._places.remove(vm.uuid)
         self._store.remove(vm.uuid)
+        self._host.tenant_gone(owner_of_vm(vm.uuid))
         self._vms.pop(vm.uuid, None)
         self._health.pop(vm.uuid, None)
         self._host.changed()

@@ -173,6 +173,10 @@ def test_release_ends_its_programs_and_no_others(vms: Vms) -> None:
     ends.communicate("go\n", timeout=60)
     refused = vms.run(vms.a, MEMORY)
     assert refused.returncode != 0
+    vms.running(vms.b).communicate("go\n", timeout=60)
+    waiting = vms.host.status()["workers_waiting"]
+    vms.call("vm_release", uuid=vms.b)  # and no worker waits for its next program
+    vms.host.wait_until(lambda: vms.host.status()["workers_waiting"] < max(1, waiting), "their end")
     vms.prepare(vms.a, "web")  # its next start
     vms.running(vms.a)
 

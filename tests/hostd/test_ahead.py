@@ -115,3 +115,24 @@ def test_they_end_when_other_gpus_are_given_out() -> None:
     machine.clock.pass_time(3)
     assert machine.workers.waiting == [7]
     assert machine.workers.prepared_on[-1] == tuple(gpu.uuid for gpu in GPUS.gpus[1:])
+
+
+def test_none_for_one_that_is_gone() -> None:
+    """A virtual machine that is released, whose sessions end after that."""
+    machine = Machine()
+    machine.ahead.session_started(7, GPUS)
+    machine.ahead.session_ended(7, GPUS)
+    assert machine.workers.waiting == [7]
+    machine.ahead.session_started(7, GPUS)
+    machine.ahead.tenant_gone(7)
+    machine.ahead.tenant_gone(8)  # was never here
+    machine.ahead.session_ended(7, GPUS)
+    machine.clock.pass_time(3)
+    assert machine.workers.waiting == []
+    machine.ahead.session_started(7, GPUS)  # its next start
+    machine.ahead.session_ended(7, GPUS)
+    assert machine.workers.waiting == [7]
+    machine.ahead.tenant_gone(7)
+    machine.clock.pass_time(1000)
+    machine.ahead.session_ended(7, GPUS)  # after a long time it is anybody
+    assert machine.workers.waiting == [7]

@@ -8,8 +8,8 @@ namespace {
 
 // Measured on an H100: changing costs 0.2 ms, and a lease of 2 ms can still be filled to within a tenth.
 constexpr double kUsefulSliceNs = 2'500'000;
-constexpr double kEfficientSliceNs = 10'000'000;  // on average: changing then costs some 2 %
-constexpr double kShortestPeriodNs = 20'000'000;
+constexpr double kEfficientSliceNs = 15'000'000;  // on average: changing then costs some 1.5 %
+constexpr double kShortestPeriodNs = 30'000'000;
 constexpr double kLongestOfManyNs = 100'000'000;
 constexpr double kLongestPeriodNs = 200'000'000;
 

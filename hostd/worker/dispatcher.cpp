@@ -218,9 +218,12 @@ bool Dispatcher::attempt(const wire::Slot& slot, u64 ticket) {
     ready = false;
     result = CUDA_ERROR_INVALID_HANDLE;
   }
-  if (ready && gate_.is_watched() && lease_class(request.function) == LeaseClass::submits) [[unlikely]] {
-    if (!gate_.admit(slot)) return false;
-    ready = make_current(stream != nullptr ? stream->context : slot.context, result);
+  if (ready && gate_.is_watched()) [[unlikely]] {
+    const bool submits = lease_class(request.function) == LeaseClass::submits;
+    if (submits && !gate_.admit(slot)) return false;
+    const bool marks = !submits && needs_mark(request.function, (request.flags & wire::kReply) != 0);
+    if (marks) gate_.mark();
+    if (submits || marks) ready = make_current(stream != nullptr ? stream->context : slot.context, result);
   }
   answer_.clear();
   request.out = &answer_;

@@ -136,7 +136,8 @@ bool Gate::fits(Lane& lane, u64 now_ns) {
 
 bool Gate::admit(const wire::Slot& slot) {
   Lane& lane = *lane_;
-  const StreamEntry* stream = slot.stream ? worker_.streams.find(slot.stream) : nullptr;
+  if (!slot.stream) throw wire::ProtocolError("work without a stream");  // it could not be marked
+  const StreamEntry* stream = worker_.streams.find(slot.stream);
   if (stream != nullptr && stream->capturing) return true;  // recorded, not submitted
   const u64 now = wire::monotonic_ns();
   if (!lane.watched) watch(lane, now);

@@ -31,6 +31,11 @@ class Gate {
     return grant_->state.load(std::memory_order_relaxed) != pages::LeaseState::free;
   }
 
+  // A stream of the current context is about to be captured or destroyed: then what is in flight on it cannot
+  // be marked any more. The driver's current context may be another afterwards.
+  void mark() {
+    if (lane_ != nullptr) lane_->flight.close();
+  }
   // Whether this message, which submits work, may be executed now. The driver's current context may be
   // another afterwards.
   [[nodiscard]] bool admit(const wire::Slot& slot);

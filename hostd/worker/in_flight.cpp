@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "hostd/worker/launch_crew.hpp"
 #include "hostd/worker/manual/context.hpp"
@@ -74,12 +75,28 @@ u32 InFlight::next_word() {
   return next_word_ = (next_word_ + 1) % kWords;
 }
 
+// Nothing of ours may become part of the client's graph. The legacy stream may not be used while a stream
+// that waits for it is captured; the client cannot use it then either.
+bool InFlight::may_mark(const StreamEntry& entry) const {
+  if (entry.capturing) return false;
+  if (entry.stream != nullptr && entry.stream != CU_STREAM_LEGACY) return true;
+  bool may = true;
+  worker_.streams.each([&](wire::Handle, const StreamEntry& other) {
+    if (!may || !other.capturing) return;
+    unsigned int flags = 0;
+    may = worker_.driver.cuStreamGetFlags(other.stream, &flags) == CUDA_SUCCESS &&
+          (flags & CU_STREAM_NON_BLOCKING) != 0;
+  });
+  return may;
+}
+
 bool InFlight::mark(wire::Handle stream, Batch& batch) {
   const StreamEntry* entry = worker_.streams.find(stream);
-  // Nothing of ours may become part of the client's graph; nor may the legacy stream be used meanwhile.
-  if (entry == nullptr || entry->capturing) return true;
-  const bool legacy = entry->stream == nullptr || entry->stream == CU_STREAM_LEGACY;
-  if ((legacy && any_capturing(worker_)) || !make_current_(entry->context)) return true;
+  if (entry == nullptr || !make_current_(entry->context)) return true;  // it is gone with its context
+  if (!may_mark(*entry)) {
+    batch.unmarked.push_back(stream);
+    return true;
+  }
   const u32 place = next_word();
   std::atomic<u64>& word = words_[place];
   const u64 value = ++value_;
@@ -109,15 +126,24 @@ void InFlight::close() {
   batches_.push_back(std::move(batch));
 }
 
+bool InFlight::mark_late(Batch& batch) {
+  bool works = true;
+  for (const wire::Handle stream : std::exchange(batch.unmarked, {})) works = works && mark(stream, batch);
+  return works;
+}
+
 bool InFlight::is_done(const Batch& batch) const {
-  return std::ranges::all_of(batch.marks, [&](const Mark& mark) {
-    if (words_[mark.word].load(std::memory_order_acquire) >= mark.value) return true;
-    // With its context the stream's work is gone, and the word is never written.
-    return worker_.contexts.find(wire::Handle::make(wire::HandleKind::context, 0, mark.context)) == nullptr;
-  });
+  return batch.unmarked.empty() && std::ranges::all_of(batch.marks, [&](const Mark& mark) {
+           if (words_[mark.word].load(std::memory_order_acquire) >= mark.value) return true;
+           // With its context the stream's work is gone, and the word is never written.
+           return worker_.contexts.find(wire::Handle::make(wire::HandleKind::context, 0, mark.context)) ==
+                  nullptr;
+         });
 }
 
 void InFlight::look(u64 now_ns) {
+  if (!batches_.empty() && !batches_.front().unmarked.empty() && !mark_late(batches_.front()))
+    return forget();
   while (!batches_.empty() && is_done(batches_.front())) {
     const Batch& batch = batches_.front();
     // It began when the one before was done, or later. Seen late, it looks longer than it was: we then stop

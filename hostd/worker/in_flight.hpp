@@ -2,6 +2,10 @@
 // work. A batch ends with a mark on each stream that it used: a word that the GPU writes, so that looking
 // costs a read. Kept only while the GPU is shared by leases (gate.hpp).
 //
+// Invariant: what was submitted counts as in flight until a mark behind it has been written, or its context
+// is gone. So a stream is marked before it is captured or destroyed (gate.hpp), and later where it cannot be
+// now.
+//
 // Only the dispatcher comes here.
 #pragma once
 
@@ -52,12 +56,16 @@ class InFlight {
     u64 first_ns = 0;
     std::vector<wire::Handle> streams;
     std::vector<Mark> marks;
+    std::vector<wire::Handle> unmarked;  // of these streams: no mark may be put on them now
   };
 
   [[nodiscard]] bool is_done(const Batch& batch) const;
   bool prepare_words();
   u32 next_word();
+  bool may_mark(const StreamEntry& entry) const;
+  // False when the driver refuses.
   bool mark(wire::Handle stream, Batch& batch);
+  bool mark_late(Batch& batch);
 
   Worker& worker_;
   MakeCurrent make_current_;

@@ -60,4 +60,10 @@ LeaseClass lease_class(wire::Function function) {
   }
 }
 
+bool needs_mark(wire::Function function, bool answered) {
+  using enum wire::Function;
+  return function == cuStreamBeginCapture_v2 || function == cuStreamBeginCaptureToGraph ||
+         function == cuStreamDestroy_v2 || (function == cuStreamWaitEvent && answered);
+}
+
 }  // namespace gpupool::worker

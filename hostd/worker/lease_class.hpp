@@ -14,4 +14,7 @@ enum class LeaseClass {
 
 [[nodiscard]] LeaseClass lease_class(wire::Function function);
 
+// Whether the message may begin to capture its stream (`answered`: joins it to a capture), or destroys one.
+[[nodiscard]] bool needs_mark(wire::Function function, bool answered);
+
 }  // namespace gpupool::worker

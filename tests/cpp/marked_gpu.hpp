@@ -29,6 +29,10 @@ class MarkedGpu {
       gpu.waiting_[stream].push_back({function, data});
       return CUDA_SUCCESS;
     };
+    worker.driver.cuStreamGetFlags = [](CUstream stream, unsigned int* flags) {
+      *flags = stream == current()->non_blocking ? CU_STREAM_NON_BLOCKING : CU_STREAM_DEFAULT;
+      return CUDA_SUCCESS;
+    };
     // As many contexts as GPUs, by index from 1.
     worker.driver.cuCtxGetDevice = [](CUdevice* device) {
       *device = static_cast<CUdevice>(current()->entered - 1);
@@ -71,9 +75,10 @@ class MarkedGpu {
   }
 
   Worker worker;
-  u32 marks = 0;         // that the driver was asked for
-  u32 entered = 1;       // the context that is current
-  bool refuses = false;  // marks
+  u32 marks = 0;                    // that the driver was asked for
+  u32 entered = 1;                  // the context that is current
+  bool refuses = false;             // marks
+  CUstream non_blocking = nullptr;  // does not wait for the legacy stream
 
  private:
   struct Mark {

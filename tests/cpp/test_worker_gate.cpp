@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "hostd/worker/gate.hpp"
+#include "hostd/worker/lease_class.hpp"
 #include "tests/cpp/marked_gpu.hpp"
 #include "wire/cpp/futex.hpp"
 
@@ -203,6 +204,27 @@ TEST_CASE("what is recorded into a graph is not submitted") {
   CHECK(lease.submit());
   CHECK(!lease.wants());
   CHECK(!lease.submit(lease.gpu.stream(0x20)));
+}
+
+TEST_CASE("what is on a stream that is captured or destroyed next is marked before") {
+  Lease lease;
+  lease.hold(1);
+  REQUIRE(lease.submit());
+  CHECK(lease.gpu.marks == 0);
+  lease.gate->mark();
+  CHECK(lease.gpu.marks == 1);
+  using enum wire::Function;
+  for (const auto function : {cuStreamBeginCapture_v2, cuStreamBeginCaptureToGraph, cuStreamDestroy_v2})
+    CHECK(needs_mark(function, false));
+  CHECK(needs_mark(cuStreamWaitEvent, true));  // joins a capture
+  CHECK(!needs_mark(cuStreamWaitEvent, false));
+  CHECK(!needs_mark(cuEventRecordWithFlags, true));
+}
+
+TEST_CASE("work without a stream, which nobody could wait for, ends the session") {
+  Lease lease;
+  lease.hold(1);
+  CHECK_THROWS_AS(lease.submit(wire::Handle{}), wire::ProtocolError);
 }
 
 TEST_CASE("work from before there were leases is waited for, too") {

@@ -81,7 +81,7 @@ TEST_CASE("what is submitted to no stream of ours is done at once; so is what we
   CHECK(flight.is_empty());
 }
 
-TEST_CASE("a client's capture gets no mark of ours") {
+TEST_CASE("a client's capture gets no mark of ours, and what cannot be marked is in flight until it can be") {
   MarkedGpu gpu;
   InFlight flight(gpu.worker, gpu.make_current());
   const auto captured = gpu.stream(0x10);
@@ -90,14 +90,49 @@ TEST_CASE("a client's capture gets no mark of ours") {
   gpu.worker.streams.find(captured)->capturing = true;
   for (const auto stream : {captured, legacy, other}) flight.add(stream, 1 * kMs);
   flight.close();
-  CHECK(gpu.marks == 1);  // not even on the legacy stream, which a capture forbids to use
+  CHECK(gpu.marks == 1);  // not even on the legacy stream, which the capture forbids to use
   gpu.done(0x20);
   flight.look(2 * kMs);
-  CHECK(flight.is_empty());
+  CHECK(!flight.is_empty());
   gpu.worker.streams.find(captured)->capturing = false;
-  flight.add(legacy, 3 * kMs);
+  flight.look(3 * kMs);
+  CHECK(gpu.marks == 3);
+  gpu.done(0x10);
+  flight.look(3 * kMs);
+  CHECK(!flight.is_empty());
+  gpu.done(u64{0});
+  flight.look(3 * kMs);
+  CHECK(flight.is_empty());
+}
+
+TEST_CASE("the legacy stream is marked beside a capture that it does not wait for") {
+  MarkedGpu gpu;
+  InFlight flight(gpu.worker, gpu.make_current());
+  const auto captured = gpu.stream(0x10);
+  gpu.non_blocking = reinterpret_cast<CUstream>(u64{0x10});
+  gpu.worker.streams.find(captured)->capturing = true;
+  flight.add(gpu.stream(0), 1 * kMs);
   flight.close();
-  CHECK(gpu.marks == 2);
+  CHECK(gpu.marks == 1);
+  flight.look(2 * kMs);
+  CHECK(!flight.is_empty());
+  gpu.done(u64{0});
+  flight.look(2 * kMs);
+  CHECK(flight.is_empty());
+}
+
+TEST_CASE("a stream that is destroyed after its mark is waited for all the same") {
+  MarkedGpu gpu;
+  InFlight flight(gpu.worker, gpu.make_current());
+  const auto one = gpu.stream(0x10);
+  flight.add(one, 1 * kMs);
+  flight.close();
+  gpu.worker.streams.take(one);
+  flight.look(2 * kMs);
+  CHECK(!flight.is_empty());
+  gpu.done(0x10);
+  flight.look(2 * kMs);
+  CHECK(flight.is_empty());
 }
 
 TEST_CASE("a driver that takes no mark any more leaves nothing in flight") {

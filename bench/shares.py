@@ -173,7 +173,7 @@ class Bench:
                 for policy in policies:
                     for percent in percents:
                         self.set_shares(a=(percent, policy), b=(100 - percent, "elastic"))
-                        time.sleep(_SETTLE_S)
+                        time.sleep(2 * _RESIZED_S)
                         with self._clock.watched() as mhz:
                             *rate, neighbour = rates([*clients, *beside], self.window_s)
                         clock = mhz[0] / alone_mhz[0] if alone_mhz[0] else 1.0
@@ -218,7 +218,7 @@ class Bench:
         with self.clients(
             ("small", {"GPUPOOL_VGPU": "a"}), ("small", {"GPUPOOL_VGPU": "b"})
         ) as clients:
-            found = rates(clients, self.window_s)
+            found = rates(clients, self.window_s / 2)
         self.figures.others["two elastic tenants in sum, % of one"] = sum(found) / solo * 100
 
     def three(self) -> None:
@@ -231,7 +231,7 @@ class Bench:
                 wanted = dict(zip(names, quotas, strict=True))
                 self.set_shares(**{name: (quota, "elastic") for name, quota in wanted.items()})
                 time.sleep(_RESIZED_S)
-                found = rates(clients, self.window_s)
+                found = rates(clients, self.window_s / 2)
                 for name, rate in zip(names, found, strict=True):
                     quota, share = wanted[name], rate / solo * 100
                     what = "small, elastic, one of 50/30/20" + (
@@ -249,7 +249,7 @@ class Bench:
         ):
             self.set_shares(a=(0, "elastic"), b=(0, "elastic"))
             with self.clients(*[("small", variables)] * 8) as clients:
-                found = rates(clients, self.window_s)
+                found = rates(clients, self.window_s / 2)
             self.figures.others[f"eight clients {name} in sum, % of one"] = sum(found) / solo * 100
 
     def latency(self) -> None:

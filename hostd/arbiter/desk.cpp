@@ -75,7 +75,9 @@ bool Desk::sit(Seat& seat) {
   const std::string name = std::to_string(seat.session.id) + ".lease";
   seat.page = static_cast<LeasePage*>(map(folder_, name, PROT_READ | PROT_WRITE, LeasePage::kBytes, error));
   if (seat.page == nullptr) {
-    worker::log(worker::LogLevel::warning, "a session without a lease page", error);
+    // Once: it is looked for again and again.
+    if (std::ranges::find(pageless_, seat.session.id) == pageless_.end())
+      worker::log(worker::LogLevel::warning, "a session without a lease page", error);
     return false;
   }
   seat.page->grant.version.store(LeasePage::kVersion, std::memory_order_relaxed);
@@ -91,6 +93,7 @@ void Desk::rise(Seat& seat) {
 void Desk::read_page() {
   std::vector<Tenant> tenants;
   std::vector<Seat> seats;
+  std::vector<u64> pageless;
   for (const QuotaPage::Session& row : quota_->session) {
     Seat seat;
     seat.session.id = row.id.load(std::memory_order_acquire);
@@ -106,10 +109,12 @@ void Desk::read_page() {
     if (tenant.id == 0) continue;
     const auto known =
         std::ranges::find_if(seats_, [&](const Seat& one) { return one.session.id == seat.session.id; });
-    if (known != seats_.end())
+    if (known != seats_.end()) {
       std::swap(seat, *known);
-    else if (!sit(seat))
+    } else if (!sit(seat)) {
+      pageless.push_back(seat.session.id);
       continue;
+    }
     const auto place = std::ranges::find_if(tenants, [&](const Tenant& one) { return one.id == tenant.id; });
     seat.session.tenant = static_cast<size_t>(place - tenants.begin());
     if (place == tenants.end()) tenants.push_back(tenant);
@@ -117,6 +122,7 @@ void Desk::read_page() {
   }
   for (Seat& left : seats_) rise(left);
   seats_ = std::move(seats);
+  pageless_ = std::move(pageless);
   tenants_ = std::move(tenants);
 }
 

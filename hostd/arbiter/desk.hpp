@@ -62,6 +62,7 @@ class Desk {
   u64 looked_ns_ = 0;
   std::vector<Tenant> tenants_;
   std::vector<Seat> seats_;
+  std::vector<u64> pageless_;  // sessions that are listed and have no page
   bool waits_on_many_ = true;  // futex_waitv: Linux 5.16
 };
 

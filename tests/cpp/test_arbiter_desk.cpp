@@ -106,6 +106,43 @@ TEST_CASE("who wants gets a lease, and the other is shut out") {
   CHECK(two.grant.state == LeaseState::held);
 }
 
+TEST_CASE("of two sessions of one vGPU one has its lease; one that takes another's row is known") {
+  Folder folder;
+  LeasePage& one = folder.add(0, 7, 50, SharePolicy::hard);
+  LeasePage& two = folder.add(1, 8, 50, SharePolicy::hard);
+  folder.quota->session[1].vgpu = 0;
+  Desk desk(folder.folder);
+  std::string error;
+  REQUIRE(desk.open(error));
+  Turns turns;
+  one.want.wants = two.want.wants = 1;
+  turn(desk, turns, 1'000'000'000);
+  turn(desk, turns, 1'100'000'000);  // it has earned a lease
+  CHECK(desk.tenants().size() == 1);
+  CHECK(desk.sessions().size() == 2);
+  LeasePage& holder = one.grant.state == LeaseState::held ? one : two;
+  LeasePage& other = &holder == &one ? two : one;
+  CHECK(holder.grant.state == LeaseState::held);
+  CHECK(other.grant.state == LeaseState::shut);
+  CHECK(one.grant.used_ns == two.grant.used_ns);
+  // It has nothing to do any more: the other one has the rest.
+  holder.want.wants = 0;
+  turn(desk, turns, 1'101'000'000);
+  CHECK(holder.grant.state == LeaseState::shut);
+  CHECK(other.grant.state == LeaseState::held);
+  CHECK(other.grant.number > holder.grant.number);
+  // As many sessions and vGPUs as before, and still others.
+  LeasePage& third = folder.add(2, 9, 50, SharePolicy::hard);
+  folder.quota->session[2].id = 0;
+  folder.quota->session[&other == &one ? 0 : 1].id = 3;
+  ++folder.quota->changed;
+  holder.want.wants = 1;
+  third.want.wants = 1;
+  turn(desk, turns, 1'102'000'000);
+  CHECK(desk.sessions().size() == 2);
+  CHECK((holder.grant.state == LeaseState::held) != (third.grant.state == LeaseState::held));
+}
+
 TEST_CASE("a vGPU without sessions, a session without a page, a worker that is gone") {
   Folder folder;
   LeasePage& one = folder.add(0, 7, 50, SharePolicy::hard);

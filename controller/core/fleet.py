@@ -14,7 +14,6 @@ from gpupool.controller.core.identity import new_id
 from gpupool.controller.core.licence import Licence
 from gpupool.controller.core.node import (
     Desired,
-    DesiredPool,
     Node,
     NodeState,
     Registered,
@@ -112,17 +111,8 @@ def desired(tables: Tables, node_id: str) -> Desired:
     generation = tables.nodes.generations([node_id]).get(node_id)
     if generation is None:
         raise not_found("node", node_id)
-    every = tables.vgpus.of_node(node_id)
-    vgpus = [vgpu for vgpu in every if vgpu.state is not State.DELETING]
-    deleting = tuple(vgpu.id for vgpu in every if vgpu.state is State.DELETING)
-    pools = [
-        DesiredPool(gpu.uuid, gpu.pool_wanted, gpu.pool_deadline_s)
-        for gpu in tables.gpus.of_node(node_id)
-        if gpu.present
-    ]
-    return Desired(
-        generation, tuple(claims.as_desired(vgpu) for vgpu in vgpus), tuple(pools), deleting
-    )
+    vgpus, deleting = tables.vgpus.desired(node_id)
+    return Desired(generation, tuple(vgpus), tuple(tables.gpus.desired(node_id)), tuple(deleting))
 
 
 def lose(tables: Tables, node_id: str, beat: int) -> bool:

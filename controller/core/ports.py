@@ -35,7 +35,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gpupool.controller.core.event import AuditEntry, Event
 from gpupool.controller.core.gpu import Gpu, GpuUse
-from gpupool.controller.core.node import Beat, Node, NodeState, Session
+from gpupool.controller.core.node import (
+    Beat,
+    DesiredPool,
+    DesiredVgpu,
+    Node,
+    NodeState,
+    Session,
+)
 from gpupool.controller.core.operation import Operation, OperationState
 from gpupool.controller.core.scheduler import Candidate, Shortfall, Wanted
 from gpupool.controller.core.tenant import Quota, Tenant, Use
@@ -159,6 +166,10 @@ class Gpus(Protocol):
         ...
 
     def remove_node(self, node_id: str) -> None: ...
+    def desired(self, node_id: str) -> list[DesiredPool]:
+        """Where the node's GPUs should be."""
+        ...
+
     def arrived(self, node_id: str) -> set[str]:
         """UUIDs of the node's that are in the pool they were sent to, while that operation still
         runs.
@@ -198,6 +209,12 @@ class Vgpus(Protocol):
         self, page: Page, tenant_id: str | None = None, node_id: str | None = None
     ) -> list[Vgpu]: ...
     def of_node(self, node_id: str) -> list[Vgpu]: ...
+    def desired(self, node_id: str) -> tuple[list[DesiredVgpu], list[str]]:
+        """What the node should have, and ids of those that are being deleted: asked for with every
+        change, so no more than that is read.
+        """
+        ...
+
     def unsettled(self, node_id: str, named: Collection[str]) -> list[Vgpu]:
         """Of the node: these, and those that are not ready or hold another share than theirs."""
         ...

@@ -26,15 +26,16 @@ _GATE = "LOCK TABLE gate IN EXCLUSIVE MODE"
 _EVENTS = """
 INSERT INTO events (time_ms, kind, subject, message, tenant_id, node_id, facts)
 SELECT time_ms, kind, subject, message, tenant_id, node_id, facts
-FROM json_to_recordset(%s::json) AS told(time_ms bigint, kind text, subject text, message text,
+FROM json_to_recordset($1::json) AS told(time_ms bigint, kind text, subject text, message text,
   tenant_id text, node_id text, facts json)
 """
 _AUDIT = """
 INSERT INTO audit (time_ms, action, subject, token_id, role, request_id, tenant_id, before, after)
 SELECT time_ms, action, subject, token_id, role, request_id, tenant_id, before, after
-FROM json_to_recordset(%s::json) AS told(time_ms bigint, action text, subject text, token_id text,
+FROM json_to_recordset($2::json) AS done(time_ms bigint, action text, subject text, token_id text,
   role text, request_id text, tenant_id text, before json, after json)
 """
+_JOURNAL = f"WITH told AS ({_EVENTS}) {_AUDIT}"  # most changes have both
 
 
 class NotPlaced:
@@ -50,15 +51,16 @@ def begin(
     """A transaction behind the gate, and what became of each: what it answers, or NOT_PLACED."""
     connection.begin()
     drafts = [one.draft(now_ms) for one in singles]
-    with _raw(connection) as raw:
+    with _raw(connection) as cursor:
+        raw = cursor.connection
         with raw.pipeline():
-            raw.execute(_GATE, prepare=True)  # first: it takes no snapshot
+            cursor.execute(_GATE, prepare=True)  # first: it takes no snapshot
             cursors = [
-                raw.execute(*asked(one, draft), prepare=True)
+                psycopg.RawCursor(raw).execute(*asked(one, draft), prepare=True)
                 for one, draft in zip(singles, drafts, strict=True)
                 if one.may_be_placed(now_ms)
             ]
-        rows = iter([cursor.fetchone() for cursor in cursors])
+        rows = iter([each.fetchone() for each in cursors])
     outcomes: list[Any] = []
     for one, draft in zip(singles, drafts, strict=True):
         row = next(rows) if one.may_be_placed(now_ms) else None
@@ -73,19 +75,20 @@ def begin(
 def commit(connection: Connection, journal: SqlJournal) -> None:
     """Writes the journal and commits."""
     events, entries = journal.take()
-    with _raw(connection) as raw, raw.pipeline():
-        for statement, rows in ((_EVENTS, events), (_AUDIT, entries)):
-            if rows:
-                raw.execute(statement, (json.dumps(rows),), prepare=True)
-        raw.execute("COMMIT")
+    with _raw(connection) as cursor, cursor.connection.pipeline():
+        if events or entries:
+            cursor.execute(_JOURNAL, (json.dumps(events), json.dumps(entries)), prepare=True)
+        cursor.execute("COMMIT")
 
 
 @contextmanager
-def _raw(connection: Connection) -> Iterator[psycopg.Connection[Any]]:
-    """The driver's connection; its errors are raised as SQLAlchemy does, without any values."""
+def _raw(connection: Connection) -> Iterator[psycopg.RawCursor[Any]]:
+    """The driver's, which takes statements as they are; its errors are raised as SQLAlchemy does,
+    without any values.
+    """
     raw: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     try:
-        yield raw
+        yield psycopg.RawCursor(raw)
     except psycopg.Error as error:
         if raw.broken:
             connection.invalidate(error)

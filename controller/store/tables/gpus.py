@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +12,6 @@ from sqlalchemy import (
     Executable,
     and_,
     bindparam,
-    case,
     delete,
     func,
     insert,
@@ -26,12 +23,20 @@ from sqlalchemy import (
 )
 
 from gpupool.controller.core.gpu import FULL_PERCENT, Gpu, Pool
-from gpupool.controller.core.node import NodeState
+from gpupool.controller.core.node import DesiredPool, NodeState
 from gpupool.controller.core.operation import OperationState
 from gpupool.controller.core.ports import Page
 from gpupool.controller.core.scheduler import Candidate, Shortfall, Wanted
 from gpupool.controller.core.vgpu import Share, Strategy
-from gpupool.controller.store.models import GpuRow, LabelRow, NodeRow, OperationRow, UseRow
+from gpupool.controller.store.models import GpuRow, NodeRow, OperationRow, UseRow
+from gpupool.controller.store.tables.demands import (
+    Shape,
+    demands,
+    fitting,
+    order,
+    reason,
+    shape_of,
+)
 
 _SELECT = (
     select(
@@ -44,6 +49,11 @@ _SELECT = (
     .outerjoin(UseRow, UseRow.gpu_id == GpuRow.id)
 )
 _OF_NODE = _SELECT.where(GpuRow.node_id == bindparam("node")).order_by(GpuRow.position, GpuRow.id)
+_DESIRED = (
+    select(GpuRow.uuid, GpuRow.pool_wanted, GpuRow.pool_deadline_s)
+    .where(GpuRow.node_id == bindparam("node"), GpuRow.present)
+    .order_by(GpuRow.position, GpuRow.id)
+)
 _ARRIVED = (
     select(GpuRow.uuid)
     .join(OperationRow, OperationRow.subject == GpuRow.id)
@@ -153,6 +163,11 @@ class SqlGpus:
         """See the port."""
         self._connection.execute(delete(GpuRow).where(GpuRow.node_id == node_id))
 
+    def desired(self, node_id: str) -> list[DesiredPool]:
+        """See the port."""
+        rows = self._connection.execute(_DESIRED, {"node": node_id})
+        return [DesiredPool(uuid, Pool(pool), deadline_s) for uuid, pool, deadline_s in rows]
+
     def arrived(self, node_id: str) -> set[str]:
         """See the port."""
         return set(self._connection.execute(_ARRIVED, {"node": node_id}).scalars())
@@ -237,7 +252,7 @@ class SqlGpus:
         """See the port."""
         inner = (
             select(
-                _reason(shape_of(wanted)).label("reason"),
+                reason(shape_of(wanted)).label("reason"),
                 NodeRow.name.label("node"),
                 GpuRow.compute_free_percent.label("compute"),
                 GpuRow.memory_free_mib.label("memory"),
@@ -257,8 +272,8 @@ class SqlGpus:
             .limit(by_node or None)
         )
         return [
-            Shortfall(reason, count, max(most, 0), max(room, 0), node)
-            for reason, count, most, room, node in self._connection.execute(found, demands(wanted))
+            Shortfall(why, count, max(most, 0), max(room, 0), node)
+            for why, count, most, room, node in self._connection.execute(found, demands(wanted))
         ]
 
     def hold(self, gpu_id: str, share: Share, *, usable: bool = True) -> bool:
@@ -275,130 +290,9 @@ def _values(gpu_id: str, share: Share) -> dict[str, Any]:
     return {"gpu": gpu_id, "compute": share.compute_percent, "memory": share.memory_mib}
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Which demands a filter has, without their values: what a statement is kept by.
-
-    Building one costs more than running it.
-    """
-
-    compute: bool
-    memory: bool
-    node: bool
-    labels: int
-    models: bool
-    gpu_memory: bool
-    node_ids: bool
-    not_gpus: bool
-    spread: bool
-
-
-def shape_of(wanted: Wanted) -> Shape:
-    """That of these demands."""
-    selector = wanted.selector
-    return Shape(
-        compute=wanted.share.compute_percent > 0,
-        memory=wanted.share.memory_mib > 0,
-        node=bool(selector.node),
-        labels=len(selector.labels),
-        models=bool(selector.models),
-        gpu_memory=selector.gpu_memory_mib > 0,
-        node_ids=bool(wanted.node_ids),
-        not_gpus=bool(wanted.not_gpus),
-        spread=wanted.strategy is Strategy.SPREAD,
-    )
-
-
-def demands(wanted: Wanted) -> dict[str, Any]:
-    """The values; those that a statement has no place for are not looked at."""
-    selector = wanted.selector
-    found: dict[str, Any] = {
-        "compute": wanted.share.compute_percent,
-        "memory": wanted.share.memory_mib,
-    }
-    if selector.node:
-        found["node"] = selector.node
-    for number, (key, value) in enumerate(sorted(selector.labels.items())):
-        found |= {f"key{number}": key, f"value{number}": value}
-    if selector.models:
-        found["models"] = list(selector.models)
-    if selector.gpu_memory_mib:
-        found["gpu_memory"] = selector.gpu_memory_mib
-    if wanted.node_ids:
-        found["node_ids"] = list(wanted.node_ids)
-    if wanted.not_gpus:
-        found["not_gpus"] = list(wanted.not_gpus)
-    return found
-
-
 @lru_cache(maxsize=256)
 def _candidates(shape: Shape, limit: int) -> Executable:
     return CANDIDATES.where(*fitting(shape)).order_by(*order(shape)).limit(limit)
-
-
-def order(shape: Shape) -> list[ColumnElement[int]]:
-    """That of the candidates: an index has it."""
-    room = GpuRow.compute_free_percent, GpuRow.memory_free_mib
-    return [column.desc() if shape.spread else column.asc() for column in room]
-
-
-def _has_label(number: int) -> ColumnElement[bool]:
-    return (
-        select(literal(1))
-        .where(
-            LabelRow.node_id == GpuRow.node_id,
-            LabelRow.key == bindparam(f"key{number}"),
-            LabelRow.value == bindparam(f"value{number}"),
-        )
-        .exists()
-    )
-
-
-def _selected(shape: Shape) -> Sequence[tuple[str, ColumnElement[bool]]]:
-    """What each part of a selector demands, with the name of the reason where it is not met."""
-    found: list[tuple[str, ColumnElement[bool]]] = []
-    if shape.node:
-        found.append(("node", NodeRow.name == bindparam("node")))
-    found += [("label", _has_label(number)) for number in range(shape.labels)]
-    if shape.models:
-        found.append(("model", GpuRow.model.in_(bindparam("models", expanding=True))))
-    if shape.gpu_memory:
-        found.append(("gpu-memory", GpuRow.memory_mib >= bindparam("gpu_memory")))
-    return found
-
-
-def fitting(shape: Shape) -> list[ColumnElement[bool]]:
-    """What a GPU has to be."""
-    found: list[ColumnElement[bool]] = [GpuRow.usable.is_(True)]
-    if shape.compute:
-        found.append(GpuRow.compute_free_percent >= bindparam("compute"))
-    if shape.memory:
-        found.append(GpuRow.memory_free_mib >= bindparam("memory"))
-    found += [demand for _, demand in _selected(shape)]
-    if shape.node_ids:
-        found.append(GpuRow.node_id.in_(bindparam("node_ids", expanding=True)))
-    if shape.not_gpus:
-        found.append(GpuRow.id.not_in(bindparam("not_gpus", expanding=True)))
-    return found
-
-
-def _reason(shape: Shape) -> ColumnElement[str]:
-    """Why a GPU is left out; `fits` where it is not. In the order of scheduler.REASONS."""
-    pooled = and_(GpuRow.pool == Pool.POOLED.value, GpuRow.pool_wanted == Pool.POOLED.value)
-    reasons: list[tuple[ColumnElement[bool], str]] = [
-        (NodeRow.state != NodeState.READY.value, "node-lost"),
-        (NodeRow.cordoned.is_(True), "node-cordoned"),
-        (not_(GpuRow.present), "missing"),
-        (not_(GpuRow.healthy), "unhealthy"),
-        (not_(pooled), "not-pooled"),
-        (not_(GpuRow.licensed), "unlicensed"),
-        *((not_(demand), reason) for reason, demand in _selected(shape)),
-    ]
-    if shape.compute:
-        reasons.append((GpuRow.compute_free_percent < bindparam("compute"), "compute"))
-    if shape.memory:
-        reasons.append((GpuRow.memory_free_mib < bindparam("memory"), "memory"))
-    return case(*reasons, else_="fits")
 
 
 def _gpu(row: Any) -> Gpu:

@@ -10,6 +10,7 @@ table.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -40,27 +41,21 @@ from gpupool.controller.core.scheduler import Candidate
 from gpupool.controller.core.single import Single
 from gpupool.controller.core.vgpu import State, Vgpu
 from gpupool.controller.store.models import GpuRow, NodeRow, TenantRow, VgpuRow
-from gpupool.controller.store.tables.gpus import (
-    CANDIDATES,
-    Shape,
-    demands,
-    fitting,
-    moved,
-    order,
-    shape_of,
-)
+from gpupool.controller.store.tables.demands import Shape, demands, fitting, order, shape_of
+from gpupool.controller.store.tables.gpus import CANDIDATES, moved
 from gpupool.controller.store.tables.tenants import ALLOWED, RESOURCES
 from gpupool.controller.store.tables.vgpus import row_of
 
 _PLACE = [column.name for column in CANDIDATES.selected_columns]  # in the order of a Candidate
+_NAMED = re.compile(r"%\((\w+)\)s")
 # What a row of vgpus has from the place that was found, and not from whoever asks.
 _FOUND = ("tenant_id", "gpu_id", "gpu_uuid", "node_id", "node_name", "generation")
 
 
 @lru_cache(maxsize=256)
-def statement(shape: Shape) -> tuple[str, dict[str, Any]]:
-    """The text for such demands, and the values of its constants. Building it costs far more than
-    running it.
+def statement(shape: Shape) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """The text for such demands, the values of its constants, and the names of all values in the
+    order of their numbers. Building it costs far more than running it.
     """
     owner, few = _owner().cte("owner"), _few(shape).cte("few")
     emptiness = (  # as scheduler.emptiness has it
@@ -117,7 +112,11 @@ def statement(shape: Shape) -> tuple[str, dict[str, Any]]:
     dialect: Dialect = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
     compiled = whole.compile(dialect=dialect)
     constants = {name: value for name, value in compiled.params.items() if value is not None}
-    return str(compiled), constants
+    # Numbers, as the server has them: the driver would look for names in it each time.
+    text = str(compiled)
+    names = tuple(dict.fromkeys(_NAMED.findall(text)))
+    numbers = {name: f"${number}" for number, name in enumerate(names, 1)}
+    return _NAMED.sub(lambda found: numbers[found[1]], text), constants, names
 
 
 def _owner() -> Select[Any]:
@@ -148,9 +147,9 @@ def _few(shape: Shape) -> Any:
     return found.order_by(*order(shape)).limit(literal_column(str(SCORED)))
 
 
-def asked(one: Single[Any], draft: Vgpu) -> tuple[str, dict[str, Any]]:
+def asked(one: Single[Any], draft: Vgpu) -> tuple[str, list[Any]]:
     """Statement and values."""
-    text, constants = statement(shape_of(one.wanted))
+    text, constants, names = statement(shape_of(one.wanted))
     row = row_of(draft)
     values = {f"its_{name}": value for name, value in row.items() if name not in _FOUND}
     held, use = draft.share, use_of([draft.share], 1)
@@ -164,7 +163,8 @@ def asked(one: Single[Any], draft: Vgpu) -> tuple[str, dict[str, Any]]:
         "compute_percent": use.compute_percent,
         "memory_mib": use.memory_mib,
     }
-    return text, {**constants, **demands(one.wanted), **values}
+    every = {**constants, **demands(one.wanted), **values}
+    return text, [every[name] for name in names]
 
 
 def place_of(row: Any) -> tuple[str, int, Candidate]:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select,
 from sqlalchemy.exc import IntegrityError
 
 from gpupool.controller.core.errors import Kind, RefusedError
+from gpupool.controller.core.node import DesiredVgpu
 from gpupool.controller.core.ports import Page
 from gpupool.controller.core.vgpu import Mode, Policy, Selector, Share, State, Strategy, Vgpu
 from gpupool.controller.store.models import NodeRow, SessionRow, VgpuRow
@@ -26,6 +27,24 @@ _INSERT = insert(VgpuRow)
 # Those that reports need are made once: making one costs more than running it.
 _GET = _SELECT.where(VgpuRow.id == bindparam("vgpu"))
 _OF_NODE = _SELECT.where(VgpuRow.node_id == bindparam("node")).order_by(VgpuRow.id)
+_DESIRED = (
+    select(
+        VgpuRow.id,
+        VgpuRow.name,
+        VgpuRow.tenant_id,
+        VgpuRow.gpu_uuid,
+        VgpuRow.mode,
+        VgpuRow.policy,
+        VgpuRow.priority,
+        VgpuRow.compute_percent,
+        VgpuRow.memory_mib,
+        VgpuRow.state,
+    )
+    .where(VgpuRow.node_id == bindparam("node"))
+    .order_by(VgpuRow.id)
+)
+_MODES = {one.value: one for one in Mode}  # a call of the class costs five times as much
+_POLICIES = {one.value: one for one in Policy}
 _UNSETTLED = _OF_NODE.where(
     or_(
         VgpuRow.state != State.READY.value,
@@ -87,6 +106,19 @@ class SqlVgpus:
     def of_node(self, node_id: str) -> list[Vgpu]:
         """See the port."""
         return [_vgpu(row) for row in self._connection.execute(_OF_NODE, {"node": node_id})]
+
+    def desired(self, node_id: str) -> tuple[list[DesiredVgpu], list[str]]:
+        """See the port."""
+        wanted, deleting = [], []
+        rows = self._connection.execute(_DESIRED, {"node": node_id})
+        for key, name, tenant_id, gpu, mode, policy, priority, compute, memory, state in rows:
+            if state == State.DELETING.value:
+                deleting.append(key)
+                continue
+            kinds = _MODES[mode], _POLICIES[policy]
+            share = Share(compute, memory)
+            wanted.append(DesiredVgpu(key, name, tenant_id, gpu or "", *kinds, priority, share))
+        return wanted, deleting
 
     def unsettled(self, node_id: str, named: Collection[str]) -> list[Vgpu]:
         """See the port."""

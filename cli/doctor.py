@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import gpupool
 from gpupool.cli import admin
 from gpupool.cli.parameters import Json
 from gpupool.hostd import private
@@ -74,6 +75,7 @@ def examine() -> list[Finding]:
         _device_files,
         _tls,
         _hostd,
+        libvirt_hook,
         _resources,
     )
     return [finding for check in checks for finding in check()]
@@ -283,6 +285,26 @@ def _hostd() -> list[Finding]:
             Finding("hostd", "info", "none is running; `gpupool run` starts one for you")
         )
     return findings
+
+
+def libvirt_hook(folder: Path = Path("/etc/libvirt")) -> list[Finding]:
+    """Whether domains of libvirt here can have vGPUs; nothing where there is no libvirt."""
+    if not folder.is_dir():
+        return []
+    what, how = "libvirt's hook", "docs/vms.md has the two commands that install it"
+    ours = (Path(gpupool.__file__).parent / "qemu_hooks" / "qemu").read_bytes()
+    for hook in (folder / "hooks" / "qemu", folder / "hooks" / "qemu.d" / "gpupool"):
+        try:
+            text = hook.read_bytes()
+        except OSError:
+            continue  # none, or one that only root sees
+        if text == ours:
+            runs = os.access(hook, os.X_OK)
+            advice = "" if runs else f"chmod 755 {hook}: libvirt calls programs only"
+            return [Finding(what, "ok" if runs else "warn", str(hook), advice)]
+        if b"gpupool" in text:
+            return [Finding(what, "warn", f"{hook} is of another version of gpupool", how)]
+    return [Finding(what, "info", "not installed: its virtual machines get no vGPUs", how)]
 
 
 def _resources() -> list[Finding]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from gpupool.cli.doctor import libvirt_hook
 from tests.fakes.daemon import Daemon, environment, gpupool
+from tests.tree import ROOT
 
 
 def examine(native: Path, folder: Path, **more: str) -> tuple[int, dict[str, dict[str, str]]]:
@@ -77,3 +79,22 @@ def test_a_wrong_variable(native: Path, short_path: Path, variable: str) -> None
     code, found = examine(native, short_path, **{variable: "x"})
     assert code == 1
     assert variable in found["this user's folder"]["found"]
+
+
+def test_the_hook_of_libvirt(tmp_path: Path) -> None:
+    def state() -> tuple[str, str]:
+        (found,) = libvirt_hook(tmp_path)
+        return found.state, found.found
+
+    assert libvirt_hook(tmp_path / "none") == []
+    assert state()[0] == "info"
+    hook = tmp_path / "hooks" / "qemu.d" / "gpupool"
+    hook.parent.mkdir(parents=True)
+    (tmp_path / "hooks" / "qemu").write_text("#!/bin/sh\n")  # somebody else's
+    assert state()[0] == "info"
+    shutil.copy(ROOT / "qemu_hooks" / "qemu", hook)
+    assert state() == ("ok", str(hook))
+    hook.chmod(0o644)
+    assert state()[0] == "warn"
+    hook.write_text("# gpupool of yesterday")
+    assert "another version" in state()[1]

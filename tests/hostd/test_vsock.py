@@ -317,12 +317,16 @@ def test_without_a_guest_a_caller_is_sent_away(relay: Relay) -> None:
     assert relay.call(b"CONNECT 5000\n").recv(100) == b""
 
 
+def status_of(pid: int) -> dict[str, str]:
+    """What the kernel says of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines)
+
+
 def test_it_is_locked_in(relay: Relay) -> None:
-    fields = dict(
-        line.split(":\t", 1)
-        for line in Path(f"/proc/{relay.process.pid}/status").read_text().splitlines()
-    )
-    assert fields["Seccomp"] == "2"
+    # It listens a moment before; what is said to it is read afterwards.
+    until(lambda: status_of(relay.process.pid)["Seccomp"] == "2", "the filter of system calls")
+    fields = status_of(relay.process.pid)
     assert fields["NoNewPrivs"] == "1"
     assert int(fields["CapEff"], 16) == 0
     assert (relay.folder / "vhost").stat().st_mode & 0o777 == 0o660

@@ -229,7 +229,15 @@ class _Domain:
     def _detach_devices(self, added: Added) -> None:
         devices = self._child(self._root, "devices")
         vsocks = self._children(devices, "vsock") if "vsock" in added.devices else []
-        for element in (*self._windows(), *vsocks, *self._relay_arguments()):
+        windows = self._windows()
+        if "window" in added.devices:
+            # A cloned domain has that of the one that it was cloned from.
+            windows = [
+                one
+                for one in self._children(devices, "shmem")
+                if str(one.getAttribute("name")).startswith(window_name(""))
+            ]
+        for element in (*windows, *vsocks, *self._relay_arguments()):
             self._remove(element)
 
     def _detach_memory(self, added: Added) -> None:

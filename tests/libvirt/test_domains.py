@@ -158,6 +158,23 @@ def test_a_guest_that_is_killed_leaves_nothing(host: Host) -> None:
     assert host.left(uuid) == []
 
 
+def test_a_clone_is_attached_anew(host: Host) -> None:
+    first, second = host.libvirtd.define(), host.libvirtd.define()
+    before = host.libvirtd.xml(second)
+    host.vm.says("attach", first, "--compute", "20", *WINDOW)
+    path = host.libvirtd.folder / "clone.xml"
+    text = host.libvirtd.xml(first).replace(f"vm-{first[:8]}", f"vm-{second[:8]}")
+    path.write_text(text.replace(f"<uuid>{first}", f"<uuid>{second}"))
+    host.libvirtd.does("define", str(path))
+    done = host.libvirtd.virsh("start", "--paused", second)
+    assert "would be the window of another domain" in done.stderr
+    host.vm.says("attach", second, "--compute", "20", *WINDOW)
+    host.libvirtd.does("start", "--paused", second)
+    host.libvirtd.does("destroy", second)
+    host.vm.says("detach", second)
+    assert host.libvirtd.xml(second) == before
+
+
 def test_what_ends_without_hostd_is_free_when_it_is_back(host: Host) -> None:
     uuid, other = host.libvirtd.define(), host.libvirtd.define()
     for one in (uuid, other):

@@ -44,8 +44,8 @@ print(counter.value())
 """
 CUPY = """
 import cupy
-a = cupy.arange(1 << 20, dtype=cupy.float32)
-print(float((a * 2).sum()), cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
+a = cupy.arange(1 << 20, dtype=cupy.int64)
+print(int((a * 2).sum()), cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
 """
 PYTORCH = """
 import time
@@ -106,9 +106,9 @@ def start(house: House) -> Guest:
     began = time.monotonic()
     domain = house.prepare("guest", compute_percent=50, memory_mib=20480)
     processors = max(1, min(8, (os.cpu_count() or 1) // 2))
-    machine = house.boot(domain, memory_mib=16384, processors=processors)
+    machine = house.boot(domain, memory_mib=8192, processors=processors)
     kernel_s = machine.wait_ready(240)
-    left = machine.run(["/bin/sh", "-c", HIDE_DRIVER])
+    left = machine.run(["/bin/sh", "-c", HIDE_DRIVER], timeout_s=240)
     assert left.out.strip() == "0", left.out + left.err
     said = house.install(machine)
     print(f"\n{said}ready after {time.monotonic() - began:.1f} s, its kernel says {kernel_s:.1f} s")
@@ -116,12 +116,13 @@ def start(house: House) -> Guest:
 
 
 def test_the_driver_api(guest: Guest) -> None:
-    assert guest.run(DRIVER_API, 120).split() == ["1000"]
-
-
-def test_cupy(guest: Guest) -> None:
-    assert guest.run(CUPY, 240).split()[0] == str(float((1 << 20) * ((1 << 20) - 1)))
+    assert guest.run(DRIVER_API, 90).split() == ["1000"]
 
 
 def test_pytorch(guest: Guest) -> None:
-    assert "right True" in guest.run(PYTORCH, 420)
+    assert "right True" in guest.run(PYTORCH, 300)
+
+
+def test_cupy(guest: Guest) -> None:
+    """It compiles its kernel in the guest, which is what takes long."""
+    assert guest.run(CUPY, 240).split()[0] == str((1 << 20) * ((1 << 20) - 1))

@@ -216,6 +216,19 @@ def test_a_paused_guest_goes_on(guest: Guest) -> None:
     program.wait()
 
 
+def test_an_idle_program_keeps_its_session(guest: Guest) -> None:
+    """Longer than guest/runtime/transport/vsock_watch.cpp waits for a host that does not answer."""
+    program = guest.stepper()
+    end = time.monotonic() + 33
+    while time.monotonic() < end:
+        assert guest.house.sessions(guest.domain)
+        time.sleep(1)
+    assert step(program) == "2"
+    assert not program.err
+    program.signal(signal.SIGTERM)
+    program.wait()
+
+
 def test_hostd_restarts_while_a_guests_program_runs(guest: Guest) -> None:
     program = guest.stepper()
     guest.house.host.stop()

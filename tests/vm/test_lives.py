@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -62,3 +64,18 @@ def test_a_release_ends_the_programs_of_a_running_guest(house: House) -> None:
     assert time.monotonic() - began < 60
     with pytest.raises(AssertionError, match="cannot reach vsock://2:9177"):
         guest.machine.python(COUNT)
+
+
+def test_programs_end_when_the_relay_has_died(house: House) -> None:
+    """Nothing resets their connections: the device is gone for this life of the domain."""
+    guest = start(house, "web")
+    waiting, idle = guest.stepper(), guest.stepper()
+    os.kill(house.shown(guest.domain)["relay_pid"], signal.SIGKILL)
+    house.wait(lambda: not house.sessions(guest.domain), "the sessions to end", 20)
+    waiting.write("go\n")
+    assert waiting.wait(120) != 0
+    assert "does not answer over vsock any more" in waiting.err
+    idle.write("go\n")  # had been told by then
+    assert idle.wait(60) != 0
+    refused = guest.machine.run(["/opt/gpupool-guest/agent", "--once", "--wait", "0"])
+    assert refused.code == 69, refused.err

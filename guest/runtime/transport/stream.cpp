@@ -16,6 +16,7 @@
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/transport/secure.hpp"
 #include "guest/runtime/transport/transport.hpp"
+#include "guest/runtime/transport/vsock_watch.hpp"
 #include "wire/cpp/futex.hpp"
 #include "wire/cpp/lanes.hpp"
 #include "wire/cpp/stream_frame.hpp"
@@ -36,9 +37,11 @@ class Stream final : public Transport {
         secured_(std::move(secured)),
         name_(name),
         window_(window),
+        watch_(socket, received_, [this] { hang_up(); }),
         lanes_(window, lanes, [this](wire::Lanes::End how) { lane_ended(how); }) {}
   ~Stream() override {
     stopping_.store(true, std::memory_order_release);
+    watch_.stop();
     if (socket_ >= 0) shutdown(socket_, SHUT_RDWR);
     lanes_.stop();
     window_.control().doorbell.fetch_add(1, std::memory_order_release);
@@ -56,6 +59,7 @@ class Stream final : public Transport {
     sender_ = std::thread([this] { send_loop(); });
     receiver_ = std::thread([this] { receive_loop(); });
     lanes_.start();
+    watch_.start();
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
@@ -71,14 +75,15 @@ class Stream final : public Transport {
     sender_.detach();
     receiver_.detach();
     lanes_.abandon();
+    watch_.abandon();
     if (secured_ != nullptr) secured_->abandon();
   }
 
   // One of the two threads' work. Public for the fuzz target, which needs no threads.
   void receive_loop() {
     wire::Frame frame;
-    while (wire::read_next(socket_, &frame, sizeof frame, kReceiveSpinUs) && apply(frame)) {
-    }
+    while (wire::read_next(socket_, &frame, sizeof frame, kReceiveSpinUs) && apply(frame))
+      received_.fetch_add(1, std::memory_order_relaxed);
     if (!stopping_.load(std::memory_order_acquire)) log_debug("the connection to the worker has ended");
     gone_.store(true, std::memory_order_release);
     lanes_.hang_up();
@@ -161,6 +166,10 @@ class Stream final : public Transport {
   // One connection is as good as all: without it data would be missing.
   void lane_ended(wire::Lanes::End how) {
     if (how == wire::Lanes::End::lie) log_line("the host sent what is no data on a further connection");
+    hang_up();
+  }
+
+  void hang_up() {
     gone_.store(true, std::memory_order_release);
     shutdown(socket_, SHUT_RDWR);
     lanes_.hang_up();
@@ -225,7 +234,9 @@ class Stream final : public Transport {
   u64 sent_release_ = 0;  // the sender's own
   std::atomic<bool> stopping_{false};
   std::atomic<bool> gone_{false};
+  std::atomic<u64> received_{0};  // frames
   std::thread sender_, receiver_;
+  VsockWatch watch_;
   wire::Lanes lanes_;  // last: its threads use the others
 };
 

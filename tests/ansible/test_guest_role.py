@@ -21,7 +21,7 @@ def test_a_guest_comes_is_replaced_and_goes(tmp_path: Path, target: Machine) -> 
     if not (libraries / "libcuda.so.1").exists():
         pytest.skip(f"{libraries} has no libcuda.so.1: run ./run build")
     archive = tmp_path / "gpupool-guest.tar.gz"
-    assert package.main([str(archive), "--libraries", str(libraries)]) == 0
+    package.make(archive, libraries)
     here = Site(tmp_path, target, {"gpupool_guest_package": str(archive)})
 
     assert here.play(ROLE, check=True).changed > 0

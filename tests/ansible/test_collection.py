@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,9 @@ import jinja2
 import pytest
 import yaml
 
+from gpupool.cli.rollout import render
 from gpupool.hostd.config import KEYS
+from tests.ansible import collection
 from tests.tree import ROOT
 
 if sys.version_info >= (3, 11):
@@ -61,16 +66,48 @@ def toml(content: dict[str, Any]) -> Any:
     return tomllib.loads(template.render(content=content))
 
 
-def test_toml_says_what_the_dictionary_says() -> None:
-    content = {
-        "gpu": "auto",
-        "odd": "a \"quoted\" \\ 'text' <é>\n",
-        "devices": ["GPU-1", "GPU-2"],
-        "limits": {"window_mib": 64, "inner": {"yes": True}},
-        "nothing": {},
-        "endpoint": [{"listen": "unix:/a"}, {"listen": "tls://0.0.0.0:1", "transports": []}],
-    }
+ODD = {
+    "gpu": "auto",
+    "odd": "a \"quoted\" \\ 'text' <é>\n",
+    "devices": ["GPU-1", "GPU-2"],
+    "limits": {"window_mib": 64, "inner": {"yes": True}},
+    "nothing": {},
+    "endpoint": [{"listen": "unix:/a"}, {"listen": "tls://0.0.0.0:1", "transports": []}, {}],
+}
+
+
+@pytest.mark.parametrize("content", [ODD, {}])
+def test_toml_says_what_the_dictionary_says(content: dict[str, Any]) -> None:
     assert toml(content) == content
+
+
+def test_ansible_renders_as_gpupool_host_does(tmp_path: Path) -> None:
+    """Its Jinja2 differs in what is nothing and in how a file ends."""
+    tasks = [
+        {
+            "ansible.builtin.template": {"src": str(CONFIG), "dest": str(tmp_path / f"{number}")},
+            "vars": {"content": content},
+        }
+        for number, content in enumerate((ODD, {}))
+    ]
+    play = [{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]
+    (tmp_path / "play.yml").write_text(json.dumps(play))
+    environment = collection.environment()
+    program = shutil.which("ansible-playbook", path=environment["PATH"])
+    if program is None:
+        pytest.skip("ansible is missing: pip install --group ansible")
+    done = subprocess.run(
+        [program, tmp_path / "play.yml"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for number, content in enumerate((ODD, {})):
+        ours = render("config/gpupool.toml.j2", content=content)
+        assert (tmp_path / f"{number}").read_bytes() == ours
 
 
 def test_toml_holds_every_default_of_hostd() -> None:

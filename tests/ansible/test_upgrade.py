@@ -49,7 +49,14 @@ def test_a_host_in_use_is_left_alone_and_a_drained_one_upgraded(
         "PATCH", f"/nodes/{plane.must('GET', '/nodes')['items'][0]['id']}", {"cordoned": False}
     )
 
-    done = here.playbook(PLAYBOOK)
+    # It follows the controller from now on, which makes its token.
+    known = len(plane.must("GET", "/tokens")["items"])
+    done = here.playbook(PLAYBOOK, gpupool_host_controller_url="tls://controller.example.org:9181")
     assert done.code == 0, done.text
     assert "/etc/gpupool/hostd.toml" in target.ours()
     assert not cordoned(plane)
+    assert len(plane.must("GET", "/tokens")["items"]) == known + 1
+    secret = target.run("cat", "/etc/gpupool/node-token").stdout.strip()
+    assert len(secret) > 30
+    assert secret not in done.text
+    assert target.run("stat", "-c", "%a", "/etc/gpupool/node-token").stdout == "600\n"

@@ -185,11 +185,8 @@ class RestBackend:
         return _operation(self._rest.get(f"/operations/{quote(number, safe='')}"))
 
     def cancel_operation(self, number: str) -> Operation:
-        """A controller wants something else instead."""
-        raise RefusedError(
-            f"operation {number}: a controller does not cancel operations; send a GPU back with "
-            "`gpupool gpu pool`"
-        )
+        """Sends a GPU back that is on its way to the other pool."""
+        return _operation(self._rest.send("DELETE", f"/operations/{quote(number, safe='')}"))
 
     def tokens(self) -> list[Token]:
         """Without their secrets."""

@@ -169,6 +169,29 @@ def switch_pool(tables: Tables, gpu: Gpu, pool: Pool, deadline_s: int | None) ->
     return operation
 
 
+def cancel(tables: Tables, operation: Operation) -> Operation:
+    """Gives up an operation that still runs: the GPU goes back to the pool it came from.
+
+    Raises RefusedError where it has ended, or cannot be taken back.
+    """
+    if operation.state is not OperationState.RUNNING:
+        raise RefusedError(Kind.IN_USE, f"Operation {operation.id} is {operation.state.value}.")
+    gpu = tables.gpus.get(operation.subject)
+    if operation.kind != "gpu.pool" or gpu is None:
+        raise RefusedError(
+            Kind.IN_USE, f"Operation {operation.id} is a {operation.kind}: it cannot be taken back."
+        )
+    tables.operations.end(operation.id, OperationState.FAILED, "cancelled")
+    back = Pool.POOLED if gpu.pool_wanted is Pool.NATIVE else Pool.NATIVE
+    new = replace(gpu, pool_wanted=back, pool_deadline_s=None, version=gpu.version + 1)
+    tables.gpus.put(new)
+    tables.gpus.refresh(gpu.node_id)
+    tables.nodes.bump(gpu.node_id)
+    told = f"GPU {gpu.uuid} goes back to {back.value}"
+    tables.journal.emit(Event("gpu.switching", gpu.id, told, None, gpu.node_id))
+    return replace(operation, state=OperationState.FAILED, message="cancelled")
+
+
 def remove(tables: Tables, node: Node) -> None:
     """Forgets a node that is lost and will not come back, with every vGPU on it.
 

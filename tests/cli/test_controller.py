@@ -182,7 +182,7 @@ def test_refusals_are_exit_code_3_and_say_why(controller: Controller, node: Fake
         ),
         (("vgpu", "create", "a", "--gpu", "GPU-1"), "--user and --gpu are for a standalone hostd"),
         (("session", "end", "7"), "does not end sessions"),
-        (("operation", "cancel", "7"), "does not cancel operations"),
+        (("operation", "cancel", "7"), "There is no operation '7'"),
         (("token", "list"), "This needs a token of the role admin"),
         (("node", "list"), "This needs a token of the role admin or operator"),
     ):
@@ -237,6 +237,11 @@ def test_a_gpu_goes_to_the_other_pool(controller: Controller, node: FakeNode) ->
     back = controller.json("gpu", "pool", node.uuids[1], "pooled", "--no-wait")["operation"]
     node.report()
     assert controller.json("operation", "show", back["id"])["operation"]["state"] == "succeeded"
+    again = controller.json("gpu", "pool", node.uuids[1], "native", "--no-wait")["operation"]
+    cancelled = controller.json("operation", "cancel", again["id"])["operation"]
+    assert (cancelled["state"], cancelled["error"]) == ("failed", "cancelled")
+    node.report()
+    assert controller.json("gpu", "list")["gpus"][1]["pool"] == "pooled"
 
 
 def test_sessions(controller: Controller, node: FakeNode) -> None:

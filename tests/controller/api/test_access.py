@@ -33,6 +33,7 @@ ALLOWED: dict[tuple[str, str], set[str]] = {
     ("GET", "/api/v1/sessions"): PEOPLE,
     ("GET", "/api/v1/operations"): PEOPLE,
     ("GET", "/api/v1/operations/{operation_id}"): PEOPLE,
+    ("DELETE", "/api/v1/operations/{operation_id}"): PEOPLE,
     ("GET", "/api/v1/events"): PEOPLE,
     ("GET", "/api/v1/audit"): ADMIN,
     ("POST", "/api/v1/tenants"): ADMIN,

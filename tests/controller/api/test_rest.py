@@ -246,6 +246,23 @@ def test_a_pool_switch_is_an_operation(rest: Rest) -> None:
     )
 
 
+def test_a_pool_switch_can_be_cancelled_and_a_deletion_cannot(rest: Rest) -> None:
+    gpu = rest.ask("operator", "GET", "gpus").json()["items"][0]
+    switch = rest.ask("operator", "PATCH", f"gpus/{gpu['id']}", {"pool": "native"})
+    path = switch.headers["location"]
+    problem(rest.ask("tenant", "DELETE", path), 404, "not-found")
+    answer = rest.ask("operator", "DELETE", path)
+    assert (answer.status_code, answer.json()["state"]) == (200, "failed")
+    assert answer.json()["message"] == "cancelled"
+    assert rest.ask("operator", "GET", f"gpus/{gpu['id']}").json()["pool_wanted"] == "pooled"
+    problem(rest.ask("operator", "DELETE", path), 409, "in-use")
+    made = rest.make("a")
+    deletion = rest.ask("tenant", "DELETE", f"vgpus/{made['id']}").headers["location"]
+    problem(rest.ask("tenant", "DELETE", deletion), 409, "in-use")
+    rest.node.report()
+    assert rest.ask("tenant", "GET", deletion).json()["state"] == "done"
+
+
 @pytest.mark.parametrize(
     "body",
     [

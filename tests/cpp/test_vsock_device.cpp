@@ -56,7 +56,7 @@ class World : public Surroundings {
     watched[serial] = socket;
     return true;
   }
-  void watch_room(u64, int, bool) override {}
+  void watch_room(u64, int, bool begin) override { rooms.push_back(begin); }
   void call(u32) override { ++calls; }
 
   // The host's end of a pair; the device's is watched.
@@ -123,6 +123,7 @@ class World : public Surroundings {
   std::unique_ptr<std::byte, Free> bytes_;
   std::map<u64, int> watched;
   std::deque<u64> asked;
+  std::vector<bool> rooms;  // what was asked of watch_room()
   int calls = 0;
   u32 buffer = 1 << 16, forwarded = 0;
   Driver driver;
@@ -215,6 +216,44 @@ TEST_CASE("a guest without buffers is waited for") {
   for (int i = 0; i < 1000 && got < sent; ++i)
     for (const Got& one : world.receive()) got += one.data.size();
   CHECK(got == sent);
+}
+
+TEST_CASE("an end that was told with the last bytes is not told again") {
+  World world;
+  world.send(10, 7000, Op::request);
+  const Descriptor host = world.accept();
+  CHECK(world.next_op() == Op::response);
+  REQUIRE(send(host.get(), "bye", 3, 0) == 3);
+  REQUIRE(shutdown(host.get(), SHUT_WR) == 0);
+  const u64 serial = world.watched.begin()->first;
+  world.watched.clear();  // epoll tells each change once
+  world.device.ready(serial, {.readable = true, .ended = true});
+  const std::vector<Got> got = world.receive();
+  REQUIRE(got.size() == 2);
+  CHECK(got[0].data == "bye");
+  CHECK(got[1].header.op == static_cast<u16>(Op::shutdown));
+  CHECK(got[1].header.flags == kNoSend);
+}
+
+TEST_CASE("a socket that is full is asked again only when it has room") {
+  World world;
+  world.send(10, 7000, Op::request);
+  const Descriptor host = world.accept();
+  CHECK(world.next_op() == Op::response);
+  std::string data(60000, 'a');
+  u64 sent = 0;
+  while (world.rooms.empty()) {
+    world.send(10, 7000, Op::data, data);
+    sent += data.size();
+  }
+  CHECK(world.rooms == std::vector<bool>{true});
+  u64 got = 0;
+  for (std::vector<char> taken(1 << 20); got < sent; world.turn()) {
+    const ssize_t count = recv(host.get(), taken.data(), taken.size(), 0);
+    REQUIRE(count > 0);
+    got += static_cast<u64>(count);
+  }
+  CHECK(world.rooms == std::vector<bool>{true, false});
 }
 
 TEST_CASE("a caller of the host's whom the guest does not answer") {

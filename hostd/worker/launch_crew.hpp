@@ -7,7 +7,10 @@
 // So the driver sees each stream's work in the client's order; between streams only events, the legacy stream
 // and calls without a stream make order, and none of these pass a launch that is still here.
 //
-// A program that launches on one stream at a time never gets here: the dispatcher does it at once.
+// A program that launches on one stream at a time never gets here: the dispatcher does it at once. One that
+// puts other work behind nearly each launch would only be slowed down, as the dispatcher then waits for the
+// crew and both for the driver's lock: when launches are too few for a wait the crew leaves off, and comes
+// back the later the more often that happened.
 #pragma once
 
 #include <cuda.h>
@@ -43,7 +46,7 @@ class LaunchCrew {
 
   // Whether a launch on this stream goes to the crew: it is at work, or the next message is a launch on
   // another stream, so that two can be issued at once. `next` is the slot behind, which may not be there.
-  bool wants(wire::Handle stream, const wire::Slot& next, u64 next_ticket) const;
+  bool wants(wire::Handle stream, const wire::Slot& next, u64 next_ticket);
   // Room for a launch on the stream, to be filled in before push(). Waits for a place when its thread is far
   // behind.
   ReadyLaunch& prepare(const DriverApi& driver, wire::Handle stream);
@@ -81,6 +84,10 @@ class LaunchCrew {
   std::vector<std::unique_ptr<Member>> members_;
   std::vector<Last> last_;  // by index of stream
   bool active_ = false;
+  u64 burst_ = 0;        // launches since it became active
+  u64 burst_waits_ = 0;  // how often other work waited for one of them
+  u32 doubts_ = 0;       // how many chances it lets go after the next burst that did not pay
+  u32 let_go_ = 0;       // how many of them are left
   u64 epoch_ = 1;
   std::atomic<CUresult> error_{CUDA_SUCCESS};
 };

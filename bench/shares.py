@@ -17,12 +17,15 @@ import os
 import select
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpupool.bench.clock import SmClock
 from gpupool.bench.host import Host, HostError, helper, hostd
@@ -33,6 +36,7 @@ PERCENTS = (1, 5, 10, 25, 50, 75)
 POLICIES = ("hard", "elastic")
 EXTRAS = ("alone", "pair", "three", "eight", "latency", "resize")
 _ANSWER_S = 60.0
+_USED_NS = struct.Struct("<32xQ")
 _SETTLE_S = 0.4
 _STEADY = 0.02  # as a part of the rate
 _STEADY_S = 0.25
@@ -82,6 +86,16 @@ class Client:
         self._process.communicate()
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What was seen in one: pieces of work a second, the clock, and what the arbiter charged."""
+
+    rate: float
+    neighbour: float
+    mhz: float
+    charged_percent: float
+
+
 def rates(clients: Sequence[Client], window_s: float) -> list[float]:
     """Pieces of work a second of each, in one window."""
     before = [client.ask() for client in clients]
@@ -103,8 +117,8 @@ class Bench:
         self._solo: dict[str, float] = {}
         self._shares: dict[str, int] = {}
 
-    def admin(self, method: str, **parameters: object) -> None:
-        """A request to hostd (hostd/api/admin.py)."""
+    def admin(self, method: str, **parameters: object) -> dict[str, Any]:
+        """What hostd answers to a request (hostd/api/admin.py). Raises HostError."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_ANSWER_S)
             connection.connect(str(self._host.folder / "admin.sock"))
@@ -113,6 +127,18 @@ class Bench:
                 answer = json.loads(answers.readline())
         if not answer["ok"]:
             raise HostError(f"{method} {parameters}: {answer['error']}")
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def charged_s(self) -> dict[str, float]:
+        """For how long each vGPU with a name and a session has been charged: `used_ns` of a lease
+        page (hostd/pages/lease_page.hpp).
+        """
+        found: dict[str, float] = {}
+        for session in self.admin("status")["sessions"]:
+            for page in self._host.folder.glob(f"state/gpus/*/{session['id']}.lease"):
+                found[session["vgpu"]] = _USED_NS.unpack_from(page.read_bytes())[0] / 1e9
+        return found
 
     def set_shares(self, **wanted: tuple[int, str]) -> None:
         """vGPUs by name: percent and policy. Made, or resized: those that shrink first."""
@@ -168,35 +194,42 @@ class Bench:
                 before = self.solo_of(clients[0])
             self._solo.setdefault(first, before)
             others = [("small", ours)] if kind == "two_clients" else []
-            found: list[tuple[str, int, float, float, float]] = []
+            found: list[tuple[str, int, _Window]] = []
             with self.clients(*others, ("small", {"GPUPOOL_VGPU": "b"})) as beside:
                 for policy in policies:
                     for percent in percents:
                         self.set_shares(a=(percent, policy), b=(100 - percent, "elastic"))
                         time.sleep(2 * _RESIZED_S)
-                        with self._clock.watched() as mhz:
-                            *rate, neighbour = rates([*clients, *beside], self.window_s)
-                        clock = mhz[0] / alone_mhz[0] if alone_mhz[0] else 1.0
-                        found.append((policy, percent, sum(rate), neighbour, clock))
+                        found.append((policy, percent, self._look([*clients, *beside])))
             self.set_shares(a=(50, "elastic"))
             after = self.solo_of(clients[0])
         if abs(after - before) > _STEADY * before:
             self.figures.remarks.append(
                 f"{kind}: alone {before:.1f} pieces of work a second before, {after:.1f} after"
             )
-        for policy, percent, rate_of_ours, neighbour, clock in found:
+        for policy, percent, window in found:
             most = min(2.0, percent / 2)
             self._add(
                 Row(
                     f"{kind}, {policy}",
                     percent,
-                    rate_of_ours / ((before + after) / 2) * 100,
+                    window.rate / ((before + after) / 2) * 100,
                     percent - most,
                     percent + most if policy == "hard" else 100.0,
-                    neighbour / self.solo("small") * 100,
-                    clock,
+                    window.neighbour / self.solo("small") * 100,
+                    window.mhz / alone_mhz[0] if alone_mhz[0] else 1.0,
+                    window.charged_percent,
                 )
             )
+
+    def _look(self, clients: Sequence[Client]) -> _Window:
+        """One window; the last client is the neighbour of vGPU `a`."""
+        before, begin_s = self.charged_s(), time.monotonic()
+        with self._clock.watched() as mhz:
+            *rate, neighbour = rates(clients, self.window_s)
+        charged_s = self.charged_s().get("a", 0.0) - before.get("a", 0.0)
+        took_s = time.monotonic() - begin_s
+        return _Window(sum(rate), neighbour, mhz[0], charged_s / took_s * 100)
 
     def _add(self, row: Row) -> None:
         self.figures.rows.append(row)

@@ -19,18 +19,20 @@ class Row:
     high: float
     neighbour: float = 0.0
     clock: float = 1.0  # the card's, to what it was when the client was alone
+    charged: float = 0.0  # of the time, by the arbiter's account
 
     @property
     def verdict(self) -> str:
-        """Whether it is within what is allowed, where that can be said.
+        """Whether it is within what is allowed.
 
         A card at its power limit runs faster when others do lighter work in between. Then work says
-        nothing of a share of time, and the mean clock does not tell the client's own: what the
-        neighbour was left is all that there is to look at.
+        nothing of a share of time, and what the arbiter has charged is looked at instead.
         """
-        if abs(self.clock - 1) > _SAME_CLOCK:
-            return "clock"
-        return "kept" if self.low <= self.achieved <= self.high else "**NOT**"
+        by_account = abs(self.clock - 1) > _SAME_CLOCK
+        found = self.charged if by_account else self.achieved
+        if not self.low <= found <= self.high:
+            return "**NOT**"
+        return "kept, by account" if by_account else "kept"
 
 
 @dataclass
@@ -51,13 +53,16 @@ def as_json(figures: Figures) -> dict[str, Any]:
 
 def as_markdown(figures: Figures) -> str:
     """Tables for people."""
-    lines = ["| what | quota % | achieved % | error | allowed | neighbour % | clock | |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines = [
+        "| what | quota % | achieved % | error | allowed | neighbour % | clock | charged % | |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in figures.rows:
         cells = (
             *(row.what, f"{row.quota:g}", f"{row.achieved:.2f}"),
             *(f"{row.achieved - row.quota:+.2f}", f"{row.low:g} to {row.high:g}"),
-            *(f"{row.neighbour:.2f}" if row.neighbour else "", f"{row.clock:.2f}", row.verdict),
+            *(f"{row.neighbour:.2f}" if row.neighbour else "", f"{row.clock:.2f}"),
+            *(f"{row.charged:.2f}" if row.charged else "", row.verdict),
         )
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| what | |", "|---|---|"]

@@ -16,11 +16,16 @@ from tests.conftest import native_dir
 
 def test_what_is_not_kept_stands_out() -> None:
     rows = [Row("small, hard", 25, 24.5, 23, 27, 74.0), Row("small, hard", 25, 20.0, 23, 27)]
-    rows.append(Row("gemm, hard", 50, 57.2, 48, 52, 48.0, clock=1.1))  # a card that ran faster
+    rows.append(Row("gemm, hard", 50, 57.2, 48, 52, 48.0, 1.1, 49.0))  # a card that ran faster
+    rows.append(Row("gemm, hard", 50, 50.0, 48, 52, 48.0, 1.1, 55.0))
     text = as_markdown(Figures(rows, {"p99, us": 12.0}, ["gemm: no torch"]))
-    assert "| small, hard | 25 | 24.50 | -0.50 | 23 to 27 | 74.00 | 1.00 | kept |" in text
-    assert "| small, hard | 25 | 20.00 | -5.00 | 23 to 27 |  | 1.00 | **NOT** |" in text
-    assert "| gemm, hard | 50 | 57.20 | +7.20 | 48 to 52 | 48.00 | 1.10 | clock |" in text
+    assert "| small, hard | 25 | 24.50 | -0.50 | 23 to 27 | 74.00 | 1.00 |  | kept |" in text
+    assert "| small, hard | 25 | 20.00 | -5.00 | 23 to 27 |  | 1.00 |  | **NOT** |" in text
+    assert (
+        "| gemm, hard | 50 | 57.20 | +7.20 | 48 to 52 | 48.00 | 1.10 | 49.00 | kept, by account |"
+        in text
+    )
+    assert "| 48.00 | 1.10 | 55.00 | **NOT** |" in text
     assert "| p99, us | 12.0 |" in text
     assert text.endswith("gemm: no torch")
 

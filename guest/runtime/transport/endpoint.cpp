@@ -104,8 +104,7 @@ int dial_tcp(const Endpoint& endpoint, int timeout_s, std::string& why) {
     Descriptor fd(socket(one->ai_family, SOCK_STREAM | SOCK_CLOEXEC, one->ai_protocol));
     if (fd.get() < 0) continue;
     set_timeout(fd.get(), SO_SNDTIMEO, timeout_s);  // bounds connect() too
-    const int yes = 1;
-    setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    set_up_tcp(fd.get());
     // The buffers are left to the kernel: a size set here would end its own tuning and be cut to rmem_max.
     if (connect_all(fd.get(), one->ai_addr, one->ai_addrlen))
       connected = fd.release();
@@ -197,6 +196,20 @@ bool check_transport(const Endpoint& endpoint, std::string& why) {
   else
     why = "GPUPOOL_TRANSPORT=" + wanted + " is not available in this version; shm, tls, tcp and vsock are";
   return false;
+}
+
+void set_up_tcp(int fd) {
+  const auto set = [fd](int level, int name, int value) {
+    setsockopt(fd, level, name, &value, sizeof value);
+  };
+  set(IPPROTO_TCP, TCP_NODELAY, 1);
+  // A host that vanishes resets nothing. While nothing is under way the kernel asks whether it is there, and
+  // what was sent it repeats for a minute instead of some 15: tcp(7), where TCP_USER_TIMEOUT bounds both. A
+  // worker that lives reads on, whatever its GPU does.
+  set(SOL_SOCKET, SO_KEEPALIVE, 1);
+  set(IPPROTO_TCP, TCP_KEEPIDLE, 10);
+  set(IPPROTO_TCP, TCP_KEEPINTVL, 5);
+  set(IPPROTO_TCP, TCP_USER_TIMEOUT, 60'000);
 }
 
 void set_timeout(int fd, int option, int seconds) {

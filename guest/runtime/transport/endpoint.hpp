@@ -51,6 +51,9 @@ const char* transport_name(wire::TransportKind kind);
 // Whether GPUPOOL_TRANSPORT, or guest.toml where that is not set, allows this endpoint.
 bool check_transport(const Endpoint& endpoint, std::string& why);
 
+// Sends at once, and notices within about a minute that the other machine is gone.
+void set_up_tcp(int fd);
+
 // A connected socket, close-on-exec, or -1. Sends on it are bounded by `timeout_s` too. For tls it is the TCP
 // connection, with nothing said on it (secure.hpp).
 int dial_socket(const Endpoint& endpoint, int timeout_s, std::string& why);

@@ -23,8 +23,7 @@ int begin(int first) {
   if (getpeername(first, reinterpret_cast<sockaddr*>(&address), &size) != 0) return -1;
   Descriptor fd(socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (fd.get() < 0) return -1;
-  const int yes = 1;  // not for unix sockets and vsock, which do not delay
-  setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+  if (address.ss_family != AF_UNIX && address.ss_family != AF_VSOCK) set_up_tcp(fd.get());
   if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), size) == 0 || errno == EINPROGRESS ||
       errno == EINTR)
     return fd.release();

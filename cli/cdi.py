@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import stat
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gpupool.cli import parameters
-from gpupool.hostd.adapters import native_files
+from gpupool.hostd.adapters import cdi, native_files
 
 DESCRIPTION = """\
 Writes a CDI specification: a device that container runtimes (Docker, Podman, containerd, CRI-O)
@@ -35,10 +32,6 @@ examples:
   podman run --device gpupool.dev/vgpu=trainer IMAGE python3 train.py
 """
 KIND = "gpupool.dev/vgpu"
-# The first that knows mounts as we write them and is known to every runtime in use (SPEC.md,
-# https://github.com/cncf-tags/container-device-interface).
-_VERSION = "0.6.0"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*[A-Za-z0-9]")  # SPEC.md, `devices.name`
 _LIBRARIES = ("libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "libnvidia-ml.so")
 # Where the loaders of Debian's and Fedora's kin look without being told, and what images made for
 # NVIDIA's runtime have in LD_LIBRARY_PATH. So nothing of the image's environment is replaced.
@@ -72,7 +65,7 @@ def main(
     if vgpu and (compute or memory):
         raise typer.BadParameter("a vGPU with a name has its own: leave --compute and --memory")
     name = name or vgpu or "any"
-    if not _NAME.fullmatch(name):
+    if not cdi.NAME.fullmatch(name):
         raise typer.BadParameter(
             f"{name!r} is no name for a CDI device: letters, digits, and _.:- inside"
         )
@@ -94,7 +87,7 @@ def main(
         sys.stdout.write(text)
         return 0
     try:
-        _write(output, text)
+        cdi.write_whole(output, text)
     except OSError as error:
         print(f"gpupool cdi: cannot write {output}: {error.strerror}", file=sys.stderr)
         return 1
@@ -126,7 +119,7 @@ def specification(
     variables = {"GPUPOOL_ENDPOINT": f"unix:{socket}", **asked}
     environment = [f"{key}={value}" for key, value in variables.items() if value]
     return {
-        "cdiVersion": _VERSION,
+        "cdiVersion": cdi.VERSION,
         "kind": KIND,
         "devices": [{"name": name, "containerEdits": {"env": environment, "mounts": mounts}}],
     }
@@ -154,17 +147,3 @@ def _wrong_with(socket: Path) -> str:
             f"{', '.join(others[:3])}; a socket for containers needs a folder of its own"
         )
     return ""
-
-
-def _write(path: Path, text: str) -> None:
-    """Runtimes watch the folder: the file appears whole, hidden from them until then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, fresh = tempfile.mkstemp(prefix=".gpupool-", suffix=".new", dir=path.parent)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(fd, 0o644)
-        Path(fresh).replace(path)
-    except OSError:
-        Path(fresh).unlink(missing_ok=True)
-        raise

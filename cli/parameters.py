@@ -120,3 +120,22 @@ def user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+# Of a vGPU. Behind the functions that check them.
+Compute = Annotated[
+    str | None,
+    typer.Option(
+        metavar="P",
+        callback=checked(share_percent),
+        help="share in percent of the GPU; 0: none of its own, it takes what others leave",
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="M",
+        callback=checked(quota_mib),
+        help="memory in MiB, or like 512M, 10G; 0: not limited",
+    ),
+]

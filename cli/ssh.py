@@ -145,6 +145,7 @@ def _connect(address: Address) -> paramiko.SSHClient:
 def _policy(address: Address, known: Path) -> Any:
     import paramiko
 
+    # paramiko has no types.
     class Policy(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
         """Unknown hosts: refused, or written down."""
 

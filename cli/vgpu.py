@@ -27,22 +27,6 @@ _known = names(lambda asking: [one.name for one in asking.backend.vgpus() if one
 _gpus = names(lambda asking: [one.uuid for one in asking.backend.gpus()])
 
 Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=_known, help="name or id")]
-Compute = Annotated[
-    str | None,
-    typer.Option(
-        metavar="P",
-        callback=parameters.checked(parameters.share_percent),
-        help="share in percent of the GPU; 0: none of its own, it takes what others leave",
-    ),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="M",
-        callback=parameters.checked(parameters.quota_mib),
-        help="memory in MiB, or like 512M, 10G; 0: not limited",
-    ),
-]
 Policy = Annotated[
     parameters.Policy | None, typer.Option(help="elastic or hard", metavar="elastic|hard")
 ]
@@ -81,8 +65,8 @@ examples:
 def create(
     asking: Asking,
     wanted: Annotated[list[str], typer.Argument(metavar="NAME", help="one or more new names")],
-    compute: Compute = None,
-    memory: Memory = None,
+    compute: parameters.Compute = None,
+    memory: parameters.Memory = None,
     policy: Policy = None,
     priority: Priority = None,
     mode: Annotated[
@@ -234,8 +218,8 @@ examples:
 def resize(
     asking: Asking,
     name: Name,
-    compute: Compute = None,
-    memory: Memory = None,
+    compute: parameters.Compute = None,
+    memory: parameters.Memory = None,
     policy: Policy = None,
     priority: Priority = None,
 ) -> int:

@@ -34,22 +34,6 @@ DomainName = Annotated[
 Connect = Annotated[
     str, typer.Option(metavar="URI", help="which libvirt, as virsh --connect takes it")
 ]
-Compute = Annotated[
-    str | None,
-    typer.Option(
-        metavar="P",
-        callback=parameters.checked(parameters.share_percent),
-        help="share in percent of the GPU; 0: none of its own, it takes what others leave",
-    ),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="M",
-        callback=parameters.checked(parameters.quota_mib),
-        help="memory in MiB, or like 512M, 10G; 0: not limited",
-    ),
-]
 Tenant = Annotated[str, typer.Option(metavar="TENANT", help="whose virtual machine it is")]
 
 
@@ -71,8 +55,8 @@ examples:
 def attach(
     asking: Asking,
     name: DomainName,
-    compute: Compute = None,
-    memory: Memory = None,
+    compute: parameters.Compute = None,
+    memory: parameters.Memory = None,
     count: Annotated[
         int, typer.Option(metavar="N", min=1, max=16, help="how many vGPUs of this size")
     ] = 1,
@@ -251,7 +235,7 @@ def allow(
     compute: Annotated[
         int, typer.Option(metavar="P", min=0, max=1600, help="percent of one GPU, of all together")
     ] = 0,
-    memory: Memory = None,
+    memory: parameters.Memory = None,
     vgpus: Annotated[int, typer.Option(metavar="N", min=0, max=16, help="how many vGPUs")] = 1,
     cid: Annotated[
         int, typer.Option(metavar="CID", min=0, help="the vsock number that it must have; 0: any")

@@ -16,6 +16,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def pack(native: Path, folder: Path) -> Path:
     return wheel
 
 
-def _files(project: dict, native: Path, prefix: Path) -> Iterator[tuple[str, bytes, int]]:  # type: ignore[type-arg]
+def _files(project: dict[str, Any], native: Path, prefix: Path) -> Iterator[tuple[str, bytes, int]]:
     settings = project["tool"]["scikit-build"]["wheel"]
     for target, source in settings["packages"].items():
         for path in sorted((ROOT / source).rglob("*")):
@@ -89,7 +90,7 @@ def _installed(native: Path, prefix: Path) -> Path:
     return prefix
 
 
-def _metadata(project: dict) -> str:  # type: ignore[type-arg]
+def _metadata(project: dict[str, Any]) -> str:
     lines = ["Metadata-Version: 2.1", "Name: gpupool", f"Version: {project['version']}"]
     lines += [f"Requires-Python: {project['requires-python']}"]
     lines += [f"Requires-Dist: {each}" for each in project["dependencies"]]

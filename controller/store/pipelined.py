@@ -86,6 +86,7 @@ def _raw(connection: Connection) -> Iterator[psycopg.RawCursor[Any]]:
     """The driver's, which takes statements as they are; its errors are raised as SQLAlchemy does,
     without any values.
     """
+    # SQLAlchemy types it as any driver's; this module is only used with psycopg.
     raw: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     try:
         yield psycopg.RawCursor(raw)

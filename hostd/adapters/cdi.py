@@ -18,22 +18,35 @@ from gpupool.hostd.core.pool_ports import CdiDevice
 from gpupool.hostd.core.ports import PortError
 
 KIND = "gpupool.dev/gpu"
-_VERSION = "0.6.0"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*[A-Za-z0-9]")  # SPEC.md, `devices.name`
+VERSION = "0.6.0"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*[A-Za-z0-9]")  # SPEC.md, `devices.name`
 
 
 def specification(device: CdiDevice) -> dict[str, Any]:
     """The file's content. Raises PortError for a name that the format does not allow."""
-    if not _NAME.fullmatch(device.uuid):
+    if not NAME.fullmatch(device.uuid):
         raise PortError(f"{device.uuid!r} is no name for a CDI device")
     edits: dict[str, Any] = {"env": [f"GPUPOOL_NATIVE_GPU={device.uuid}"]}
     if device.nodes:
         edits["deviceNodes"] = [{"path": path} for path in device.nodes]
     return {
-        "cdiVersion": _VERSION,
+        "cdiVersion": VERSION,
         "kind": KIND,
         "devices": [{"name": device.uuid, "containerEdits": edits}],
     }
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes or replaces a specification that everybody may read. Raises OSError."""
+    fresh = path.with_suffix(".new")
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        os.fchmod(fd, 0o644)  # whatever the umask: container runtimes of users read it
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
+    fresh.replace(path)
 
 
 class CdiFolder:
@@ -50,15 +63,8 @@ class CdiFolder:
         """Writes or replaces it. Raises PortError."""
         text = json.dumps(specification(device), indent=2) + "\n"
         path = self._path(device.uuid)
-        fresh = path.with_suffix(".new")
         try:
-            self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(fd)
-            fresh.replace(path)
+            write_whole(path, text)
         except OSError as error:
             raise PortError(
                 f"cannot write {path}: {error.strerror}; pool.cdi_dir must be a folder that "

@@ -12,6 +12,7 @@
 
 #include "hostd/vsock/rights.hpp"
 #include "hostd/worker/sandbox.hpp"
+#include "wire/cpp/descriptor_passing.hpp"
 
 namespace gpupool::vsock {
 namespace {
@@ -36,21 +37,7 @@ Descriptor connect_port(u32 port) {
 }
 
 bool answer(int to, u64 serial, int connected) {
-  iovec part{&serial, sizeof serial};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  if (connected >= 0) {
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    cmsghdr* rights = CMSG_FIRSTHDR(&message);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(rights), &connected, sizeof connected);
-  }
-  return sendmsg(to, &message, MSG_NOSIGNAL) == sizeof serial;
+  return wire::send_with_descriptor(to, &serial, sizeof serial, connected, MSG_NOSIGNAL) == sizeof serial;
 }
 
 // Until the relay is gone.

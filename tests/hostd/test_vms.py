@@ -138,7 +138,7 @@ def test_what_a_guest_cannot_ask_for(rig: Rig) -> None:
         replace(HELLO, policy=1),
         Query(compute_percent=90),
     ):
-        refused = of_vm(asking, door)  # type: ignore[type-var] # each in turn
+        refused = of_vm(asking, door)  # type: ignore[type-var]  # a union is neither; each is
         assert isinstance(refused, Refusal)
         assert "its vGPU has its own" in refused.text
     assert of_vm(Query(), door) == Query()

@@ -109,6 +109,7 @@ def statement(shape: Shape) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     whole = select(
         place.c.tenant_id, made.c.generation, *(place.c[name] for name in _PLACE)
     ).select_from(place.join(made, true()))
+    # SQLAlchemy gives its dialects' classes no types.
     dialect: Dialect = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
     compiled = whole.compile(dialect=dialect)
     constants = {name: value for name, value in compiled.params.items() if value is not None}

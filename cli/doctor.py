@@ -161,7 +161,7 @@ def _sandbox() -> list[Finding]:
     else:
         advice = "Linux 5.13 or later with landlock in lsm=; else a worker's user is the limit"
         findings.append(Finding(files, "warn", "the kernel has none", advice))
-    groups = cgroups.SessionGroups(Path("/run/gpupool/doctor"), 1024, 1024)
+    groups = cgroups.Groups(Path("/run/gpupool/doctor"), 1024, 1024)
     found = "limits memory and threads of each session" if not groups.note else groups.note
     findings.append(Finding("cgroups for sessions", "info" if groups.note else "ok", found))
     root = os.geteuid() == 0

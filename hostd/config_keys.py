@@ -235,7 +235,12 @@ KEYS: tuple[Key, ...] = (
         choices=("on", "report", "off"),
     ),
     Key("sandbox.landlock", bool, True, "let workers open only what a driver opens"),
-    Key("sandbox.cgroup", bool, True, "give each session a cgroup (version 2) with limits"),
+    Key(
+        "sandbox.cgroup",
+        bool,
+        True,
+        "give each session and each VM's relay a cgroup (version 2) with limits",
+    ),
     Key(
         "sandbox.worker_user",
         str,

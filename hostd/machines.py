@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gpupool import __version__
 from gpupool.hostd.adapters import native_files
+from gpupool.hostd.adapters.cgroups import Groups
 from gpupool.hostd.adapters.clock import SystemClock
 from gpupool.hostd.adapters.libvirt_watch import LibvirtWatch
 from gpupool.hostd.adapters.listener import listen
@@ -58,12 +59,16 @@ class Machines:
         vgpus: Vgpus,
         sandbox: Sandbox,
         look_up: LookUp | None,
+        groups: Groups | None = None,
     ) -> None:
-        """To be followed by `open`. `look_up`: where a controller leads this host."""
+        """To be followed by `open`. `look_up`: where a controller leads this host; `groups`: where
+        relays get a cgroup.
+        """
         self._config = config
         self._relay = given.relay == "yes" or (given.relay == "auto" and not KERNEL_DEVICE.exists())
         self._folders = VmFolders(given.folder, given.group)
-        self._relays = RelayProcesses(native_files.locate().relay, _relay_words(config, sandbox))
+        words = _relay_words(config, sandbox)
+        self._relays = RelayProcesses(native_files.locate().relay, words, groups)
         self.vms = Vms(
             host,
             vgpus,
@@ -140,7 +145,7 @@ class Machines:
                 path = self._folders.folder(vm.uuid) / f"vsock_{port}"
                 self._listen(vm.uuid, Endpoint(path=str(path)), port, vm.uuid, mode)
         if vm.relay:
-            self._relays.want(vm.uuid, self._folders.folder(vm.uuid), vm.cid)
+            self._relays.want(vm.uuid, self._folders.folder(vm.uuid), vm.cid, vm.domain_mib)
 
     def remove(self, uuid: str) -> None:
         """All of it. Raises PortError."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from gpupool import __version__
 from gpupool.hostd.adapters import certificate, native_files, sandbox_facts
 from gpupool.hostd.adapters.arbiter_process import ArbiterProcesses
-from gpupool.hostd.adapters.cgroups import SessionGroups
+from gpupool.hostd.adapters.cgroups import Groups
 from gpupool.hostd.adapters.client_process import ClientProcesses
 from gpupool.hostd.adapters.clock import SystemClock
 from gpupool.hostd.adapters.exchange import TenantExchange
@@ -88,6 +88,7 @@ class Machine:
     gpus: GpuSource
     workers: WorkerProcesses
     sandbox: Sandbox = Sandbox()  # noqa: RUF009 (frozen)
+    groups: Groups | None = None  # of sessions and relays, where there are cgroups
     devices: PciDevices = field(default_factory=SysfsPci)
     memory: ProcessMemory = field(default_factory=NvmlProcesses)
 
@@ -96,7 +97,8 @@ def real_machine(config: Config) -> Machine:
     """The adapters for this machine."""
     program = native_files.locate().worker
     sandbox, groups = real_sandbox(config, program)
-    return Machine(real_gpus(config), real_workers(config, program, sandbox, groups), sandbox)
+    workers = real_workers(config, program, sandbox, groups)
+    return Machine(real_gpus(config), workers, sandbox, groups if sandbox.cgroup else None)
 
 
 def real_gpus(config: Config) -> GpuSource:
@@ -105,7 +107,7 @@ def real_gpus(config: Config) -> GpuSource:
     return ChosenGpus(config.gpu, NvmlGpus(config.libcuda), software, config.devices)
 
 
-def real_sandbox(config: Config, program: Path | None) -> tuple[Sandbox, SessionGroups | None]:
+def real_sandbox(config: Config, program: Path | None) -> tuple[Sandbox, Groups | None]:
     """What sandbox this machine has; what is missing is logged, once.
 
     Raises PortError where it is required.
@@ -114,7 +116,7 @@ def real_sandbox(config: Config, program: Path | None) -> tuple[Sandbox, Session
     groups = None
     if settings.mode != "off" and settings.cgroup:
         memory_mib = settings.memory_mib or config.limits.window_mib + 8192
-        groups = SessionGroups(config.state_dir, settings.threads, memory_mib)
+        groups = Groups(config.state_dir, settings.threads, memory_mib)
     facts = SandboxFacts()
     if settings.mode != "off":
         facts = sandbox_facts.gather(
@@ -132,7 +134,7 @@ def real_sandbox(config: Config, program: Path | None) -> tuple[Sandbox, Session
 
 
 def real_workers(
-    config: Config, program: Path | None, sandbox: Sandbox, groups: SessionGroups | None
+    config: Config, program: Path | None, sandbox: Sandbox, groups: Groups | None
 ) -> SubprocessWorkers:
     """Workers in that sandbox."""
     tail = common_arguments(
@@ -281,7 +283,8 @@ class Hostd:
         if given is None:
             return None
         look_up = linked.look_up if linked else None
-        return Machines(self._config, given, host, vgpus, self._machine.sandbox, look_up)
+        machine = self._machine
+        return Machines(self._config, given, host, vgpus, machine.sandbox, look_up, machine.groups)
 
     def _arbiters(self, pages: VgpuFiles) -> ArbiterProcesses:
         config = self._config

@@ -1,4 +1,4 @@
-"""A cgroup (version 2) for each session, below the one that hostd runs in.
+"""A cgroup (version 2) for each session and each relay of a VM, below the one that hostd runs in.
 
 Needs no rights beyond a delegated cgroup (systemd: Delegate=yes). Where hostd may make groups but
 the parent hands out no controllers, sessions still have groups of their own: they are counted and
@@ -18,6 +18,11 @@ from gpupool.hostd.log import fields
 log = logging.getLogger("gpupool.hostd")
 
 _WANTED = ("memory", "pids")
+# Of a relay (hostd/vsock): itself and its connector, and what full sockets of its 512 connections
+# have it keep. The kernel also counts the guest's own pages against it where the relay is the first
+# to touch one, so the domain's memory is added.
+_RELAY_PROCESSES = 8
+_RELAY_MIB = 512
 _OWN_SUBGROUP = "hostd"  # DelegateSubgroup= of our unit: the groups go beside it, not below
 
 
@@ -36,7 +41,7 @@ def own_group(proc: Path = Path("/proc/self")) -> Path | None:
     return Path(found[0][4]) / inside[0].lstrip("/")
 
 
-class SessionGroups:
+class Groups:
     """Makes, fills and removes them. `note` says why there are none or what they cannot limit."""
 
     def __init__(self, state_dir: Path, threads: int, memory_mib: int) -> None:
@@ -48,7 +53,7 @@ class SessionGroups:
         if own is not None:
             parent = own.parent if own.name == _OWN_SUBGROUP else own
             self.note = self._try(parent)
-            self.remove_empty()
+            self._remove("*")
 
     @property
     def usable(self) -> bool:
@@ -57,29 +62,49 @@ class SessionGroups:
 
     def create(self, session_id: int) -> Path | None:
         """A group for that session with its limits; None when it cannot be had, which is logged."""
+        return self._create(str(session_id), self._limits, {"session": session_id})
+
+    def create_relay(self, uuid: str, domain_mib: int) -> Path | None:
+        """A group for the relay of that VM, which has so much memory (0: not known, then the
+        relay's is not limited); None when it cannot be had, which is logged.
+        """
+        memory = str((domain_mib + _RELAY_MIB) << 20) if domain_mib else "max"
+        limits = {"pids.max": str(_RELAY_PROCESSES), "memory.max": memory}
+        return self._create(f"vm-{uuid}", limits, {"uuid": uuid})
+
+    def remove_relay(self, uuid: str) -> bool:
+        """After the relay's end. False: somebody is in it still."""
+        return self._remove(f"vm-{uuid}")
+
+    def remove_empty(self) -> None:
+        """Removes the groups of sessions that have ended, those of an earlier hostd too. Not
+        relays': one that is about to start has an empty one.
+        """
+        self._remove("[0-9]*")
+
+    def _create(self, name: str, limits: dict[str, str], whose: dict[str, object]) -> Path | None:
         if self._parent is None:
             return None
-        group = self._parent / f"{self._prefix}{session_id}"
+        group = self._parent / f"{self._prefix}{name}"
         try:
             group.mkdir(exist_ok=True)
-            for name, value in self._limits.items():
-                if (group / name).exists():
-                    (group / name).write_text(value, encoding="ascii")
+            for file, value in limits.items():
+                if (group / file).exists():
+                    (group / file).write_text(value, encoding="ascii")
         except OSError as error:
-            log.error(
-                "session has no cgroup",
-                extra=fields({"session": session_id, "error": str(error)}),
-            )
+            log.error("no cgroup", extra=fields({**whose, "error": str(error)}))
             return None
         return group
 
-    def remove_empty(self) -> None:
-        """Removes the groups of sessions that have ended, those of an earlier hostd too."""
-        if self._parent is None:
-            return
-        for group in self._parent.glob(f"{self._prefix}*"):
-            with contextlib.suppress(OSError):  # somebody is in it: the session lives
+    def _remove(self, pattern: str) -> bool:
+        gone = True
+        found = self._parent.glob(f"{self._prefix}{pattern}") if self._parent is not None else ()
+        for group in found:
+            try:
                 group.rmdir()
+            except OSError:  # somebody is in it
+                gone = False
+        return gone
 
     def _try(self, parent: Path) -> str:
         probe = parent / f"{self._prefix}probe"

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpupool.hostd.adapters.cgroups import Groups
 from gpupool.hostd.adapters.worker_process import cleaned_environment
 from gpupool.hostd.core.ports import PortError
 from gpupool.hostd.log import fields
@@ -29,6 +30,7 @@ log = logging.getLogger("gpupool.hostd")
 _SHORT_LIFE_S = 5.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 30.0
 _LOOK_S = 0.005
+_GROUP_LOOK_S, _GROUP_TRIES = 0.2, 20
 END_S = 10.0  # between SIGTERM, which it minds once QEMU has gone, and SIGKILL
 _DIALLED_MODE = 0o660  # hostd/vsock/main.cpp
 
@@ -39,6 +41,7 @@ class _Wanted:
 
     folder: Path
     cid: int
+    domain_mib: int = 0  # memory of its VM; 0: not known
     pid: int = 0  # 0: between two lives
     delay_s: float = _FIRST_DELAY_S
 
@@ -46,16 +49,25 @@ class _Wanted:
 class RelayProcesses:
     """Keeps the relays that are needed. Used from the thread of the running event loop."""
 
-    def __init__(self, program: Path | None, words: Sequence[str], end_s: float = END_S) -> None:
-        """`words`: further arguments of each."""
+    def __init__(
+        self,
+        program: Path | None,
+        words: Sequence[str],
+        groups: Groups | None = None,
+        end_s: float = END_S,
+    ) -> None:
+        """`words`: further arguments of each; `groups`: where each has one of its own."""
+        self._groups = groups
         self._end_s = end_s
         self._program = program
         self._words = list(words)
         self._wanted: dict[str, _Wanted] = {}
         self._stopped = False
 
-    def want(self, uuid: str, folder: Path, cid: int) -> None:
-        """It is found, or started. Raises PortError where it cannot be."""
+    def want(self, uuid: str, folder: Path, cid: int, domain_mib: int = 0) -> None:
+        """It is found, or started. `domain_mib`: the VM's memory; 0: not known. Raises PortError
+        where it cannot be.
+        """
         if uuid in self._wanted:
             return
         if self._program is None:
@@ -63,7 +75,7 @@ class RelayProcesses:
                 "gpupool-vsock is not built or not installed, and virtual machines need it here: "
                 "load the kernel's vhost_vsock, or install gpupool again"
             )
-        self._wanted[uuid] = _Wanted(folder, cid)
+        self._wanted[uuid] = _Wanted(folder, cid, domain_mib)
         try:
             self._look(uuid)
         except OSError as error:
@@ -76,6 +88,7 @@ class RelayProcesses:
         self._wanted.pop(uuid, None)
         pid = known or _holder(folder)
         if not pid:
+            self._remove_group(uuid)
             return
         with contextlib.suppress(OSError):  # gone meanwhile
             pidfd = os.pidfd_open(pid)
@@ -85,7 +98,7 @@ class RelayProcesses:
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                 loop = asyncio.get_running_loop()
                 kill = loop.call_later(self._end_s, _kill, uuid, pidfd)
-                loop.add_reader(pidfd, _ended, pidfd, kill)
+                loop.add_reader(pidfd, self._ended, uuid, pidfd, kill)
             else:
                 os.close(pidfd)
 
@@ -125,6 +138,7 @@ class RelayProcesses:
                 [
                     str(self._program),
                     *("--folder", str(wanted.folder), "--cid", str(wanted.cid)),
+                    *self._group_words(uuid, wanted.domain_mib),
                     *self._words,
                 ],
                 stdin=subprocess.DEVNULL,
@@ -138,6 +152,19 @@ class RelayProcesses:
             self._watch(uuid, wanted, pid, child)
             return
         self._later(uuid, wanted, 0)
+
+    def _group_words(self, uuid: str, domain_mib: int) -> list[str]:
+        """It enters by itself, before it starts its connector."""
+        group = self._groups.create_relay(uuid, domain_mib) if self._groups is not None else None
+        return ["--group", str(group)] if group is not None else []
+
+    def _remove_group(self, uuid: str, tries: int = _GROUP_TRIES) -> None:
+        if self._groups is None or uuid in self._wanted:
+            return
+        if not self._groups.remove_relay(uuid) and tries:
+            # Its connector notices its end a moment later. What stays goes when hostd starts.
+            loop = asyncio.get_running_loop()
+            loop.call_later(_GROUP_LOOK_S, self._remove_group, uuid, tries - 1)
 
     def _watch(
         self, uuid: str, wanted: _Wanted, pid: int, child: subprocess.Popen[bytes] | None
@@ -154,9 +181,17 @@ class RelayProcesses:
             if self._wanted.get(uuid) is wanted and not self._stopped:
                 log.warning("relay ended", extra=fields({"uuid": uuid, "exit_code": exit_code}))
                 self._later(uuid, wanted, loop.time() - since_s)
+            else:
+                self._remove_group(uuid)
 
         wanted.pid = pid
         loop.add_reader(pidfd, gone)
+
+    def _ended(self, uuid: str, pidfd: int, kill: asyncio.TimerHandle) -> None:
+        kill.cancel()
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        self._remove_group(uuid)
 
     def _later(self, uuid: str, wanted: _Wanted, lived_s: float) -> None:
         if lived_s >= _SHORT_LIFE_S:
@@ -199,12 +234,6 @@ def _listens(path: Path) -> bool:
         facts = path.lstat()
         return stat.S_ISSOCK(facts.st_mode) and stat.S_IMODE(facts.st_mode) == _DIALLED_MODE
     return False
-
-
-def _ended(pidfd: int, kill: asyncio.TimerHandle) -> None:
-    kill.cancel()
-    asyncio.get_running_loop().remove_reader(pidfd)
-    os.close(pidfd)
 
 
 def _kill(uuid: str, pidfd: int) -> None:

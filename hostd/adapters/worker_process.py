@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gpupool.hostd.adapters.cache_folders import make_cache_folder
-from gpupool.hostd.adapters.cgroups import SessionGroups, join
+from gpupool.hostd.adapters.cgroups import Groups, join
 from gpupool.hostd.adapters.waiting_workers import (
     SESSION_PLACE,
     WaitingWorkers,
@@ -89,7 +89,7 @@ class SubprocessWorkers:
         program: Path | None,
         tail: list[str],
         sandbox: Sandbox = Sandbox(),  # noqa: B008 (frozen)
-        groups: SessionGroups | None = None,
+        groups: Groups | None = None,
     ) -> None:
         """`tail`: arguments that every worker gets (see `common_arguments`)."""
         self._program = program

@@ -7,12 +7,14 @@ Methods, with defaults after the equals sign; UUID is a domain's, in lower case 
         What that domain may ask for, all its vGPUs together: compute_percent 0: only vGPUs without
         a share of their own; memory_mib 0: not limited; cid 0: any.
     vm_disallow {"uuid": UUID}                                             -> {}
-    vm_prepare {"uuid": UUID, "name": str, "vgpus": [VGPU], "window_mib"=0, "cid"=0}
+    vm_prepare {"uuid": UUID, "name": str, "vgpus": [VGPU], "window_mib"=0, "cid"=0,
+                "domain_mib"=0}
                   -> {"cid": 4096, "folder": "/run/gpupool/vms/UUID", "window": "/dev/shm/..."}
         VGPU is {"compute_percent"=0, "memory_mib"=0, "count"=1, "mode"="reserved",
         "policy"="elastic", "priority"=5}. Before the domain starts; again is no error. cid 0: where
         our relay is its vsock device we choose one, else the answer has 0 and vm_started tells.
-        `window` is "" without one.
+        `window` is "" without one. domain_mib: the domain's own memory, which with some more bounds
+        that of its relay; 0: not known, not bounded.
     vm_started {"uuid": UUID, "cid"=0}                                     -> {}
     vm_release {"uuid": UUID}                                              -> {"released": true}
         After the domain has ended; false: it was released before, or never prepared.
@@ -116,13 +118,14 @@ class VmMethods:
         return {}
 
     async def _prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        only(request, "uuid", "name", "vgpus", "window_mib", "cid")
+        only(request, "uuid", "name", "vgpus", "window_mib", "cid", "domain_mib")
         order = VmOrder(
             take(request, "uuid", str, ""),
             take(request, "name", str, ""),
             _wanted(request),
             take(request, "window_mib", int, 0),
             take(request, "cid", int, 0),
+            take(request, "domain_mib", int, 0),
         )
         async with self._alone(order.uuid):
             vm = self._vms.prepare(order)

@@ -6,12 +6,7 @@
 // pages.
 #include <fcntl.h>
 #include <getopt.h>
-#include <linux/capability.h>
-#include <sys/file.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <csignal>
@@ -21,14 +16,11 @@
 
 #include "hostd/arbiter/desk.hpp"
 #include "hostd/arbiter/turns.hpp"
+#include "hostd/beside/process.hpp"
+#include "hostd/beside/rights.hpp"
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/sandbox.hpp"
 #include "wire/cpp/futex.hpp"
-
-namespace gpupool::worker {
-// The log is a worker's; here no driver writes to standard error.
-void drain_standard_error() {}
-}  // namespace gpupool::worker
 
 namespace gpupool::arbiter {
 namespace {
@@ -36,8 +28,7 @@ namespace {
 using worker::log;
 using worker::LogLevel;
 
-constexpr int kExitAnother = 10;  // this GPU has an arbiter (hostd/adapters/arbiter_process.py)
-constexpr int kExitSetup = 14;
+using beside::kExitSetup;
 constexpr u64 kPageBytes = 4096;
 
 volatile std::sig_atomic_t g_stop = 0;
@@ -88,27 +79,9 @@ void catch_signals() {
   sigaction(SIGBUS, &action, nullptr);
 }
 
-// The lock that makes this the GPU's only arbiter, and the pid for a later hostd. Held until the process
-// ends.
-int take_place(int folder) {
-  const int file = openat(folder, "arbiter.pid", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (file < 0) return kExitSetup;
-  if (flock(file, LOCK_EX | LOCK_NB) != 0) return errno == EWOULDBLOCK ? kExitAnother : kExitSetup;
-  const std::string text = std::to_string(getpid()) + "\n";
-  const bool written = ftruncate(file, 0) == 0 &&
-                       pwrite(file, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size());
-  return written ? 0 : kExitSetup;
-}
-
 // Root's rights are not needed for what comes.
 bool give_up_rights(const Options& options, std::string& error) {
-  for (int right = 0; right < 64; ++right) prctl(PR_CAPBSET_DROP, right, 0, 0, 0);
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct none[2] = {};
-  if (syscall(SYS_capset, &header, none) != 0) {
-    error = std::string("capset: ") + std::strerror(errno);
-    return false;
-  }
+  if (!beside::drop_rights(error)) return false;
   worker::SandboxOptions sandbox;
   if (options.calls) sandbox.calls = worker::CallFilter::end;
   return worker::enter_sandbox(sandbox, "", error);
@@ -144,7 +117,7 @@ int run(const Options& options) {
     log(LogLevel::error, "cannot open the GPU's folder", options.folder + ": " + std::strerror(errno));
     return kExitSetup;
   }
-  if (const int failed = take_place(folder); failed != 0) return failed;
+  if (const int failed = beside::take_place(folder, "arbiter.pid"); failed != 0) return failed;
   catch_signals();
   Desk desk(folder);
   std::string error;
@@ -164,12 +137,8 @@ int run(const Options& options) {
 int main(int argc, char** argv) {
   using namespace gpupool;
   arbiter::Options options;
-  if (!arbiter::parse(argc, argv, options)) {
-    worker::log(worker::LogLevel::error, "bad command line; this program is started by hostd");
-    return worker::kExitUsage;
-  }
-  worker::configure_log(options.log, 0);
-  worker::close_other_descriptors({});
-  prctl(PR_SET_NAME, "gpupool-arbiter");
+  const bool understood = arbiter::parse(argc, argv, options);
+  if (const int failed = beside::begin("gpupool-arbiter", understood, options.log); failed != 0)
+    return failed;
   return arbiter::run(options);
 }

@@ -21,6 +21,7 @@ _FIRST_CID = 3
 _LAST_CID = 0xFFFF_FFFE  # below VMADDR_CID_ANY
 # Numbers that we choose begin here, far from those that libvirt chooses (from 3 up).
 _FIRST_OWN_CID = 4096
+_MOST_DOMAIN_MIB = 1 << 30
 MOST_VGPUS = 16  # of one VM: as many GPUs as one session may have
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FOREIGN = re.compile(r"[^A-Za-z0-9._-]+")
@@ -147,6 +148,7 @@ class Vm:
     relay: bool = False  # its vsock device is our relay; otherwise the kernel's or its hypervisor's
     since: str = ""  # UTC, ISO 8601
     bound: tuple[str, ...] = ()  # vGPUs of the controller's that it uses, by their local names
+    domain_mib: int = 0  # its memory, of the machine and not of a GPU; 0: not known
 
     def moved(self, state: VmState) -> Vm:
         """The same one, a step further."""
@@ -164,6 +166,7 @@ class Vm:
     def from_dict(cls, content: Mapping[str, Any]) -> Vm:
         """Reads what as_dict wrote. Raises ValueError for anything else."""
         try:
+            content = {"domain_mib": 0, **content}  # of a hostd that did not ask for it
             values = {one.name: content[one.name] for one in fields(cls)}
             values["state"] = VmState(values["state"])
             values["wanted"] = tuple(VmVgpu.from_dict(one) for one in values["wanted"])
@@ -189,6 +192,7 @@ class VmOrder:
     wanted: tuple[VmVgpu, ...]
     window_mib: int = 0
     cid: int = 0  # 0: ours to choose where our relay is its device, else its hypervisor's
+    domain_mib: int = 0  # its memory, or what it can be given while it runs; 0: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +239,13 @@ def check_wanted(wanted: Sequence[VmVgpu]) -> str:
     if len(wanted) > MOST_VGPUS:
         return f"{len(wanted)} vGPUs were asked for; ask for at most {MOST_VGPUS}"
     return next((text for one in wanted if (text := check_quota(one.quota))), "")
+
+
+def check_domain(domain_mib: int) -> str:
+    """What is wrong with a domain's memory; empty when nothing is."""
+    if 0 <= domain_mib <= _MOST_DOMAIN_MIB:
+        return ""
+    return f"domain_mib: given {domain_mib}, allowed is 0 (not known) to {_MOST_DOMAIN_MIB}"
 
 
 def check_window(window_mib: int, most_mib: int) -> str:

@@ -28,6 +28,7 @@ from gpupool.hostd.core.vm import (
     VmState,
     VmVgpu,
     check_cid,
+    check_domain,
     check_uuid,
     check_wanted,
     check_window,
@@ -152,6 +153,7 @@ class Vms:
             self._settings.relay,
             self._clock.utc_text(),
             bound,
+            order.domain_mib,
         )
         self._keep(vm)
         try:
@@ -314,6 +316,7 @@ class Vms:
 
     def _check(self, order: VmOrder) -> VmRight:
         problem = check_uuid(order.uuid) or check_wanted(order.wanted)
+        problem = problem or check_domain(order.domain_mib)
         problem = problem or check_window(order.window_mib, self._settings.window_mib)
         if problem:
             raise VmError(problem)

@@ -10,7 +10,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "hostd/vsock/rights.hpp"
+#include "hostd/beside/rights.hpp"
 #include "hostd/worker/sandbox.hpp"
 #include "wire/cpp/descriptor_passing.hpp"
 
@@ -45,7 +45,7 @@ bool answer(int to, u64 serial, int connected) {
   prctl(PR_SET_NAME, "vsock-connector");
   worker::close_other_descriptors({relay});
   std::string error;
-  if (!drop_rights(error)) _exit(1);
+  if (!beside::drop_rights(error)) _exit(1);
   Question question;
   for (;;) {
     const ssize_t count = recv(relay, &question, sizeof question, 0);

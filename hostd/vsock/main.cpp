@@ -5,9 +5,7 @@
 // a VM. Ends when QEMU has gone and either hostd has said so (SIGTERM) or the VM's folder is gone.
 #include <fcntl.h>
 #include <getopt.h>
-#include <sys/file.h>
 #include <sys/inotify.h>
-#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -21,15 +19,11 @@
 #include <cstring>
 #include <string>
 
+#include "hostd/beside/process.hpp"
+#include "hostd/beside/rights.hpp"
 #include "hostd/vsock/relay.hpp"
-#include "hostd/vsock/rights.hpp"
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/sandbox.hpp"
-
-namespace gpupool::worker {
-// The log is a worker's; here no driver writes to standard error.
-void drain_standard_error() {}
-}  // namespace gpupool::worker
 
 namespace gpupool::vsock {
 namespace {
@@ -37,9 +31,8 @@ namespace {
 using worker::log;
 using worker::LogLevel;
 
-constexpr int kExitMemory = 12;   // the guest's memory went away while it was looked at
-constexpr int kExitAnother = 10;  // this VM has a relay
-constexpr int kExitSetup = 14;
+constexpr int kExitMemory = 12;  // the guest's memory went away while it was looked at
+using beside::kExitSetup;
 constexpr int kExitLost = 15;  // it cannot go on
 constexpr u64 kFirstCid = 3;   // 0 to 2 are the hypervisor, the guest itself and the host
 constexpr u64 kLastCid = 0xffff'fffe;
@@ -47,6 +40,7 @@ constexpr int kBacklog = 128;
 
 struct Options {
   std::string folder;
+  std::string group;  // of cgroups; empty: hostd's
   u64 cid = 0;
   worker::LogStyle log{.part = "vsock"};
   worker::SandboxOptions sandbox;
@@ -61,13 +55,14 @@ bool parse_number(const char* text, u64 most, u64& number) {
 }
 
 bool parse(int argc, char** argv, Options& options) {
-  enum { kFolder = 1, kCid, kJson, kPriorities, kCalls, kFiles };
+  enum { kFolder = 1, kCid, kJson, kPriorities, kCalls, kFiles, kGroup };
   static constexpr option kOptions[] = {{"folder", required_argument, nullptr, kFolder},
                                         {"cid", required_argument, nullptr, kCid},
                                         {"log-json", required_argument, nullptr, kJson},
                                         {"log-priorities", required_argument, nullptr, kPriorities},
                                         {"sandbox-calls", required_argument, nullptr, kCalls},
                                         {"sandbox-files", required_argument, nullptr, kFiles},
+                                        {"group", required_argument, nullptr, kGroup},
                                         {nullptr, 0, nullptr, 0}};
   for (int found; (found = getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
     if (found == '?') return false;
@@ -78,6 +73,7 @@ bool parse(int argc, char** argv, Options& options) {
     if (found == kPriorities) options.log.priorities = yes;
     if (found == kCalls && yes) options.sandbox.calls = worker::CallFilter::end;
     if (found == kFiles) options.deny_files = yes;
+    if (found == kGroup) options.group = optarg;
   }
   while (options.folder.size() > 1 && options.folder.back() == '/') options.folder.pop_back();
   return options.folder.starts_with('/') && options.cid >= kFirstCid;
@@ -96,15 +92,12 @@ bool failed(std::string& error, const std::string& what) {
   return false;
 }
 
-// The lock that makes this the VM's only relay, and the pid for a later hostd. Held until the process ends.
-int take_place() {
-  const int file = ::open("relay.pid", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (file < 0) return kExitSetup;
-  if (flock(file, LOCK_EX | LOCK_NB) != 0) return errno == EWOULDBLOCK ? kExitAnother : kExitSetup;
-  const std::string text = std::to_string(getpid()) + "\n";
-  const bool written = ftruncate(file, 0) == 0 &&
-                       pwrite(file, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size());
-  return written ? 0 : kExitSetup;
+// Before the connector is started, which so is in it as well. By itself, as hostd could only do it later.
+void join_group(const std::string& group) {
+  if (group.empty()) return;
+  const Descriptor processes(::open((group + "/cgroup.procs").c_str(), O_WRONLY | O_CLOEXEC));
+  if (!processes || write(processes.get(), "0", 1) != 1)  // cgroups(7): whoever writes it
+    log(LogLevel::error, "the relay is not in its cgroup", group + ": " + std::strerror(errno));
 }
 
 // A listening socket of that name in the working folder. One of the folder's group may connect where `group`.
@@ -153,7 +146,9 @@ int run(const Options& options) {
     log(LogLevel::error, "cannot open the VM's folder", options.folder + ": " + std::strerror(errno));
     return kExitSetup;
   }
-  if (const int failed_with = take_place(); failed_with != 0) return failed_with;
+  if (const int failed_with = beside::take_place(openings.folder.get(), "relay.pid"); failed_with != 0)
+    return failed_with;
+  join_group(options.group);
   struct sigaction action {};
   action.sa_sigaction = memory_is_gone;
   action.sa_flags = SA_SIGINFO;
@@ -162,7 +157,7 @@ int run(const Options& options) {
   const bool opened = open_all(options, openings, error);
   Relay relay(options.cid, std::move(openings));
   // Windows of other VMs are files, too, and this user's own where hostd is root: it opens none from here on.
-  if (!opened || !relay.open(error) || !drop_rights(error) ||
+  if (!opened || !relay.open(error) || !beside::drop_rights(error) ||
       (options.deny_files && !worker::deny_files(error)) ||
       !worker::enter_sandbox(options.sandbox, "", error)) {
     log(LogLevel::error, "the relay cannot start", error);
@@ -180,12 +175,7 @@ int run(const Options& options) {
 int main(int argc, char** argv) {
   using namespace gpupool;
   vsock::Options options;
-  if (!vsock::parse(argc, argv, options)) {
-    worker::log(worker::LogLevel::error, "bad command line; this program is started by hostd");
-    return worker::kExitUsage;
-  }
-  worker::configure_log(options.log, 0);
-  worker::close_other_descriptors({});
-  prctl(PR_SET_NAME, "gpupool-vsock");
+  const bool understood = vsock::parse(argc, argv, options);
+  if (const int failed = beside::begin("gpupool-vsock", understood, options.log); failed != 0) return failed;
   return vsock::run(options);
 }

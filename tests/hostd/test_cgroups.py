@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from gpupool.hostd.adapters import cgroups
-from gpupool.hostd.adapters.cgroups import SessionGroups, own_group
+from gpupool.hostd.adapters.cgroups import Groups, own_group
+
+UUID = "0b0c0d0e-0000-4000-8000-00000000000c"
 
 
 def proc(folder: Path, mount: Path, inside: str) -> Path:
@@ -30,7 +32,7 @@ def test_a_session_gets_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     own = tmp_path / "unit" / "hostd"  # DelegateSubgroup=hostd
     own.mkdir(parents=True)
     monkeypatch.setattr(cgroups, "own_group", lambda: own)
-    groups = SessionGroups(tmp_path / "state", threads=7, memory_mib=3)
+    groups = Groups(tmp_path / "state", threads=7, memory_mib=3)
     assert groups.usable
     assert "cannot limit pids and memory" in groups.note  # a plain folder has no such files
     group = groups.create(5)
@@ -47,12 +49,39 @@ def test_a_session_gets_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not group.exists()
 
 
+def test_a_relay_gets_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "own_group", lambda: tmp_path)
+    groups = Groups(tmp_path / "state", threads=7, memory_mib=3)
+    group = groups.create_relay(UUID, 100)
+    assert group is not None
+    for name in ("pids.max", "memory.max"):
+        (group / name).touch()
+    groups.create_relay(UUID, 100)
+    assert (group / "pids.max").read_text() == "8"
+    assert (group / "memory.max").read_text() == str(612 << 20)
+    groups.create_relay(UUID, 0)  # what the guest's memory is nobody has said
+    assert (group / "memory.max").read_text() == "max"
+    for name in ("pids.max", "memory.max"):
+        (group / name).unlink()
+    groups.remove_empty()  # a session has ended: not a relay's, which it may be about to enter
+    assert group.exists()
+    (group / "member").touch()
+    assert not groups.remove_relay(UUID)
+    (group / "member").unlink()
+    assert groups.remove_relay(UUID)
+    assert not group.exists()
+    left = groups.create_relay(UUID, 0)
+    assert left is not None
+    Groups(tmp_path / "state", threads=7, memory_mib=3)
+    assert not left.exists()
+
+
 def test_none_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroups, "own_group", lambda: None)
-    groups = SessionGroups(tmp_path, 1, 1)
+    groups = Groups(tmp_path, 1, 1)
     assert not groups.usable
     assert "no cgroup version 2" in groups.note
     assert groups.create(1) is None
     groups.remove_empty()
     monkeypatch.setattr(cgroups, "own_group", lambda: tmp_path / "missing")
-    assert "delegate one" in SessionGroups(tmp_path, 1, 1).note
+    assert "delegate one" in Groups(tmp_path, 1, 1).note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import stat
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from gpupool.hostd.adapters import native_files
+from gpupool.hostd.adapters.cgroups import Groups
 from gpupool.hostd.adapters.relay_process import RelayProcesses
 from gpupool.hostd.adapters.worker_process import start_ticks
 from gpupool.hostd.core.ports import PortError
@@ -52,10 +54,11 @@ class Rig:
 
     folder: Path
     program: Path | None
+    groups: Groups | None = None
 
     def relays(self) -> RelayProcesses:
         """As of a hostd that starts."""
-        return RelayProcesses(self.program, WORDS, end_s=1)
+        return RelayProcesses(self.program, WORDS, self.groups, end_s=1)
 
     async def up(self, relays: RelayProcesses) -> int:
         """Wants one and waits for it; its process."""
@@ -120,6 +123,45 @@ def test_it_comes_up_and_ends_with_its_vm(rig: Rig) -> None:
         await until(lambda: start_ticks(pid) is None, "it ends")
         await asyncio.sleep(0.3)
         assert rig.holder() == pid  # and no other was started
+
+    rig.run(body)
+
+
+def test_it_and_its_connector_have_a_cgroup(rig: Rig, tmp_path: Path) -> None:
+    groups = Groups(tmp_path, 64, 64)
+    if not groups.usable:
+        pytest.skip(groups.note)
+
+    def theirs() -> list[int]:
+        found = []
+        for one in Path("/proc").glob("[0-9]*/cgroup"):
+            with contextlib.suppress(OSError):
+                if f"-vm-{UUID}" in one.read_text():
+                    found.append(int(one.parent.name))
+        return sorted(found)
+
+    async def body(relays: RelayProcesses) -> None:
+        pid = await rig.up(relays)
+        assert pid in theirs()
+        assert len(theirs()) == 2
+        group = groups.create_relay(UUID, 0)  # is there, so that is where it is
+        assert group is not None
+        relays.end(UUID, rig.folder)
+        await until(lambda: not group.exists(), "it goes with them")
+
+    rig.groups = groups
+    rig.run(body)
+
+
+def test_a_cgroup_that_cannot_be_entered(rig: Rig, tmp_path: Path) -> None:
+    class Closed(Groups):
+        def create_relay(self, uuid: str, domain_mib: int) -> Path | None:
+            return tmp_path / f"{uuid}-{domain_mib}"
+
+    rig.groups = Closed(tmp_path, 64, 64)
+
+    async def body(relays: RelayProcesses) -> None:
+        assert await rig.up(relays)  # its machine needs it; the log says what it lacks
 
     rig.run(body)
 

@@ -91,8 +91,15 @@ def test_a_request_is_passed_on(hostd: AdminSocket) -> None:
             ],
             "window_mib": 64,
             "cid": 7,
+            "domain_mib": 32,
         }
     ]
+
+
+def test_memory_that_can_be_plugged_in_counts(hostd: AdminSocket) -> None:
+    more = "<maxMemory slots='2' unit='KiB'>65537</maxMemory><memory unit='pages'>9999999</memory>"
+    assert call(hostd, "prepare", domain(wrapped(VGPU), more=more)) == (0, "")
+    assert hostd.asked[0]["domain_mib"] == 65
 
 
 def test_one_bare_element_is_a_request_too(hostd: AdminSocket) -> None:

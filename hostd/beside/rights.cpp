@@ -1,4 +1,4 @@
-#include "hostd/vsock/rights.hpp"
+#include "hostd/beside/rights.hpp"
 
 #include <linux/capability.h>
 #include <sys/prctl.h>
@@ -8,7 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
-namespace gpupool::vsock {
+namespace gpupool::beside {
 
 bool drop_rights(std::string& error) {
   constexpr int kMostRights = 64;
@@ -20,4 +20,4 @@ bool drop_rights(std::string& error) {
   return false;
 }
 
-}  // namespace gpupool::vsock
+}  // namespace gpupool::beside

@@ -3,9 +3,9 @@
 
 #include <string>
 
-namespace gpupool::vsock {
+namespace gpupool::beside {
 
 // False with `error`.
 bool drop_rights(std::string& error);
 
-}  // namespace gpupool::vsock
+}  // namespace gpupool::beside

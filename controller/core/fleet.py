@@ -4,6 +4,7 @@ that they have is in reporting.py.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from gpupool.controller.core import allocation, claims
@@ -108,11 +109,25 @@ def _put_gpus(tables: Tables, node: Node, registration: Registration) -> None:
 
 def desired(tables: Tables, node_id: str) -> Desired:
     """All that the node should have now. Raises RefusedError where there is no such node."""
-    generation = tables.nodes.generations([node_id]).get(node_id)
-    if generation is None:
+    found = desired_of(tables, [node_id]).get(node_id)
+    if found is None:
         raise not_found("node", node_id)
-    vgpus, deleting = tables.vgpus.desired(node_id)
-    return Desired(generation, tuple(vgpus), tuple(tables.gpus.desired(node_id)), tuple(deleting))
+    return found[1]
+
+
+def desired_of(tables: Tables, node_ids: Collection[str]) -> dict[str, tuple[int, Desired]]:
+    """The same of many, with their incarnations: as many questions as for one."""
+    standings = tables.nodes.standings(node_ids)
+    vgpus = tables.vgpus.desired(node_ids)
+    pools = tables.gpus.desired(node_ids)
+    found = {}
+    for node_id, (incarnation, generation) in standings.items():
+        wanted, deleting = vgpus.get(node_id, ((), ()))
+        found[node_id] = (
+            incarnation,
+            Desired(generation, tuple(wanted), tuple(pools.get(node_id, ())), tuple(deleting)),
+        )
+    return found
 
 
 def lose(tables: Tables, node_id: str, beat: int) -> bool:

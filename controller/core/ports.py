@@ -8,7 +8,7 @@ For the side that talks to hostd, all of it in core/: `fleet`, `reporting` and `
 
     registered = store.change(lambda t: fleet.register(t, registration, licence))   # hostd came
     store.beat([Beat(node_id, incarnation), ...])         # every 7.5 s; many nodes in one call
-    desired = store.read(lambda t: fleet.desired(t, node_id))     # what it should have
+    found = store.read(lambda t: fleet.desired_of(t, node_ids))   # what they should have
     now = store.read(lambda t: t.nodes.generations([node_id]))    # has that changed? cheap
     reported = store.change(lambda t: reporting.report(t, report))  # when something changed
     reported = store.change(lambda t: reporting.changes(t, changes))  # the same, as a difference
@@ -37,6 +37,7 @@ from gpupool.controller.core.event import AuditEntry, Event
 from gpupool.controller.core.gpu import Gpu, GpuUse
 from gpupool.controller.core.node import (
     Beat,
+    Changes,
     DesiredPool,
     DesiredVgpu,
     Node,
@@ -128,6 +129,7 @@ class Nodes(Protocol):
     """Nodes, their leases and generations."""
 
     def get(self, node_id: str) -> Node | None: ...
+    def some(self, node_ids: Collection[str]) -> dict[str, Node]: ...
     def by_name(self, name: str) -> Node | None: ...
     def page(self, page: Page, state: NodeState | None = None) -> list[Node]: ...
     def put(self, node: Node) -> None:
@@ -142,12 +144,26 @@ class Nodes(Protocol):
 
     def applied(self, node_id: str, generation: int) -> None: ...
     def generations(self, node_ids: Collection[str]) -> dict[str, int]: ...
+    def standings(self, node_ids: Collection[str]) -> dict[str, tuple[int, int]]:
+        """Incarnation and generation of those that there are."""
+        ...
+
     def beats(self) -> dict[str, int]:
         """Of every node that is ready: how often it has been heard."""
         ...
 
     def start_incarnation(self, node_id: str, incarnation: int) -> None:
         """Reports start again at 1, and one beat."""
+        ...
+
+    def took(self, told: Sequence[tuple[Changes, int]]) -> None:
+        """The sequence numbers of differences that are newer than the last, and what each node has
+        put into effect; they count as beats.
+        """
+        ...
+
+    def with_open_claims(self, node_ids: Collection[str]) -> set[str]:
+        """Those of these with a session that was claimed and not reported yet."""
         ...
 
     def next_report(self, node_id: str, incarnation: int, sequence: int) -> bool:
@@ -166,14 +182,18 @@ class Gpus(Protocol):
         ...
 
     def remove_node(self, node_id: str) -> None: ...
-    def desired(self, node_id: str) -> list[DesiredPool]:
-        """Where the node's GPUs should be."""
+    def desired(self, node_ids: Collection[str]) -> dict[str, list[DesiredPool]]:
+        """Where these nodes' GPUs should be."""
         ...
 
     def arrived(self, node_id: str) -> set[str]:
         """UUIDs of the node's that are in the pool they were sent to, while that operation still
         runs.
         """
+        ...
+
+    def arriving(self, node_ids: Collection[str]) -> set[str]:
+        """Those of these nodes for which `arrived` has any."""
         ...
 
     def refresh(self, node_id: str) -> None:
@@ -209,14 +229,16 @@ class Vgpus(Protocol):
         self, page: Page, tenant_id: str | None = None, node_id: str | None = None
     ) -> list[Vgpu]: ...
     def of_node(self, node_id: str) -> list[Vgpu]: ...
-    def desired(self, node_id: str) -> tuple[list[DesiredVgpu], list[str]]:
-        """What the node should have, and ids of those that are being deleted: asked for with every
-        change, so no more than that is read.
+    def desired(self, node_ids: Collection[str]) -> dict[str, tuple[list[DesiredVgpu], list[str]]]:
+        """What each of these nodes should have, and ids of those that are being deleted: asked for
+        with every change, so no more than that is read.
         """
         ...
 
-    def unsettled(self, node_id: str, named: Collection[str]) -> list[Vgpu]:
-        """Of the node: these, and those that are not ready or hold another share than theirs."""
+    def unsettled(self, node_ids: Collection[str], named: Collection[str]) -> list[Vgpu]:
+        """Of these nodes: the named ones, and those that are not ready or hold another share than
+        theirs.
+        """
         ...
 
     def add(self, vgpu: Vgpu) -> None:
@@ -225,6 +247,10 @@ class Vgpus(Protocol):
 
     def put(self, vgpu: Vgpu) -> None:
         """Writes everything that can change, with the next version."""
+        ...
+
+    def set_ready(self, vgpu_ids: Sequence[str]) -> None:
+        """Their nodes have them, and nothing else of them is new."""
         ...
 
     def set_used(self, memory_used_mib: Mapping[str, int]) -> None: ...

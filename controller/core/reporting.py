@@ -27,6 +27,7 @@ from gpupool.controller.core.operation import Operation, OperationState
 from gpupool.controller.core.ports import Tables
 from gpupool.controller.core.vgpu import Mode, Share, State, Vgpu, VgpuReport
 
+_PLAIN_VGPUS = 256  # of one node, where it goes with others: a statement takes so many values
 _UNKNOWN = Reported(accepted=False, known=False, generation=0)
 
 
@@ -55,8 +56,70 @@ def report(tables: Tables, told: Report) -> Reported:
     return _taken(tables, node)
 
 
+def changes_of(tables: Tables, told: Sequence[Changes]) -> list[Reported]:
+    """Differences of several nodes, one of each. Most say that vGPUs are there which were placed,
+    and nothing else: these are taken over together, with as many questions as one needs.
+    """
+    plain = [one for one in told if _is_plain(one)]
+    confirmed = _confirm(tables, plain) if len(plain) > 1 else {}
+    return [confirmed.get(one.node_id) or changes(tables, one) for one in told]
+
+
+def _is_plain(told: Changes) -> bool:
+    others = told.gpus or told.vgpus_gone or told.sessions or told.sessions_gone
+    return not others and len(told.vgpus) <= _PLAIN_VGPUS
+
+
+def _confirm(tables: Tables, told: Sequence[Changes]) -> dict[str, Reported]:
+    """What becomes of those that only confirm; `changes` decides about all others."""
+    nodes = tables.nodes.some([one.node_id for one in told])
+    busy = tables.nodes.with_open_claims(nodes.keys()) | tables.gpus.arriving(nodes.keys())
+    open_vgpus: dict[str, list[Vgpu]] = {}
+    for vgpu in tables.vgpus.unsettled(nodes.keys(), [key.id for one in told for key in one.vgpus]):
+        open_vgpus.setdefault(vgpu.node_id or "", []).append(vgpu)
+    found: dict[str, Reported] = {}
+    ready: list[str] = []
+    used_mib: dict[str, int] = {}
+    taken: list[tuple[Changes, int]] = []
+    for one in told:
+        node = nodes.get(one.node_id)
+        its = open_vgpus.get(one.node_id, [])
+        if node is None or node.id in busy or not _only_confirms(node, one, its):
+            continue
+        there = {vgpu.id: vgpu for vgpu in one.vgpus}
+        for vgpu in its:
+            if vgpu.id in there and vgpu.state is State.PLACED:
+                ready.append(vgpu.id)
+            if vgpu.id in there and there[vgpu.id].memory_used_mib != vgpu.memory_used_mib:
+                used_mib[vgpu.id] = there[vgpu.id].memory_used_mib
+        taken.append((one, max(node.applied_generation, _applied(node, one))))
+        found[node.id] = Reported(accepted=True, known=True, generation=node.generation)
+    tables.nodes.took(taken)
+    tables.vgpus.set_ready(ready)
+    if used_mib:
+        tables.vgpus.set_used(used_mib)
+    return found
+
+
+def _only_confirms(node: Node, told: Changes, open_vgpus: Sequence[Vgpu]) -> bool:
+    """Whether `changes` would take it over, and do no more than mark vGPUs as ready."""
+    return (
+        node.incarnation == told.incarnation
+        and node.state is NodeState.READY
+        and told.since == node.sequence < told.sequence
+        and _all_named(open_vgpus, {one.id for one in told.vgpus}, _applied(node, told))
+        and all(
+            one.state in (State.PLACED, State.READY) and one.held == one.share for one in open_vgpus
+        )
+    )
+
+
+def _applied(node: Node, told: Changes) -> int:
+    return min(told.applied_generation, node.generation)
+
+
 def changes(tables: Tables, told: Changes) -> Reported:
-    """The same of a difference. `whole`: nothing was done, only a whole picture will do."""
+    """The same of one difference. `whole`: nothing was done, only a whole picture will do."""
     node = tables.nodes.get(told.node_id)
     if node is None or node.incarnation != told.incarnation:
         return _UNKNOWN
@@ -68,8 +131,8 @@ def changes(tables: Tables, told: Changes) -> Reported:
         return whole
     there = {vgpu.id: vgpu for vgpu in told.vgpus}
     named = [*there, *told.vgpus_gone]
-    applied = min(told.applied_generation, node.generation)
-    open_vgpus = tables.vgpus.unsettled(node.id, named)
+    applied = _applied(node, told)
+    open_vgpus = tables.vgpus.unsettled([node.id], named)
     known = _sessions(tables, node)
     if (
         not _all_named(open_vgpus, set(named), applied)

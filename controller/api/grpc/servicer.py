@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +22,13 @@ from gpupool.controller.api.grpc import messages
 from gpupool.controller.api.grpc.access import Access, Caller, address_of, names_of
 from gpupool.controller.api.grpc.beats import Beats
 from gpupool.controller.api.grpc.claiming import claim
+from gpupool.controller.api.grpc.gathering import Gathering
 from gpupool.controller.api.grpc.watchers import Watcher, Watchers
 from gpupool.controller.core import claims, fleet, reporting
 from gpupool.controller.core.errors import Kind, RefusedError, StoreError
 from gpupool.controller.core.gpu import GpuUse
 from gpupool.controller.core.licence import Licence
+from gpupool.controller.core.node import Changes, Reported
 from gpupool.controller.core.ports import Store, Tables
 from gpupool.wire.proto.node import NodeApi
 
@@ -37,6 +39,9 @@ _THREADS = 8
 # Reports and desired states are much and may wait a moment. Whoever allocates stands in one line
 # with them for the database: no more than these may be before it.
 _BULK_THREADS = 2
+# So many nodes go together: their desired states, and the differences that they report.
+_READ_TOGETHER = 64
+_TOLD_TOGETHER = 16
 _CHECK_AGAIN_S = 30.0
 _USE_S = 15.0  # how busy GPUs are, of one node
 _CODES = {
@@ -78,6 +83,16 @@ class Servicer:
         self._beats = Beats(lambda beats: self._run(partial(store.beat, beats)))
         self.watchers = Watchers(
             lambda ids: self._run(lambda: store.read(lambda tables: tables.nodes.generations(ids)))
+        )
+        self._desires: Gathering[str, tuple[int, Any] | None] = Gathering(
+            lambda ids: self._run(lambda: store.read(lambda tables: self._desired(tables, ids))),
+            _READ_TOGETHER,
+        )
+        self._told: Gathering[Changes, Reported] = Gathering(
+            lambda told: self._run_bulk(
+                partial(store.change, lambda tables: reporting.changes_of(tables, told))
+            ),
+            _TOLD_TOGETHER,
         )
         # The last of each node that beats here, and when.
         self._uses: dict[str, tuple[tuple[GpuUse, ...], float]] = {}
@@ -193,10 +208,7 @@ class Servicer:
     async def _changes(self, request: Any, caller: Caller) -> Any:
         await self._node_of(request, caller)
         told = messages.changes(request)
-        done = await self._run_bulk(
-            partial(self._store.change, lambda tables: reporting.changes(tables, told))
-        )
-        return self._replies.reported(done)
+        return self._replies.reported(await self._told.ask(told.node_id, told))
 
     async def _claim(self, request: Any, caller: Caller) -> Any:
         await self._node_of(request, caller)
@@ -243,30 +255,30 @@ class Servicer:
             return None
         if self.stopping:
             return None
-
-        def look() -> tuple[Any, int]:
-            return self._store.read(lambda tables: self._desired(tables, watcher.node_id))
-
-        message, current = await self._run_bulk(look)
-        if message is None or current != incarnation:
-            await context.abort(
+        found = await self._desires.ask(watcher.node_id, watcher.node_id)
+        if found is None or found[0] != incarnation:
+            return await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, "this incarnation is not known: register again"
             )
+        message = found[1]
         if message.generation == watcher.sent:
             return None
         watcher.sent = message.generation
         return message
 
-    def _desired(self, tables: Tables, node_id: str) -> tuple[Any, int]:
-        node = tables.nodes.get(node_id)
-        if node is None:
-            return None, 0
-        wanted = fleet.desired(tables, node_id)
-        for tenant_id in {one.tenant_id for one in wanted.vgpus} - self._tenants.keys():
+    def _desired(self, tables: Tables, node_ids: Collection[str]) -> list[tuple[int, Any] | None]:
+        """Incarnation and message of each; None: there is no such node."""
+        found = fleet.desired_of(tables, node_ids)
+        tenants = {one.tenant_id for _, wanted in found.values() for one in wanted.vgpus}
+        for tenant_id in tenants - self._tenants.keys():
             tenant = tables.tenants.get(tenant_id)
             if tenant is not None:
                 self._tenants[tenant_id] = tenant.name
-        return self._replies.desired(wanted, self._tenants), node.incarnation
+        told: list[tuple[int, Any] | None] = []
+        for node_id in node_ids:
+            one = found.get(node_id)
+            told.append(one and (one[0], self._replies.desired(one[1], self._tenants)))
+        return told
 
 
 async def _abort(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -50,10 +51,11 @@ _SELECT = (
 )
 _OF_NODE = _SELECT.where(GpuRow.node_id == bindparam("node")).order_by(GpuRow.position, GpuRow.id)
 _DESIRED = (
-    select(GpuRow.uuid, GpuRow.pool_wanted, GpuRow.pool_deadline_s)
-    .where(GpuRow.node_id == bindparam("node"), GpuRow.present)
+    select(GpuRow.node_id, GpuRow.uuid, GpuRow.pool_wanted, GpuRow.pool_deadline_s)
+    .where(GpuRow.node_id.in_(bindparam("nodes", expanding=True)), GpuRow.present)
     .order_by(GpuRow.position, GpuRow.id)
 )
+_POOLS = {one.value: one for one in Pool}  # a call of the class costs five times as much
 _ARRIVED = (
     select(GpuRow.uuid)
     .join(OperationRow, OperationRow.subject == GpuRow.id)
@@ -62,6 +64,16 @@ _ARRIVED = (
         GpuRow.pool == GpuRow.pool_wanted,
         OperationRow.state == OperationState.RUNNING.value,
     )
+)
+_ARRIVING = (
+    select(GpuRow.node_id)
+    .join(OperationRow, OperationRow.subject == GpuRow.id)
+    .where(
+        GpuRow.node_id.in_(bindparam("nodes", expanding=True)),
+        GpuRow.pool == GpuRow.pool_wanted,
+        OperationRow.state == OperationState.RUNNING.value,
+    )
+    .distinct()
 )
 CANDIDATES = select(
     GpuRow.id,
@@ -163,14 +175,22 @@ class SqlGpus:
         """See the port."""
         self._connection.execute(delete(GpuRow).where(GpuRow.node_id == node_id))
 
-    def desired(self, node_id: str) -> list[DesiredPool]:
+    def desired(self, node_ids: Collection[str]) -> dict[str, list[DesiredPool]]:
         """See the port."""
-        rows = self._connection.execute(_DESIRED, {"node": node_id})
-        return [DesiredPool(uuid, Pool(pool), deadline_s) for uuid, pool, deadline_s in rows]
+        found: dict[str, list[DesiredPool]] = {}
+        for node_id, uuid, pool, deadline_s in self._connection.execute(
+            _DESIRED, {"nodes": list(node_ids)}
+        ):
+            found.setdefault(node_id, []).append(DesiredPool(uuid, _POOLS[pool], deadline_s))
+        return found
 
     def arrived(self, node_id: str) -> set[str]:
         """See the port."""
         return set(self._connection.execute(_ARRIVED, {"node": node_id}).scalars())
+
+    def arriving(self, node_ids: Collection[str]) -> set[str]:
+        """See the port."""
+        return set(self._connection.execute(_ARRIVING, {"nodes": list(node_ids)}).scalars())
 
     def refresh(self, node_id: str) -> None:
         """See the port."""

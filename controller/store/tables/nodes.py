@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, not_, select, update
 
-from gpupool.controller.core.node import Node, NodeState
+from gpupool.controller.core.node import Changes, Node, NodeState
 from gpupool.controller.core.ports import Page
 from gpupool.controller.store.models import BeatRow, LabelRow, NodeRow, SessionRow
 
@@ -16,6 +16,12 @@ _SELECT = select(NodeRow.__table__, BeatRow.heard_ms, BeatRow.sequence).outerjoi
 )
 # Those that reports need are made once: making one costs more than running it.
 _GET = _SELECT.where(NodeRow.id == bindparam("node"))
+_SOME = _SELECT.where(NodeRow.id.in_(bindparam("nodes", expanding=True)))
+_OPEN_CLAIMS = (
+    select(SessionRow.node_id)
+    .where(SessionRow.node_id.in_(bindparam("nodes", expanding=True)), not_(SessionRow.confirmed))
+    .distinct()
+)
 _APPLIED = (
     update(NodeRow)
     .where(NodeRow.id == bindparam("node"))
@@ -24,6 +30,9 @@ _APPLIED = (
 _GENERATIONS = select(NodeRow.id, NodeRow.generation)
 _GENERATION = _GENERATIONS.where(NodeRow.id == bindparam("node"))
 _SOME_GENERATIONS = _GENERATIONS.where(NodeRow.id.in_(bindparam("nodes", expanding=True)))
+_STANDINGS = select(NodeRow.id, NodeRow.incarnation, NodeRow.generation).where(
+    NodeRow.id.in_(bindparam("nodes", expanding=True))
+)
 _MANY = 100  # a list of more names than that costs more than all rows
 _NEXT_REPORT = (
     update(BeatRow)
@@ -53,6 +62,11 @@ class SqlNodes:
         """See the port."""
         row = self._connection.execute(_GET, {"node": node_id}).first()
         return _node(row) if row else None
+
+    def some(self, node_ids: Collection[str]) -> dict[str, Node]:
+        """See the port."""
+        rows = self._connection.execute(_SOME, {"nodes": list(node_ids)})
+        return {row.id: _node(row) for row in rows}
 
     def by_name(self, name: str) -> Node | None:
         """See the port."""
@@ -129,6 +143,11 @@ class SqlNodes:
             rows = execute(_GENERATIONS)
         return {node_id: generation for node_id, generation in rows if node_id in node_ids}
 
+    def standings(self, node_ids: Collection[str]) -> dict[str, tuple[int, int]]:
+        """See the port."""
+        rows = self._connection.execute(_STANDINGS, {"nodes": list(node_ids)})
+        return {node_id: (incarnation, generation) for node_id, incarnation, generation in rows}
+
     def beats(self) -> dict[str, int]:
         """See the port."""
         found = (
@@ -152,6 +171,32 @@ class SqlNodes:
         self._connection.execute(
             update(SessionRow).where(SessionRow.node_id == node_id).values(after_sequence=0)
         )
+
+    def took(self, told: Sequence[tuple[Changes, int]]) -> None:
+        """See the port."""
+        if not told:
+            return
+        # One order, as signs of life have, which are written beside changes: no deadlock.
+        ordered = sorted(told, key=lambda one: one[0].node_id)
+        self._connection.execute(
+            _NEXT_REPORT,
+            [
+                {
+                    "node": one.node_id,
+                    "its_incarnation": one.incarnation,
+                    "its_sequence": one.sequence,
+                    "now_ms": self._now_ms,
+                }
+                for one, _ in ordered
+            ],
+        )
+        self._connection.execute(
+            _APPLIED, [{"node": one.node_id, "applied": applied} for one, applied in ordered]
+        )
+
+    def with_open_claims(self, node_ids: Collection[str]) -> set[str]:
+        """See the port."""
+        return set(self._connection.execute(_OPEN_CLAIMS, {"nodes": list(node_ids)}).scalars())
 
     def next_report(self, node_id: str, incarnation: int, sequence: int) -> bool:
         """See the port."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
@@ -29,6 +29,7 @@ _GET = _SELECT.where(VgpuRow.id == bindparam("vgpu"))
 _OF_NODE = _SELECT.where(VgpuRow.node_id == bindparam("node")).order_by(VgpuRow.id)
 _DESIRED = (
     select(
+        VgpuRow.node_id,
         VgpuRow.id,
         VgpuRow.name,
         VgpuRow.tenant_id,
@@ -40,19 +41,26 @@ _DESIRED = (
         VgpuRow.memory_mib,
         VgpuRow.state,
     )
-    .where(VgpuRow.node_id == bindparam("node"))
+    .where(VgpuRow.node_id.in_(bindparam("nodes", expanding=True)))
     .order_by(VgpuRow.id)
 )
 _MODES = {one.value: one for one in Mode}  # a call of the class costs five times as much
 _POLICIES = {one.value: one for one in Policy}
-_UNSETTLED = _OF_NODE.where(
+_UNSETTLED = _SELECT.where(
+    VgpuRow.node_id.in_(bindparam("nodes", expanding=True)),
     or_(
         VgpuRow.state != State.READY.value,
         VgpuRow.compute_held_percent != VgpuRow.compute_percent,
         VgpuRow.memory_held_mib != VgpuRow.memory_mib,
         VgpuRow.id.in_(bindparam("named", expanding=True)),
-    )
+    ),
+).order_by(VgpuRow.id)
+_SET_READY = (
+    update(VgpuRow)
+    .where(VgpuRow.id.in_(bindparam("vgpus", expanding=True)))
+    .values(state=State.READY.value, version=VgpuRow.version + 1)
 )
+_AT_ONCE = 500  # values of a statement: SQLite bounds them
 _CHANGING = (
     "policy",
     "priority",
@@ -107,22 +115,23 @@ class SqlVgpus:
         """See the port."""
         return [_vgpu(row) for row in self._connection.execute(_OF_NODE, {"node": node_id})]
 
-    def desired(self, node_id: str) -> tuple[list[DesiredVgpu], list[str]]:
+    def desired(self, node_ids: Collection[str]) -> dict[str, tuple[list[DesiredVgpu], list[str]]]:
         """See the port."""
-        wanted, deleting = [], []
-        rows = self._connection.execute(_DESIRED, {"node": node_id})
-        for key, name, tenant_id, gpu, mode, policy, priority, compute, memory, state in rows:
+        found: dict[str, tuple[list[DesiredVgpu], list[str]]] = {}
+        for row in self._connection.execute(_DESIRED, {"nodes": list(node_ids)}):
+            node_id, key, name, tenant_id, gpu, mode, policy, priority, compute, memory, state = row
+            wanted, deleting = found.setdefault(str(node_id), ([], []))
             if state == State.DELETING.value:
                 deleting.append(key)
                 continue
             kinds = _MODES[mode], _POLICIES[policy]
             share = Share(compute, memory)
             wanted.append(DesiredVgpu(key, name, tenant_id, gpu or "", *kinds, priority, share))
-        return wanted, deleting
+        return found
 
-    def unsettled(self, node_id: str, named: Collection[str]) -> list[Vgpu]:
+    def unsettled(self, node_ids: Collection[str], named: Collection[str]) -> list[Vgpu]:
         """See the port."""
-        values = {"node": node_id, "named": list(named)}
+        values = {"nodes": list(node_ids), "named": list(named)}
         return [_vgpu(row) for row in self._connection.execute(_UNSETTLED, values)]
 
     def add(self, vgpu: Vgpu) -> None:
@@ -138,6 +147,12 @@ class SqlVgpus:
         """See the port."""
         values = {f"its_{name}": value for name, value in _changing(vgpu).items()}
         self._connection.execute(_PUT, {"vgpu": vgpu.id, **values})
+
+    def set_ready(self, vgpu_ids: Sequence[str]) -> None:
+        """See the port."""
+        for start in range(0, len(vgpu_ids), _AT_ONCE):
+            some = list(vgpu_ids[start : start + _AT_ONCE])
+            self._connection.execute(_SET_READY, {"vgpus": some})
 
     def set_used(self, memory_used_mib: Mapping[str, int]) -> None:
         """See the port."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from gpupool.controller.core.errors import RefusedError
 from gpupool.controller.core.gpu import Pool as GpuPool
 from gpupool.controller.core.node import Changes, Report, Reported, SessionReport
 from gpupool.controller.core.ports import Page, Tables
-from gpupool.controller.core.vgpu import Change, Mode, State, VgpuReport
+from gpupool.controller.core.vgpu import Change, Mode, Selector, State, VgpuReport
 from tests.controller.pool import FakeNode, Pool
 
 _numbers = itertools.count()
@@ -28,6 +29,7 @@ class Teller:
         self.node = node
         self.taken: Report | None = None
         self.wholes = 0
+        self.beside: Teller | None = None  # tells in the same transaction, each time
 
     def changes(self, now: Report) -> Changes:
         """From the last that was accepted."""
@@ -57,7 +59,19 @@ class Teller:
 
     def send(self, changes: Changes) -> Reported:
         """One difference."""
-        return self.pool.store.change(lambda tables: reporting.changes(tables, changes))
+        if self.beside is None:
+            return self.pool.store.change(lambda tables: reporting.changes(tables, changes))
+        return self.together(changes, self.beside)
+
+    def together(self, changes: Changes, other: Teller) -> Reported:
+        """The same, with one of another node; what becomes of this one."""
+        other.node.sequence += 1
+        now = other.node.picture(other.node.sequence)
+        both = [changes, other.changes(now)]
+        told, its = self.pool.store.change(lambda tables: reporting.changes_of(tables, both))
+        assert its.accepted
+        other.taken = now
+        return told
 
     def tell(self, **picture: Any) -> Reported:
         """As a difference where that is possible, else whole."""
@@ -116,6 +130,45 @@ def test_a_difference_says_what_is_new(pool: Pool, teller: Teller) -> None:
     assert pool.is_gone(new.id)
     assert (pool.vgpu(old.id).state, pool.vgpu(third.id).state) == (State.READY, State.READY)
     assert teller.wholes == 0
+    pool.check()
+
+
+def test_differences_of_many_nodes_are_taken_together(pool: Pool, teller: Teller) -> None:
+    """Each by itself: what one says of another's vGPUs is not believed, and what only a whole
+    picture can settle does not hold up the others.
+    """
+    tenant = pool.tenant()
+    others = [Teller(pool, pool.node(f"m{number}")) for number in range(4)]
+    every = [teller, *others]
+    for one in others:
+        one.tell()
+    made = {
+        one.node.id: pool.create(tenant, one.node.name, selector=Selector(node=one.node.name))
+        for one in every
+    }
+    told = []
+    for one in every:
+        one.node.sequence += 1
+        told.append(one.changes(one.node.picture(one.node.sequence)))
+    used = VgpuReport(made[others[0].node.id].id, 25, 1000, memory_used_mib=9)
+    told[1] = replace(told[1], vgpus=(used,))
+    told[2] = replace(told[2], vgpus=told[3].vgpus)  # silent about its own
+    told[4] = replace(told[4], incarnation=9)
+    done = pool.store.change(lambda tables: reporting.changes_of(tables, told))
+    assert [(one.accepted, one.known, one.whole) for one in done] == [
+        *[(True, True, False)] * 2,
+        (False, True, True),
+        (True, True, False),
+        (False, False, False),
+    ]
+    states = [pool.vgpu(made[one.node.id].id).state for one in every]
+    assert states == [State.READY, State.READY, State.PLACED, State.READY, State.PLACED]
+    assert pool.vgpu(used.id).memory_used_mib == 9
+    node = pool.store.read(lambda tables: tables.nodes.get(teller.node.id))
+    assert node is not None
+    assert (node.sequence, node.applied_generation) == (told[0].sequence, node.generation)
+    again = pool.store.change(lambda tables: reporting.changes_of(tables, told))
+    assert [one.accepted for one in again] == [False] * 5
     pool.check()
 
 
@@ -216,6 +269,9 @@ def test_after_a_difference_the_whole_picture_is_no_news(
     number = next(_numbers)  # the database is the same for all examples
     tenant = pool.tenant(f"t-{number}")
     teller = Teller(pool, pool.node(f"n-{number}", gpus=2))
+    if number % 2:
+        teller.beside = Teller(pool, pool.node(f"m-{number}", gpus=0))
+        teller.beside.tell()
     names: list[str] = []
     for what, which, percent in plan:
         try:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from gpupool.cli import opengl
 from gpupool.hostd.adapters import native_files
 from gpupool.hostd.endpoint import Endpoint
 
@@ -196,6 +197,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="with --profile: JSON on stderr, not a table"
     )
     parser.add_argument(
+        "--opengl",
+        choices=opengl.CHOICES,
+        default="auto",
+        help="OpenGL of CMD on the vGPU, too: where this machine's Mesa can (auto, the default), "
+        "or the reason why not (yes), or not at all (docs/opengl.md)",
+    )
+    parser.add_argument(
         "--print-env",
         action="store_true",
         help="print shell commands that set the variables; run nothing",
@@ -285,6 +293,19 @@ def _run(words: list[str], arguments: argparse.Namespace) -> int:
         return FAILED
     if arguments.print_env:
         return _print(variables)
+    try:
+        wanted, private = opengl.wanted(arguments.opengl)
+        if not wanted:
+            return _go(words, variables, arguments)
+        with opengl.Relay({**os.environ, **variables}, private=private) as relay:
+            variables |= relay.variables(os.environ)
+            return _go(relay.words(words), variables, arguments)
+    except opengl.OpenGlError as error:
+        print(f"gpupool run: --opengl: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _go(words: list[str], variables: Mapping[str, str], arguments: argparse.Namespace) -> int:
     if arguments.profile is None:
         return execute(words, {**os.environ, **variables})
     return _profiled(words, variables, arguments)

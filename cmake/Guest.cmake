@@ -47,3 +47,16 @@ set_target_properties(guest_nvml PROPERTIES OUTPUT_NAME nvidia-ml PREFIX lib SUF
 add_dependencies(guest_nvml gpupool_nvml_codegen)
 add_custom_command(TARGET guest_nvml POST_BUILD
   COMMAND ${CMAKE_COMMAND} -E create_symlink libnvidia-ml.so.1 ${GPUPOOL_GUEST_FOLDER}/libnvidia-ml.so)
+
+# What OpenGL programs reach the host through: a program of its own, beside the libraries.
+file(GLOB OPENGL_SOURCES CONFIGURE_DEPENDS ${GPUPOOL_ROOT}/guest/opengl/*.cpp)
+add_executable(guest_opengl ${OPENGL_SOURCES} ${GPUPOOL_ROOT}/guest/runtime/log.cpp
+               ${GPUPOOL_ROOT}/guest/runtime/transport/endpoint.cpp
+               ${GPUPOOL_ROOT}/guest/runtime/transport/guest_file.cpp
+               ${GPUPOOL_ROOT}/guest/runtime/transport/secure.cpp ${TLS_SOURCES})
+target_link_libraries(guest_opengl PRIVATE gpupool_flags ${CMAKE_DL_LIBS})
+target_include_directories(guest_opengl PRIVATE ${GPUPOOL_GENERATED_DIR})
+target_link_options(guest_opengl PRIVATE $<$<CXX_COMPILER_ID:GNU>:-static-libstdc++;-static-libgcc> -Wl,-z,now)
+add_dependencies(guest_opengl gpupool_codegen)
+set_target_properties(guest_opengl PROPERTIES OUTPUT_NAME gpupool-opengl
+                      RUNTIME_OUTPUT_DIRECTORY ${GPUPOOL_GUEST_FOLDER})

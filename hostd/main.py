@@ -144,7 +144,7 @@ def real_workers(
         json=config.log_format == "json",
         priorities=wants_priorities(config.log_priorities),
     )
-    return SubprocessWorkers(program, tail, sandbox, groups)
+    return SubprocessWorkers(program, tail, sandbox, groups, native_files.locate().renderer)
 
 
 class Hostd:

@@ -40,7 +40,7 @@ HELLO_FIELDS = (
     # Since 1.1.
     ("nonce", "16s"),
     ("lanes", "I"),
-    ("reserved", "I"),
+    ("kind", "I"),
     # Since 1.2.
     ("policy", "I"),
     ("wait_s", "I"),
@@ -99,6 +99,18 @@ class TransportKind(enum.IntEnum):
     @property
     def word(self) -> str:
         """The name people use: `shm`, `tcp`, `vsock`, `rdma`, `tls`."""
+        return self.name.lower()
+
+
+class SessionKind(enum.IntEnum):
+    """What a session is for."""
+
+    CUDA = 0
+    OPENGL = 1
+
+    @property
+    def word(self) -> str:
+        """The name in lists: `cuda`, `opengl`."""
         return self.name.lower()
 
 
@@ -173,6 +185,7 @@ class Hello:
     token: bytes = b""
     nonce: bytes = b""  # which lanes are this session's
     lanes: int = 0  # further connections that it has opened
+    kind: int = SessionKind.CUDA  # a SessionKind, or an unknown number
     policy: int = 0  # as in hostd/pages/quota_page.hpp: 0 elastic, 1 hard
     wait_s: int = 0  # how long it would wait for room; 0: it would not
     vgpu: str = ""  # the name of one, or "~KEY": the one of all processes that say this KEY
@@ -192,7 +205,7 @@ class Hello:
             )
         words = _HELLO.unpack(raw.ljust(HELLO_BYTES, b"\0"))
         values = dict(zip((name for name, _ in HELLO_FIELDS), words, strict=True))
-        del values["magic"], values["bytes"], values["reserved"]
+        del values["magic"], values["bytes"]
         values["client_version"] = _text(values["client_version"])
         values["program"] = _text(values["program"])
         values["vgpu"] = _text(values["vgpu"])
@@ -218,7 +231,7 @@ class Hello:
             self.token,
             self.nonce,
             self.lanes,
-            0,
+            self.kind,
             self.policy,
             self.wait_s,
             _fit(self.vgpu, 64),

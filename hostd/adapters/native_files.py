@@ -1,5 +1,5 @@
-"""Where the C++ parts are: the guest runtime, the worker, the arbiter, the end of TLS, the
-software GPU.
+"""Where the C++ parts are: the guest runtime, the worker, the renderer, the arbiter, the end of
+TLS, the software GPU.
 
 Two layouts, the same files: the installed package (`gpupool/native/...`, see install() in
 CMakeLists.txt) and CMake's build folder. GPUPOOL_NATIVE_DIR names a folder of either layout and
@@ -17,6 +17,8 @@ from pathlib import Path
 _LAYOUT = {
     "guest_library": ("guest/libcuda.so.1", "lib/guest/libcuda.so.1"),
     "worker": ("libexec/gpupool-worker", "libexec/gpupool-worker"),
+    "renderer": ("libexec/gpupool-renderer", "libexec/gpupool-renderer"),
+    "opengl": ("guest/gpupool-opengl", "lib/guest/gpupool-opengl"),
     "tls": ("libexec/gpupool-tls", "libexec/gpupool-tls"),
     "arbiter": ("libexec/gpupool-arbiter", "libexec/gpupool-arbiter"),
     "relay": ("libexec/gpupool-vsock", "libexec/gpupool-vsock"),
@@ -31,6 +33,8 @@ class NativeFiles:
     root: Path  # where was looked
     guest_library: Path | None
     worker: Path | None
+    renderer: Path | None  # of OpenGL; not built where virglrenderer's headers are missing
+    opengl: Path | None  # what programs' OpenGL dials (guest/opengl)
     tls: Path | None
     arbiter: Path | None
     relay: Path | None  # of virtual machines (hostd/vsock)
@@ -44,7 +48,7 @@ class NativeFiles:
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of the parts that every host needs and that are not there."""
-        needed = (part for part in _LAYOUT if part != "relay")
+        needed = (part for part in _LAYOUT if part not in ("relay", "renderer", "opengl"))
         return tuple(part.replace("_", " ") for part in needed if getattr(self, part) is None)
 
 

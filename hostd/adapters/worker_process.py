@@ -29,6 +29,7 @@ from gpupool.hostd.adapters.waiting_workers import (
 from gpupool.hostd.core.ports import PortError, WorkerEnd, WorkerOrder, WorkerProcess
 from gpupool.hostd.core.sandbox import Sandbox
 from gpupool.hostd.log import fields
+from gpupool.wire.hello import SessionKind
 
 log = logging.getLogger("gpupool.hostd")
 
@@ -90,9 +91,13 @@ class SubprocessWorkers:
         tail: list[str],
         sandbox: Sandbox = Sandbox(),  # noqa: B008 (frozen)
         groups: Groups | None = None,
+        renderer: Path | None = None,
     ) -> None:
-        """`tail`: arguments that every worker gets (see `common_arguments`)."""
+        """`tail`: arguments that every worker gets (see `common_arguments`). `renderer`: the
+        program that serves OpenGL.
+        """
         self._program = program
+        self._renderer = renderer
         self._tail = tail
         self._sandbox = sandbox
         self._groups = groups if sandbox.cgroup else None
@@ -108,9 +113,11 @@ class SubprocessWorkers:
         ours = (order.socket_fd, order.window_fd, order.usage_fd, order.exchange_fd)
         pages = (*order.quota_fds, *order.account_fds, *order.lane_fds, *order.lease_fds)
         fds = tuple(fd for fd in (*ours, order.client_pidfd, *pages) if fd is not None)
-        child = self._use_waiting(order, fds)
+        cuda = order.kind is SessionKind.CUDA
+        child = self._use_waiting(order, fds) if cuda else None
         if child is None:
-            child = self._spawn(order.tenant, arguments(order), fds, order.devices)
+            program = self._program if cuda else self._renderer_program()
+            child = self._spawn(program, order.tenant, arguments(order), fds, order.devices)
             self._enter_group(order.session_id, child.pid)
         ticks = start_ticks(child.pid)
         self._children[child.pid] = child
@@ -131,7 +138,8 @@ class SubprocessWorkers:
         words += ["--session-id", SESSION_PLACE]
         try:
             with theirs:
-                child = self._spawn(tenant, words, (theirs.fileno(),), devices)
+                fds = (theirs.fileno(),)
+                child = self._spawn(self._program, tenant, words, fds, devices)
             mine.setblocking(False)
             self._waiting.add(child, mine, tenant, library, devices)
         except (PortError, OSError) as error:
@@ -161,10 +169,23 @@ class SubprocessWorkers:
         reap(one)
         return None
 
+    def _renderer_program(self) -> Path:
+        if self._renderer is None:
+            raise PortError(
+                "OpenGL was asked for, and gpupool-renderer is not built here: it needs "
+                "virglrenderer (Debian: libvirglrenderer-dev, libegl-dev) when gpupool is built"
+            )
+        return self._renderer
+
     def _spawn(
-        self, tenant: int, words: list[str], fds: tuple[int, ...], devices: tuple[str, ...]
+        self,
+        program: Path | None,
+        tenant: int,
+        words: list[str],
+        fds: tuple[int, ...],
+        devices: tuple[str, ...],
     ) -> subprocess.Popen[bytes]:
-        if self._program is None:
+        if program is None:
             raise PortError(
                 "gpupool-worker is not built or not installed; run `gpupool doctor` on the host"
             )
@@ -172,7 +193,7 @@ class SubprocessWorkers:
         cache = make_cache_folder(sandbox.cache(tenant), sandbox.user(tenant))
         try:
             return subprocess.Popen(  # noqa: S603 (our own worker)
-                [str(self._program), *words, *sandbox.arguments(tenant, cache), *self._tail],
+                [str(program), *words, *sandbox.arguments(tenant, cache), *self._tail],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # stray output of a library belongs in the log
                 pass_fds=fds,
@@ -185,7 +206,7 @@ class SubprocessWorkers:
                 start_new_session=True,
             )
         except OSError as error:
-            raise PortError(f"{self._program}: {error.strerror}") from error
+            raise PortError(f"{program}: {error.strerror}") from error
 
     def _enter_group(self, session_id: int, pid: int) -> None:
         """Before the worker can have read anything of its client's: it has yet to load a driver."""
@@ -202,8 +223,7 @@ class SubprocessWorkers:
 
     def find(self, session_id: int, tenant: int) -> WorkerProcess | None:
         """Looks through /proc for our worker program serving that session."""
-        if self._program is None:
-            return None
+        programs = {os.fsencode(one) for one in (self._program, self._renderer) if one is not None}
         wanted = [b"--session-id", str(session_id).encode()]
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
@@ -212,10 +232,7 @@ class SubprocessWorkers:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 user = self._sandbox.user(tenant)
                 possible = {os.getuid(), user.uid if user else os.getuid()}
-                if (
-                    os.fsencode(self._program) not in words[:2]
-                    or real_uid(int(entry.name)) not in possible
-                ):
+                if not programs & set(words[:2]) or real_uid(int(entry.name)) not in possible:
                     continue
                 ticks = start_ticks(int(entry.name))
                 if ticks is not None and wanted in [words[i : i + 2] for i in range(len(words))]:

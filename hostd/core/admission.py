@@ -21,6 +21,7 @@ from gpupool.wire.hello import (
     PROTOCOL_MINOR,
     Hello,
     HelloHeader,
+    SessionKind,
     TransportKind,
     WelcomeStatus,
     hello_bytes,
@@ -96,6 +97,7 @@ class Grant:
     window_bytes: int
     window_base: int
     caps: Caps
+    kind: SessionKind = SessionKind.CUDA
 
 
 def wanted_of(asking: Hello | Query, limits: Limits) -> Wanted:
@@ -150,6 +152,7 @@ def admit(
         check_token(hello.token, door)
         or _check_transport(hello, door)
         or check_lanes(hello)
+        or _check_kind(hello)
         or _check_window(hello, limits)
         or check_devices(inventory)
         or _check_limits(hello, limits, inventory, sessions)
@@ -161,6 +164,7 @@ def admit(
             window_bytes=limits.window_mib * MIB,
             window_base=hello.window_base,
             caps=replace(limits.caps, scrub=door.scrub),
+            kind=SessionKind(hello.kind),
         )
     )
 
@@ -235,6 +239,17 @@ def check_lanes(hello: Hello) -> Refusal | None:
         WelcomeStatus.BAD_REQUEST,
         f"the client has {hello.lanes} further connections; allowed are {MAX_LANES}, and none on "
         "shared memory",
+    )
+
+
+def _check_kind(hello: Hello) -> Refusal | None:
+    """OpenGL has one connection."""
+    if hello.kind == SessionKind.CUDA or (hello.kind == SessionKind.OPENGL and not hello.lanes):
+        return None
+    return Refusal(
+        WelcomeStatus.BAD_REQUEST,
+        f"a session of kind {hello.kind} with {hello.lanes} further connections: update gpupool "
+        "on the host",
     )
 
 

@@ -41,7 +41,7 @@ from gpupool.hostd.core.vgpu import Quota, Wanted
 from gpupool.hostd.core.vgpu_table import NoRowError
 from gpupool.hostd.core.waiting_line import Ticket, WaitingLine
 from gpupool.hostd.log import fields
-from gpupool.wire.hello import Hello, WelcomeStatus
+from gpupool.wire.hello import Hello, SessionKind, WelcomeStatus
 from gpupool.wire.query import Query, Report
 
 log = logging.getLogger("gpupool.hostd")
@@ -304,6 +304,7 @@ class Host:
             vgpu=plan.names or (hello.vgpu if plan.vgpus or plan.group else ""),
             policy=plan.quota.policy.value,
             priority=plan.quota.priority,
+            kind=grant.kind.word,
             seats=seats,
         )
         session = replace(session, isolation=self._ports.workers.isolation(session.tenant_number))
@@ -331,12 +332,14 @@ class Host:
             return session
         self._watch_client(session)
         self._save(session)
-        self._ahead.session_started(session.tenant_number, self.inventory)
+        if grant.kind is SessionKind.CUDA:
+            self._ahead.session_started(session.tenant_number, self.inventory)
         log.info(
             "session started",
             extra=fields(
                 {
                     "session": session.id,
+                    "kind": session.kind,
                     "program": session.program,
                     "pid": session.pid,
                     "uid": session.uid,

@@ -24,6 +24,7 @@ from gpupool.hostd.core.admission import Caps
 from gpupool.hostd.core.gpu import Inventory
 from gpupool.hostd.core.session import Session
 from gpupool.hostd.core.vgpu import Seat, Vgpu
+from gpupool.wire.hello import SessionKind
 
 
 class PortError(RuntimeError):
@@ -66,6 +67,7 @@ class WorkerOrder:
     caps: Caps = Caps()  # noqa: RUF009 (frozen)
     exchange_fd: int | None = None
     tenant: int = 0  # Session.tenant_number
+    kind: SessionKind = SessionKind.CUDA
     lane_fds: tuple[int, ...] = ()  # further connections
     asked_lanes: int = 0  # so many had the client opened
     # Of its vGPUs, in the order of `devices`; all empty: nothing is enforced.
@@ -86,6 +88,7 @@ class WorkerProcess:
 
 # hostd/worker/log.hpp, and what the kernel does where SIGSYS (31) has no handler.
 _EXIT_CODES = {
+    75: " (the vGPU's memory was used up, and OpenGL's protocol has no other way to say so)",
     76: " (the client broke the protocol)",
     77: " (a system call that the sandbox refuses; the worker's line above says which)",
 }

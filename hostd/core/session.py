@@ -36,7 +36,7 @@ _NEXT = {
 
 # May be missing in the record of an older hostd, whose sessions go on.
 _ADDED = {"isolation", "client_start_ticks", "client_address", "owner", "client_pid"}
-_ADDED |= {"vgpu", "policy", "priority", "seats"}
+_ADDED |= {"vgpu", "policy", "priority", "seats", "kind"}
 
 
 class IllegalTransitionError(RuntimeError):
@@ -74,6 +74,7 @@ class Session:
     vgpu: str = ""  # name of the vGPU that it uses; empty: one of its own
     policy: str = SharePolicy.ELASTIC.value
     priority: int = 0
+    kind: str = "cuda"  # or "opengl"
     seats: tuple[Seat, ...] = ()  # in the order of `devices`; none in an older hostd's record
 
     @property

@@ -19,7 +19,7 @@ from gpupool.hostd.core.ports import (
     WorkerProcesses,
 )
 from gpupool.hostd.core.session import Session
-from gpupool.wire.hello import TransportKind
+from gpupool.wire.hello import SessionKind, TransportKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,15 @@ def start_worker(
     further ones; the client had `asked_lanes` of those. All descriptors are borrowed. Raises
     PortError.
     """
-    shared = grant.transport is TransportKind.SHM
+    cuda = grant.kind is SessionKind.CUDA
+    shared = cuda and grant.transport is TransportKind.SHM
     usage_fd = ports.store.create_usage(session.id)
     window_fd = exchange_fd = None
     pages: list[tuple[int, int, int]] = []
     try:
         pages = allocations.open(session)
         window_fd = ports.windows.create(grant.window_bytes) if shared else None
-        exchange_fd = ports.exchange.join(session.id, session.tenant)
+        exchange_fd = ports.exchange.join(session.id, session.tenant) if cuda else None
         return ports.workers.start(
             WorkerOrder(
                 session_id=session.id,
@@ -76,6 +77,7 @@ def start_worker(
                 caps=grant.caps,
                 exchange_fd=exchange_fd,
                 tenant=session.tenant_number,
+                kind=grant.kind,
                 quota_fds=tuple(quota for quota, _, _ in pages),
                 account_fds=tuple(account for _, account, _ in pages),
                 lease_fds=tuple(lease for _, _, lease in pages),

@@ -21,6 +21,9 @@ inline constexpr u32 kNonceBytes = 16;
 
 enum class TransportKind : u32 { shm = 1, tcp = 2, vsock = 3, rdma = 4, tls = 5 };
 
+// What the session is for.
+enum class SessionKind : u32 { cuda = 0, opengl = 1 };
+
 enum class WelcomeStatus : u32 {
   ok = 0,
   version = 1,      // protocol versions do not fit
@@ -50,7 +53,7 @@ struct Hello {
   // Since 1.1.
   u8 nonce[kNonceBytes] = {};  // which lanes are this session's
   u32 lanes = 0;               // how many there are; 0: nonce means nothing
-  u32 reserved = 0;
+  SessionKind kind = SessionKind::cuda;
   // Since 1.2.
   u32 policy = 0;      // SharePolicy of hostd/pages/quota_page.hpp
   u32 wait_s = 0;      // how long it would wait for room; 0: it would not

@@ -8,6 +8,7 @@ from typing import Protocol
 from gpupool.cli.model import (
     Event,
     Gpu,
+    KataDevice,
     NewToken,
     Node,
     Operation,
@@ -107,6 +108,18 @@ class Local(Backend, Protocol):
 
     def release_vm(self, uuid: str) -> None:
         """Its sessions end."""
+        ...
+
+    def kata_devices(self) -> list[KataDevice]: ...
+
+    def allow_kata(self, device: KataDevice) -> str:
+        """Makes or replaces it; the folder that its container gets."""
+        ...
+
+    def disallow_kata(self, name: str) -> None: ...
+
+    def release_kata(self, name: str) -> bool:
+        """Takes it from its container; False: none has it."""
         ...
 
 

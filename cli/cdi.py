@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpupool.cli import parameters
+from gpupool.cli import cdi_edits, parameters
 from gpupool.hostd.adapters import cdi, native_files
 
 DESCRIPTION = """\
@@ -32,10 +32,6 @@ examples:
   podman run --device gpupool.dev/vgpu=trainer IMAGE python3 train.py
 """
 KIND = "gpupool.dev/vgpu"
-_LIBRARIES = ("libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "libnvidia-ml.so")
-# Where the loaders of Debian's and Fedora's kin look without being told, and what images made for
-# NVIDIA's runtime have in LD_LIBRARY_PATH. So nothing of the image's environment is replaced.
-_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/lib64")
 
 
 def main(
@@ -98,22 +94,13 @@ def specification(
     name: str, guest_dir: Path, socket: Path, asked: dict[str, str]
 ) -> dict[str, Any]:
     """The content of the file. `asked`: variables of the guest runtime; empty ones are left out."""
-    read_only = ["ro", "nosuid", "nodev", "bind"]
-    mounts = [
-        {
-            "hostPath": str((guest_dir / library).resolve()),
-            "containerPath": f"{folder}/{library}",
-            "options": read_only,
-        }
-        for folder in _FOLDERS
-        for library in _LIBRARIES
-    ]
+    mounts = cdi_edits.libraries(guest_dir)
     # The folder, as a socket that is mounted alone would be the old one after a restart of hostd.
     mounts.append(
         {
             "hostPath": str(socket.parent),
             "containerPath": str(socket.parent),
-            "options": [*read_only, "noexec"],
+            "options": [*cdi_edits.READ_ONLY, "noexec"],
         }
     )
     variables = {"GPUPOOL_ENDPOINT": f"unix:{socket}", **asked}

@@ -21,6 +21,7 @@ COMMANDS = {
     "gpu": "show the GPUs, and move them between the pools",
     "session": "show and end the client programs that use vGPUs",
     "vm": "give vGPUs to virtual machines of libvirt, and show them",
+    "kata": "give vGPUs to Kata containers, and show them",
     "operation": "show and cancel long actions",
     "host": "install hostd on machines, over ssh",
     "node": "show, cordon and remove the machines that a controller knows",
@@ -35,7 +36,7 @@ GROUPS = {
         *("run", "devices", "status", "smi", "cdi", "stop", "bench", "doctor"),
     ),
     "vGPUs and GPUs, of this machine's hostd or of a controller": (
-        *("vgpu", "gpu", "session", "vm", "operation"),
+        *("vgpu", "gpu", "session", "vm", "kata", "operation"),
     ),
     "a controller": ("host", "node", "tenant", "token", "events"),
     "daemons": ("hostd", "controller"),

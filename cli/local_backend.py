@@ -11,6 +11,7 @@ from gpupool.cli import admin
 from gpupool.cli.backend import BackendError, RefusedError
 from gpupool.cli.model import (
     Gpu,
+    KataDevice,
     Operation,
     PoolMove,
     Quota,
@@ -176,6 +177,32 @@ class LocalBackend:
         """As the hook does."""
         self._call("vm_release", uuid=uuid)
 
+    def kata_devices(self) -> list[KataDevice]:
+        """By name."""
+        return self._ask("kata_list").each("devices", _kata_device)
+
+    def allow_kata(self, device: KataDevice) -> str:
+        """Makes or replaces it; the folder that its container gets."""
+        vgpu = {
+            "compute_percent": device.compute_percent,
+            "memory_mib": device.memory_mib,
+            "count": device.count,
+            "mode": device.mode,
+            "policy": device.policy,
+        }
+        texts = {key: getattr(device, key) for key in ("tenant", "namespace", "pod", "container")}
+        answer = self._call("kata_allow", name=device.name, vgpus=[vgpu], **texts)
+        return Record(answer, "hostd's answer").text("folder")
+
+    def disallow_kata(self, name: str) -> None:
+        """Nobody uses it."""
+        self._call("kata_disallow", name=name)
+
+    def release_kata(self, name: str) -> bool:
+        """Its container's sessions end."""
+        answer = self._call("kata_release", name=name)
+        return Record(answer, "hostd's answer").flag("released")
+
     def _needs_controller(self, what: str) -> BackendError:
         return RefusedError(
             f"{what} are a controller's, and {self.where} was asked; name a controller with "
@@ -320,6 +347,33 @@ def _vm(content: Any) -> Vm:
         tuple(one.each("sessions", int)),
         health.text("state", "unknown"),
         health.text("detail", ""),
+    )
+
+
+def _kata_device(content: Any) -> KataDevice:
+    one = Record(content, "hostd's Kata device")
+    vgpus = one.each("vgpus", lambda each: Record(each, "hostd's vGPU"))
+    first = vgpus[0] if vgpus else Record({}, "hostd's vGPU")
+    use = Record(one.inner("use"), "hostd's Kata container")
+    container = Record(use.inner("container"), "hostd's Kata container")
+    hypervisor = Record(use.inner("hypervisor"), "hostd's hypervisor")
+    names = (container.text(key, "") for key in ("namespace", "pod", "name"))
+    return KataDevice(
+        one.text("name"),
+        first.number("compute_percent", 0),
+        first.number("memory_mib", 0),
+        len(vgpus),
+        first.text("mode", "reserved"),
+        first.text("policy", "elastic"),
+        one.text("tenant", ""),
+        one.text("namespace", ""),
+        one.text("pod", ""),
+        one.text("container", ""),
+        used_by="/".join(name for name in names if name) or container.text("id", ""),
+        sandbox=container.text("sandbox", ""),
+        hypervisor=hypervisor.text("kind", ""),
+        vgpus=tuple(one.each("has", str)),
+        sessions=tuple(one.each("sessions", int)),
     )
 
 

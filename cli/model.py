@@ -266,6 +266,27 @@ class Vm:
 
 
 @dataclass(frozen=True, slots=True)
+class KataDevice:
+    """What one Kata container may have, and who has it. Patterns are the shell's; empty: all."""
+
+    name: str
+    compute_percent: int = 0
+    memory_mib: int = 0
+    count: int = 1  # vGPUs of this size
+    mode: str = "reserved"
+    policy: str = "elastic"
+    tenant: str = ""
+    namespace: str = ""
+    pod: str = ""
+    container: str = ""
+    used_by: str = ""  # namespace/pod/container, or a container's id
+    sandbox: str = ""  # that one's
+    hypervisor: str = ""
+    vgpus: tuple[str, ...] = ()  # names of those that it has now
+    sessions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class VmHost:
     """The virtual machines of one host."""
 

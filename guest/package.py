@@ -25,18 +25,27 @@ class PackageError(Exception):
 
 def write(target: Path, libraries: Path, template: Path) -> None:
     """Makes the archive, with the libraries of a folder. Raises PackageError and OSError."""
-    missing = [name for name in LIBRARIES if not (libraries / name).is_file()]
-    if missing:
-        raise PackageError(f"{libraries} has no {' and no '.join(missing)}")
+    _check(libraries)
     unit = template.read_text(encoding="utf-8").replace("{{ folder }}", f"/{FOLDER}")
     with tarfile.open(target, "w:gz") as archive:
-        for name in LIBRARIES:
-            _add(archive, f"{FOLDER}/lib/{name}", (libraries / name).read_bytes(), 0o644)
-            link = tarfile.TarInfo(f"{FOLDER}/lib/{name.removesuffix('.1')}")
-            link.type, link.linkname = tarfile.SYMTYPE, name
-            archive.addfile(link)
+        _add_libraries(archive, libraries)
         _add(archive, f"{FOLDER}/agent", agent(), 0o755)
         _add(archive, UNIT, unit.encode(), 0o644)
+
+
+def write_kata(target: Path, libraries: Path, specification: str, template: Path) -> None:
+    """Makes the archive for a guest image of Kata's: the libraries, and a CDI specification where
+    Kata's agent finds it. Raises PackageError and OSError.
+    """
+    _check(libraries)
+    name, path = "gpupool.dev-vgpu.json", f"{FOLDER}/gpupool.dev-vgpu.json"
+    text = template.read_text(encoding="utf-8")
+    for key, value in (("name", name), ("path", path)):
+        text = text.replace(f"{{{{ {key} }}}}", value)
+    with tarfile.open(target, "w:gz") as archive:
+        _add_libraries(archive, libraries)
+        _add(archive, path, specification.encode(), 0o644)
+        _add(archive, "usr/lib/tmpfiles.d/gpupool-kata.conf", text.encode(), 0o644)
 
 
 def agent() -> bytes:
@@ -58,6 +67,20 @@ def _sources(package: Path) -> Iterable[tuple[str, str]]:
     yield "__main__.py", (package / "__main__.py").read_text(encoding="utf-8")
 
 
+def _add_libraries(archive: tarfile.TarFile, libraries: Path) -> None:
+    for name in LIBRARIES:
+        _add(archive, f"{FOLDER}/lib/{name}", (libraries / name).read_bytes(), 0o644)
+        link = tarfile.TarInfo(f"{FOLDER}/lib/{name.removesuffix('.1')}")
+        link.type, link.linkname = tarfile.SYMTYPE, name
+        archive.addfile(link)
+
+
+def _check(libraries: Path) -> None:
+    missing = [name for name in LIBRARIES if not (libraries / name).is_file()]
+    if missing:
+        raise PackageError(f"{libraries} has no {' and no '.join(missing)}")
+
+
 def _add(archive: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = len(data), mode
@@ -72,6 +95,15 @@ def make(target: Path, libraries: Path | None = None) -> Path:
     template = package / "templates" / "guest" / "gpupool-guest-agent.service.j2"
     folder = libraries or find_libraries(package)
     write(target, folder, template)
+    return folder
+
+
+def make_kata(target: Path, specification: str, libraries: Path | None = None) -> Path:
+    """The same for a guest image of Kata's."""
+    package = Path(__file__).absolute().parents[1]
+    folder = libraries or find_libraries(package)
+    template = package / "templates" / "kata" / "tmpfiles.conf.j2"
+    write_kata(target, folder, specification, template)
     return folder
 
 

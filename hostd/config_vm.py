@@ -18,6 +18,13 @@ VM_KEYS: tuple[Key, ...] = (
         "folder of the sockets of virtual machines; empty: `vms` beside `state_dir`, which is "
         "/run/gpupool/vms",
     ),
+    Key(
+        "vm.kata_dir",
+        str,
+        "",
+        "folder of the tokens of Kata containers; empty: `kata` beside `state_dir`, which is "
+        "/run/gpupool/kata",
+    ),
     Key("vm.group", str, "kvm", "group that hypervisors run as: it may use sockets and windows"),
     Key(
         "vm.relay",
@@ -77,20 +84,23 @@ class VmConfig:
     window_mib: int = 4096
     libvirt_uri: str = ""
     rights: tuple[VmRight, ...] = ()
+    kata_folder: Path = Path("/run/gpupool/kata")
 
 
 def vm_config(top: Mapping[str, Any], given: Any, problems: list[str]) -> VmConfig:
     """The section; `given` is its `allow`. Adds what is wrong to `problems`."""
-    folder = top["vm.dir"]
-    if folder and not folder.startswith("/"):
-        problems.append(f"vm.dir: given {folder!r}, allowed is an absolute path")
+    for key in ("vm.dir", "vm.kata_dir"):
+        if top[key] and not top[key].startswith("/"):
+            problems.append(f"{key}: given {top[key]!r}, allowed is an absolute path")
+    beside = Path(top["state_dir"]).parent
     return VmConfig(
-        Path(folder) if folder else Path(top["state_dir"]).parent / "vms",
+        Path(top["vm.dir"]) if top["vm.dir"] else beside / "vms",
         top["vm.group"],
         top["vm.relay"],
         top["vm.window_mib"],
         top["vm.libvirt_uri"],
         _rights(given, problems),
+        Path(top["vm.kata_dir"]) if top["vm.kata_dir"] else beside / "kata",
     )
 
 

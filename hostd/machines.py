@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from gpupool import __version__
@@ -29,6 +28,7 @@ from gpupool.hostd.config import Config
 from gpupool.hostd.config_vm import VmConfig
 from gpupool.hostd.core.admission import Door
 from gpupool.hostd.core.host import Host
+from gpupool.hostd.core.peer import Peer
 from gpupool.hostd.core.ports import PortError
 from gpupool.hostd.core.sandbox import Sandbox
 from gpupool.hostd.core.vgpus import Vgpus
@@ -37,15 +37,13 @@ from gpupool.hostd.core.vm_bound import LookUp
 from gpupool.hostd.core.vm_follow import VmFollower
 from gpupool.hostd.core.vms import Vms, VmSettings
 from gpupool.hostd.endpoint import VSOCK_ANY, Endpoint
+from gpupool.hostd.kata import Kata, Serve
 from gpupool.hostd.log import fields, wants_priorities
 from gpupool.wire.hello import TransportKind
 
 log = logging.getLogger("gpupool.hostd")
 
 KERNEL_DEVICE = Path("/dev/vhost-vsock")
-
-# Accepts at a listening socket until cancelled.
-Serve = Callable[[socket.socket, Door], Coroutine[None, None, None]]
 
 
 class Machines:
@@ -83,7 +81,8 @@ class Machines:
             ),
             look_up,
         )
-        self._agents = VmAgents(self.vms, identify, __version__)
+        self.kata = Kata(config, given, self.vms)
+        self._agents = VmAgents(self.vms, self.place, self.kata.inside, identify, __version__)
         self._serve: dict[int, Serve] = {AGENT_PORT: self._agents.serve}
         self._open: dict[str, list[tuple[socket.socket, asyncio.Task[None]]]] = {}
         self._libvirt_uri = given.libvirt_uri
@@ -95,6 +94,7 @@ class Machines:
         """
         self._serve[SESSION_PORT] = sessions
         self.vms.adopt()
+        self.kata.admit(self._serve)
         if not self._relay:
             self._open_shared()
         if self._libvirt_uri:
@@ -105,9 +105,12 @@ class Machines:
     def methods(self) -> dict[str, Method]:
         """For `Admin`."""
         relays, folders = self._relays, self._folders
-        return VmMethods(
-            self.vms, relays.ready, folders.folder, folders.window, relays.pid
-        ).by_name()
+        vms = VmMethods(self.vms, relays.ready, folders.folder, folders.window, relays.pid)
+        return {**vms.by_name(), **self.kata.methods()}
+
+    def place(self, door: Door, peer: Peer) -> tuple[Door, Peer]:
+        """For the greeter: Kata's sandboxes first, as their CIDs are known to live."""
+        return self.kata.place(door, peer) or self.vms.place(door, peer)
 
     def status(self) -> list[dict[str, object]]:
         """Each in short, for `gpupool status`."""
@@ -128,6 +131,7 @@ class Machines:
         if self._watch is not None:
             await asyncio.to_thread(self._watch.stop)
         self._relays.stop()
+        await self.kata.finish()
         tasks = [task for doors in self._open.values() for _, task in doors]
         for name in tuple(self._open):
             self._close(name)
@@ -137,6 +141,8 @@ class Machines:
 
     def make(self, vm: Vm) -> None:
         """Folder, window, sockets, relay. Raises PortError."""
+        if vm.kata:
+            return  # its doors are its sandbox's: kata.py
         self._folders.make(vm.uuid, vm.window_mib)
         if vm.uuid not in self._open:
             # Relays are of our own user; a hypervisor that brings connections itself is not.

@@ -39,7 +39,7 @@ from gpupool.hostd.adapters.vgpu_store import VgpuDefinitions
 from gpupool.hostd.adapters.window import MemfdWindows
 from gpupool.hostd.adapters.worker_process import SubprocessWorkers, common_arguments
 from gpupool.hostd.api.admin import Admin
-from gpupool.hostd.api.greeter import Greeter, Secure, as_it_is
+from gpupool.hostd.api.greeter import Greeter, Secure, as_it_is, same_for_all
 from gpupool.hostd.api.overhead import measure_overhead
 from gpupool.hostd.api.pools import PoolMethods
 from gpupool.hostd.api.vgpus import VgpuMethods
@@ -210,7 +210,8 @@ class Hostd:
             config.limits.connections,
             config.limits.queue_s,
             linked.claims if linked else None,
-            machines.vms.place if machines else as_it_is,
+            machines.place if machines else as_it_is,
+            machines.kata.inside if machines else same_for_all,
         )
         vgpus = VgpuMethods(named, ports.clock)
         methods = {**PoolMethods(pools).by_name(), **vgpus.by_name()}

@@ -18,7 +18,8 @@ from pathlib import Path
 from tests.ansible import collection
 from tests.tree import ROOT, files
 
-HOOK = "qemu_hooks/qemu"  # a program without suffix, for a Python of the host's own
+# Programs without suffix, for a Python of the host's own.
+HOOKS = ["qemu_hooks/qemu", "kata_hooks/gpupool-kata"]
 TIDY_FOLDERS = ["wire", "guest", "hostd"]
 PYTHON_FOLDERS = ["wire", "hostd", "guest", "controller", "cli", "bench", "tests", "ansible"]
 
@@ -35,9 +36,9 @@ def commands(fix: bool) -> dict[str, list[str]]:
     text = named(".md", ".py", ".cpp", ".hpp", ".yaml", ".toml", ".j2")
     python = [folder for folder in PYTHON_FOLDERS if (ROOT / folder).exists()]
     return {
-        "ruff format": ["ruff", "format", *look, *python, HOOK],
-        "ruff check": ["ruff", "check", *(["--fix"] if fix else []), *python, HOOK],
-        "mypy": ["mypy", "gpupool", "bench", "tests", HOOK],
+        "ruff format": ["ruff", "format", *look, *python, *HOOKS],
+        "ruff check": ["ruff", "check", *(["--fix"] if fix else []), *python, *HOOKS],
+        "mypy": ["mypy", "--scripts-are-modules", "gpupool", "bench", "tests", *HOOKS],
         # Ansible's own folder hides behind ours of the same name: what it has is not known here.
         "mypy plugins": [
             *("mypy", "--config-file=", "--strict", "--python-version=3.10"),

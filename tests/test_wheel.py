@@ -111,6 +111,7 @@ def test_no_source_is_installed(installed: Path) -> None:
 def test_what_virtual_machines_need_is_installed(installed: Path) -> None:
     package = next(installed.parent.glob("lib/python3*/site-packages/gpupool"))
     assert (package / "qemu_hooks" / "qemu").is_file()
+    assert (package / "kata_hooks" / "gpupool-kata").is_file()
     templates = {name.parent.name for name in package.rglob("*.j2")}
     # Of those for C++ (cuda, nvml) the build has made what is needed.
     assert templates == {name.name for name in (ROOT / "templates").iterdir()} - {"cuda", "nvml"}

@@ -24,7 +24,8 @@ class Crowd:
 
         Who comes from no virtual machine is not counted.
         """
-        who = door.vm or (peer.address.rpartition(":")[0] if door.vms_only else "")
+        who = door.vm or door.sandbox
+        who = who or (peer.address.rpartition(":")[0] if door.vms_only else "")
         if not who:
             yield True
             return

@@ -70,9 +70,18 @@ Secure = Callable[[socket.socket, str], socket.socket]
 Place = Callable[[Door, Peer], tuple[Door, Peer]]
 
 
+# The door as whoever has that token finds it.
+Inside = Callable[[Door, bytes], "Door | Refusal"]
+
+
 def as_it_is(door: Door, peer: Peer) -> tuple[Door, Peer]:
     """Where no virtual machines come in."""
     return door, peer
+
+
+def same_for_all(door: Door, _token: bytes) -> Door | Refusal:
+    """Where no Kata containers come in."""
+    return door
 
 
 class Greeter:
@@ -88,11 +97,13 @@ class Greeter:
         queue_s: int = 0,
         claims: VgpuClaims | None = None,
         place: Place = as_it_is,
+        inside: Inside = same_for_all,
     ) -> None:
         """`connections`: how many of one session are used. `queue_s`: how long a client may wait
-        for room. `place`: tells clients out of virtual machines apart.
+        for room. `place`: tells clients out of virtual machines apart, `inside` those out of one.
         """
         self._place = place
+        self._inside = inside
         self._host = host
         self._room = RoomWaiters(host, queue_s, host_version)
         self._claims = claims
@@ -204,6 +215,10 @@ class Greeter:
     async def _settle(
         self, hello: Hello | Query, peer: Peer, door: Door, connection: socket.socket
     ) -> Refusal | Report | None:
+        here = self._inside(door, hello.token)
+        if isinstance(here, Refusal):
+            return here
+        door = here
         if isinstance(hello, Query):
             query = of_vm(hello, door)
             if isinstance(query, Refusal):
@@ -266,6 +281,10 @@ class Greeter:
         self, lane: LaneHello, peer: Peer, door: Door, connection: socket.socket
     ) -> Refusal | None:
         """Takes a further connection over, or says why not."""
+        here = self._inside(door, lane.token)
+        if isinstance(here, Refusal):
+            return here
+        door = here
         refusal = check_token(lane.token, door)
         if refusal is None and lane.index >= self._most_lanes:
             connection.close()  # more than we use: the Welcome says how many those are

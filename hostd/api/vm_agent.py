@@ -7,7 +7,8 @@
     {"method": "health", "state": "ready" or "failed", "detail": "..."}          -> {"ok": true}
 
 Whatever is wrong is {"ok": false, "error": text}. Which virtual machine asks, the socket or the CID
-says; nothing that comes over the channel can name another.
+says; nothing that comes over the channel can name another. A container of a Kata sandbox says
+which it is by its token: a request has `"token": TEXT` then.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Any
 
 from gpupool.hostd.api.conversations import Conversations
 from gpupool.hostd.api.crowd import Crowd
-from gpupool.hostd.core.admission import Door
+from gpupool.hostd.api.greeter import Inside, Place
+from gpupool.hostd.core.admission import Door, Refusal
 from gpupool.hostd.core.peer import Peer
 from gpupool.hostd.core.vm import HOST_CID, SESSION_PORT, VmError
 from gpupool.hostd.core.vms import Vms
@@ -43,9 +45,17 @@ class VmAgents:
     """Answers the agents of one host's virtual machines."""
 
     def __init__(
-        self, vms: Vms, identify: Callable[[socket.socket], Peer], host_version: str
+        self,
+        vms: Vms,
+        place: Place,
+        inside: Inside,
+        identify: Callable[[socket.socket], Peer],
+        host_version: str,
     ) -> None:
+        """`place`, `inside`: as the greeter has them."""
         self._vms = vms
+        self._place = place
+        self._inside = inside
         self._identify = identify
         self._host_version = host_version
         self._refusals = RateLimit()
@@ -65,7 +75,7 @@ class VmAgents:
             peer = self._identify(connection)
             if peer.pidfd is not None:
                 os.close(peer.pidfd)
-            here, _ = self._vms.place(door, peer)
+            here, _ = self._place(door, peer)
             with self._crowd.enter(here, peer) as fits:
                 if fits:
                     talk = self._conversation(door, peer, connection)
@@ -87,15 +97,18 @@ class VmAgents:
             await loop.sock_sendall(connection, json.dumps(answer).encode() + b"\n")
 
     def _answer(self, line: bytes, door: Door, peer: Peer) -> dict[str, Any]:
-        here, _ = self._vms.place(door, peer)  # again with each line: it may be released meanwhile
-        if here.closed or not here.vm:
+        here, _ = self._place(door, peer)  # again with each line: it may be released meanwhile
+        if here.closed or not (here.vm or here.sandbox):
             return self._refused(door, here.closed or "no virtual machine of this host")
         try:
             # RecursionError: brackets within brackets.
             request = json.loads(line)
             if not isinstance(request, dict):
                 raise VmError("a request is a JSON object with a method")
-            return {"ok": True, **self._call(request, here.vm)}
+            known = self._inside(here, str(request.get("token", "")).encode())
+            if isinstance(known, Refusal):
+                return self._refused(door, known.text)
+            return {"ok": True, **self._call(request, known.vm)}
         except (ValueError, RecursionError) as error:
             return self._refused(door, str(error))
 

@@ -122,7 +122,7 @@ class VmMethods:
         order = VmOrder(
             take(request, "uuid", str, ""),
             take(request, "name", str, ""),
-            _wanted(request),
+            wanted_vgpus(request),
             take(request, "window_mib", int, 0),
             take(request, "cid", int, 0),
             take(request, "domain_mib", int, 0),
@@ -158,13 +158,13 @@ class VmMethods:
 
     def _change(self, request: dict[str, Any]) -> dict[str, Any]:
         only(request, "uuid", "vgpus")
-        vm = self._vms.change(take(request, "uuid", str, ""), _wanted(request))
+        vm = self._vms.change(take(request, "uuid", str, ""), wanted_vgpus(request))
         return {"vm": self._shown(self._vms.facts(vm))}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
         only(request)
         return {
-            "vms": [self._shown(facts) for facts in self._vms.all()],
+            "vms": [self._shown(facts) for facts in self._vms.all() if not facts.vm.kata],
             "allowed": [right.as_dict() for right in self._vms.rights.all()],
             "folder": str(self._folder("")),
             "relay": self._vms.relay,
@@ -212,7 +212,8 @@ class VmMethods:
         }
 
 
-def _wanted(request: dict[str, Any]) -> tuple[VmVgpu, ...]:
+def wanted_vgpus(request: dict[str, Any]) -> tuple[VmVgpu, ...]:
+    """The field `vgpus` of a request. Raises BadRequestError."""
     wanted: list[VmVgpu] = []
     for item in take(request, "vgpus", list, []):
         if not isinstance(item, dict):

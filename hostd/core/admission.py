@@ -75,6 +75,7 @@ class Door:
     tenant: str = ""  # whose vGPUs of the controller clients may use here; empty: anybody's
     vm: str = ""  # UUID of the domain whose clients come here; empty: any client
     vgpus: tuple[str, ...] = ()  # of that domain, by name
+    sandbox: str = ""  # of Kata, whose containers come here and say by their tokens which they are
     vms_only: bool = False  # nobody but virtual machines that we know may come here
     closed: str = ""  # why a client may not come here after all
 

@@ -149,6 +149,12 @@ class Vm:
     since: str = ""  # UTC, ISO 8601
     bound: tuple[str, ...] = ()  # vGPUs of the controller's that it uses, by their local names
     domain_mib: int = 0  # its memory, of the machine and not of a GPU; 0: not known
+    kata: bool = False  # a Kata container (`katas`), no domain: no folder, window or CID of its own
+
+    @property
+    def title(self) -> str:
+        """What people are told it is."""
+        return f"{'Kata device' if self.kata else 'domain'} {self.name or self.uuid}"
 
     def moved(self, state: VmState) -> Vm:
         """The same one, a step further."""
@@ -166,7 +172,8 @@ class Vm:
     def from_dict(cls, content: Mapping[str, Any]) -> Vm:
         """Reads what as_dict wrote. Raises ValueError for anything else."""
         try:
-            content = {"domain_mib": 0, **content}  # of a hostd that did not ask for it
+            # Of a hostd that did not ask for these.
+            content = {"domain_mib": 0, "kata": False, **content}
             values = {one.name: content[one.name] for one in fields(cls)}
             values["state"] = VmState(values["state"])
             values["wanted"] = tuple(VmVgpu.from_dict(one) for one in values["wanted"])
@@ -193,6 +200,7 @@ class VmOrder:
     window_mib: int = 0
     cid: int = 0  # 0: ours to choose where our relay is its device, else its hypervisor's
     domain_mib: int = 0  # its memory, or what it can be given while it runs; 0: not known
+    kata: bool = False
 
 
 @dataclass(frozen=True, slots=True)

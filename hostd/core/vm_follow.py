@@ -38,7 +38,8 @@ class VmFollower:
         """Once the VMs of an earlier hostd are found again."""
         self._vms = vms
         # Only these can have ended unnoticed: of all others the hook tells.
-        self._found = {facts.vm.uuid: facts.vm for facts in vms.all()}
+        every = (facts.vm for facts in vms.all())
+        self._found = {vm.uuid: vm for vm in every if not vm.kata}
 
     def running(self, domains: Sequence[SeenDomain]) -> None:
         """All that run, whenever libvirt is reached anew."""

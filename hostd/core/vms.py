@@ -122,11 +122,12 @@ class Vms:
 
     # Lives.
 
-    def prepare(self, order: VmOrder) -> Vm:
-        """Makes everything that a domain needs before it starts, or finds it. Raises VmError and
-        PortError, and has then left nothing.
+    def prepare(self, order: VmOrder, right: VmRight | None = None) -> Vm:
+        """Makes everything that a domain needs before it starts, or finds it. `right`: its own,
+        where it is not among those of domains. Raises VmError and PortError, and has then left
+        nothing.
         """
-        right = self._check(order)
+        right = self._check(order, right)
         bound: tuple[str, ...] = ()
         if self._look_up is not None:
             table = self._host.allocations.table
@@ -140,7 +141,8 @@ class Vms:
                 return self._keep(old.moved(VmState.PREPARED))
             self._undo(old)
         cid = order.cid or right.cid
-        if not cid and self._settings.relay:
+        relay = self._settings.relay and not order.kata
+        if not cid and relay:
             cid = free_cid({vm.cid for vm in self._vms.values()})
         vm = Vm(
             order.uuid,
@@ -150,10 +152,11 @@ class Vms:
             order.wanted,
             cid,
             order.window_mib,
-            self._settings.relay,
+            relay,
             self._clock.utc_text(),
             bound,
             order.domain_mib,
+            order.kata,
         )
         self._keep(vm)
         try:
@@ -164,7 +167,7 @@ class Vms:
         except (VgpuError, PortError) as error:
             self._undo(vm)
             if isinstance(error, VgpuError):
-                raise VmError(f"domain {vm.name or vm.uuid}: {error}") from error
+                raise VmError(f"{vm.title}: {error}") from error
             raise
         log.info("virtual machine prepared", extra=fields(_said(vm)))
         return vm
@@ -314,13 +317,13 @@ class Vms:
 
     # Steps.
 
-    def _check(self, order: VmOrder) -> VmRight:
+    def _check(self, order: VmOrder, right: VmRight | None) -> VmRight:
         problem = check_uuid(order.uuid) or check_wanted(order.wanted)
         problem = problem or check_domain(order.domain_mib)
         problem = problem or check_window(order.window_mib, self._settings.window_mib)
         if problem:
             raise VmError(problem)
-        right = self.rights.find(order.uuid, order.name)
+        right = right or self.rights.find(order.uuid, order.name)
         problem = right.refuses(order.name, order.wanted)
         if problem:
             raise VmError(problem)

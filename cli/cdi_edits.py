@@ -1,0 +1,27 @@
+"""What CDI devices of ours have in common: the guest's libraries, as mounts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "libnvidia-ml.so")
+# Where the loaders of Debian's and Fedora's kin look without being told, and what images made for
+# NVIDIA's runtime have in LD_LIBRARY_PATH. So nothing of the image's environment is replaced.
+_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/lib64")
+READ_ONLY = ("ro", "nosuid", "nodev", "bind")
+
+
+def libraries(guest_dir: Path, *, elsewhere: bool = False) -> list[dict[str, Any]]:
+    """Mounts of the libraries in that folder, wherever loaders look. `elsewhere`: the folder is not
+    this machine's.
+    """
+    return [
+        {
+            "hostPath": str(guest_dir / library if elsewhere else (guest_dir / library).resolve()),
+            "containerPath": f"{folder}/{library}",
+            "options": list(READ_ONLY),
+        }
+        for folder in _FOLDERS
+        for library in _LIBRARIES
+    ]

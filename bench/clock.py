@@ -10,7 +10,9 @@ import statistics
 import threading
 from collections.abc import Iterator
 
-_EVERY_S = 0.05
+# Seldom: who asks NVML takes time from those who share the card in turn. With 20 questions a
+# second a client with 25 percent did 23.7 percent of its work on an H100, with 2 a second 24.1.
+_EVERY_S = 0.5
 
 
 class SmClock:

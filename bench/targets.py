@@ -53,8 +53,8 @@ TARGETS = (
     ),
     Target("pinned copies", "shm", 1.03, row_class=PINNED),
     Target("second start of a PyTorch program", "shm", 1.0, names=("start_torch_second",)),
-    Target("idle client and worker, percent of a core", "shm", 0.1, idle=True),
-    Target("idle client and worker, percent of a core", "tcp", 0.1, idle=True),
+    Target("idle, beyond the native process, percent of a core", "shm", 0.1, idle=True),
+    Target("idle, beyond the native process, percent of a core", "tcp", 0.1, idle=True),
     Target("launch-bound", "tcp", 1.05, row_class=LAUNCH),
     Target(".item()", "tcp", 5.0, names=("item",)),
     Target("ResNet-50 training", "tcp+500us", 1.3, names=("resnet50_train",)),
@@ -75,22 +75,26 @@ def judge(
     classes: dict[str, str],
     idle_percent: dict[str, float] | None = None,
 ) -> list[Verdict]:
-    """`ratios`: mode to row to ratio; `idle_percent`: mode to what an idle session takes of a core.
+    """`ratios`: mode to row to ratio; `idle_percent`: mode to what an idle process takes of a core,
+    with its worker.
 
-    Modes that were not run have no figures.
+    Modes that were not run have no figures. The driver's own threads run also while nobody asks for
+    anything, natively as in a worker: only what is beyond that is the price of forwarding.
     """
+    idle = idle_percent or {}
     return [
-        _idle(target, (idle_percent or {}).get(target.mode))
+        _idle(target, idle.get(target.mode), idle.get("native"))
         if target.idle
         else _judge(target, ratios.get(target.mode, {}), classes)
         for target in TARGETS
     ]
 
 
-def _idle(target: Target, percent: float | None) -> Verdict:
-    if percent is None:
+def _idle(target: Target, percent: float | None, native: float | None) -> Verdict:
+    if percent is None or native is None:
         return Verdict(target, NO_FIGURE, "")
-    return Verdict(target, MET if percent <= target.limit else NOT_MET, f"{percent:.3f}")
+    state = MET if percent - native <= target.limit else NOT_MET
+    return Verdict(target, state, f"{percent - native:.3f} ({percent:.3f}, native {native:.3f})")
 
 
 def _judge(target: Target, rows: dict[str, Ratio], classes: dict[str, str]) -> Verdict:

@@ -70,7 +70,14 @@ bool is_stream_local(wire::Function function) {
 void Dispatcher::run() {
   while (true) {
     if (!serve(next_)) {
-      if (worker_.crew != nullptr && worker_.crew->active()) settle_crew(nullptr);
+      if (worker_.crew != nullptr && worker_.crew->active()) {
+        // The next launch may come before the last ones are issued: it need not wait for them.
+        if (!worker_.crew->all_issued()) {
+          __builtin_ia32_pause();
+          continue;
+        }
+        settle_crew(nullptr);
+      }
       wait_for(next_);
       continue;
     }

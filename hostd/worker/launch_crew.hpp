@@ -8,9 +8,9 @@
 // and calls without a stream make order, and none of these pass a launch that is still here.
 //
 // A program that launches on one stream at a time never gets here: the dispatcher does it at once. One that
-// puts other work behind nearly each launch would only be slowed down, as the dispatcher then waits for the
-// crew and both for the driver's lock: when launches are too few for a wait the crew leaves off, and comes
-// back the later the more often that happened.
+// puts other work behind each few launches would only be slowed down, as the dispatcher then waits for the
+// crew and both for the driver's lock. So a burst begins after a row of launches with nothing between them,
+// and ends when launches become too few for a wait.
 #pragma once
 
 #include <cuda.h>
@@ -44,8 +44,9 @@ class LaunchCrew {
  public:
   explicit LaunchCrew(u32 threads) : threads_(threads) {}
 
-  // Whether a launch on this stream goes to the crew: it is at work, or the next message is a launch on
-  // another stream, so that two can be issued at once. `next` is the slot behind, which may not be there.
+  // Whether a launch on this stream goes to the crew: it is at work, or there have been many launches in a
+  // row and the next message is one on another stream, so that two can be issued at once. `next` is the slot
+  // behind, which may not be there. Asked for each launch, in order.
   bool wants(wire::Handle stream, const wire::Slot& next, u64 next_ticket);
   // Room for a launch on the stream, to be filled in before push(). Waits for a place when its thread is far
   // behind.
@@ -54,6 +55,7 @@ class LaunchCrew {
 
   // Whether there may be launches that are not issued yet.
   bool active() const { return active_; }
+  bool all_issued() const;
   // Returns once those of that stream, or of all, are issued.
   void settle(wire::Handle stream);
   void settle_all();
@@ -76,6 +78,7 @@ class LaunchCrew {
   };
 
   void start(const DriverApi& driver);
+  static u64 backlog(const Member& member);
   void work(const DriverApi& driver, Member& member);
   bool pending(wire::Handle stream) const;
   void wait_issued(const Member& member, u64 number) const;
@@ -86,8 +89,8 @@ class LaunchCrew {
   bool active_ = false;
   u64 burst_ = 0;        // launches since it became active
   u64 burst_waits_ = 0;  // how often other work waited for one of them
-  u32 doubts_ = 0;       // how many chances it lets go after the next burst that did not pay
-  u32 let_go_ = 0;       // how many of them are left
+  u64 in_row_ = 0;       // launches with nothing between them, up to the newest
+  u64 next_in_row_ = 0;  // what next_ticket will be if the next message is a launch, too
   u64 epoch_ = 1;
   std::atomic<CUresult> error_{CUDA_SUCCESS};
 };

@@ -164,8 +164,8 @@ events = [event(2) for _ in range(6)]
 legacy = alloc(4)
 legacy_value = 0
 choose = random.Random(5)
-for turn in range(300):
-    for _ in range(4):
+for turn in range(200):
+    for _ in range(8):
         for i, s in enumerate(streams):
             values[i] = apply(values[i], turn)
             ok(run(NEXT, s, cells[i].value, turn))
@@ -204,7 +204,7 @@ for turn in range(20):
     add = c_void_p()
     ok(driver.cuModuleGetFunction(byref(add), mine, b"add"))
     streams = [stream() for _ in range(4)]
-    for _ in range(8):
+    for _ in range(16):
         for s in streams:
             ok(run(add, s, cell.value, 1))
             done += 1
@@ -218,11 +218,12 @@ for turn in range(20):
     there = c_void_p()
     ok(driver.cuModuleGetFunction(byref(there), second, b"add"))
     elsewhere = alloc(4)
-    for s in (streams := [stream() for _ in range(3)]):
-        for _ in range(5):
+    streams = [stream() for _ in range(3)]
+    for _ in range(16):
+        for s in streams:
             ok(run(there, s, elsewhere.value, 1))
     ok(driver.cuCtxSynchronize())
-    same(read(elsewhere), 15)
+    same(read(elsewhere), 48)
     ok(driver.cuCtxDestroy_v2(other))
     ok(driver.cuCtxSetCurrent(context))
 ok(driver.cuCtxSynchronize())

@@ -312,6 +312,7 @@ def _session(content: Any) -> Session:
         one.text("since"),
         one.text("state"),
         pid=one.maybe("pid"),
+        kind=one.text("kind", "cuda"),  # of an older hostd
     )
 
 

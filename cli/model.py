@@ -148,6 +148,7 @@ class Session:
     state: str
     tenant: str = ""
     pid: int | None = None
+    kind: str = ""  # cuda, opengl; empty: the controller does not tell
 
 
 @dataclass(frozen=True, slots=True)

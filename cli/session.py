@@ -38,6 +38,7 @@ def list_all(asking: Asking) -> int:
         [
             one.id,
             one.program or "?",
+            one.kind or "-",
             "-" if one.pid is None else one.pid,
             one.vgpu or "-",
             one.gpu or "-",
@@ -47,7 +48,7 @@ def list_all(asking: Asking) -> int:
         ]
         for one in found
     ]
-    header = ("SESSION", "PROGRAM", "PID", "VGPU", "GPU", "NODE", "SINCE", "STATE")
+    header = ("SESSION", "PROGRAM", "KIND", "PID", "VGPU", "GPU", "NODE", "SINCE", "STATE")
     asking.show(header, rows, "no sessions")
     return 0
 

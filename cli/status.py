@@ -21,7 +21,7 @@ examples:
 """
 
 _HEADER = (
-    *("SESSION", "PROGRAM", "PID", "TRANSPORT", "ENDPOINT", "GPUS"),
+    *("SESSION", "PROGRAM", "KIND", "PID", "TRANSPORT", "ENDPOINT", "GPUS"),
     *("COMPUTE", "MEMORY", "SINCE", "WORKER", "STATE"),
 )
 
@@ -78,6 +78,7 @@ def _show(host: dict[str, Any]) -> None:
         [
             session["id"],
             session["program"] or "?",
+            session.get("kind", "cuda"),  # an older hostd has no other
             session["pid"],
             session["transport"],
             session["endpoint"],

@@ -67,6 +67,8 @@ class HostCollector(Collector):
         yield InfoMetricFamily("gpupool", "This hostd.", {"version": self._version})
         yield GaugeMetricFamily("gpupool_gpus", "GPUs to give out.", len(host.inventory.gpus))
         yield GaugeMetricFamily("gpupool_sessions", "Sessions now.", len(active))
+        drawing = sum(session.kind == "opengl" for session, _, _ in active)
+        yield GaugeMetricFamily("gpupool_opengl_sessions", "Of these, those of OpenGL.", drawing)
         yield GaugeMetricFamily(
             "gpupool_workers_waiting", "Workers started ahead of need.", host.workers_waiting
         )

@@ -8,11 +8,13 @@
 #include <cstring>
 
 #include "wire/cpp/descriptor_passing.hpp"
+#include "wire/cpp/futex.hpp"
 
 namespace gpupool::renderer {
 namespace {
 
 constexpr size_t kAhead = 256 * 1024;
+constexpr u64 kSpinNs = 30'000;
 
 }  // namespace
 
@@ -30,15 +32,27 @@ bool Connection::wait_for_bytes() {
   }
 }
 
+// A client that was answered asks again soon; being woken takes longer than that. Not on one or two cores.
+bool Connection::spin_on() {
+  if (!wire::Backoff::spare_cores()) return false;
+  const u64 now = wire::monotonic_ns();
+  if (spun_since_ns_ == 0) spun_since_ns_ = now;
+  if (now - spun_since_ns_ > kSpinNs) return false;
+  for (int i = 0; i < 16; ++i) __builtin_ia32_pause();
+  return true;
+}
+
 bool Connection::receive(u8* data, size_t size, size_t& got) {
   while (true) {
     const ssize_t count = recv(fd_, data, size, MSG_DONTWAIT);
     if (count > 0) {
       got = static_cast<size_t>(count);
+      spun_since_ns_ = 0;
       return true;
     }
     if (count == 0) return false;
     if (errno == EINTR) continue;
+    if ((errno == EAGAIN || errno == EWOULDBLOCK) && spin_on()) continue;
     if ((errno != EAGAIN && errno != EWOULDBLOCK) || !wait_for_bytes()) return false;
   }
 }

@@ -37,6 +37,7 @@ class Connection : public Stream {
 
  private:
   bool wait_for_bytes();
+  bool spin_on();
   bool receive(u8* data, size_t size, size_t& got);
 
   int fd_;
@@ -45,6 +46,7 @@ class Connection : public Stream {
   std::vector<u8> ahead_;
   size_t next_ = 0;
   size_t end_ = 0;
+  u64 spun_since_ns_ = 0;
 };
 
 }  // namespace gpupool::renderer

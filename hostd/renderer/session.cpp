@@ -52,6 +52,7 @@ bool Session::serve() {
   const bool begins = header.command == Command::create_renderer;
   if (begins == has_context_)
     throw ProtocolError(begins ? "a second context" : "a command before the context is made");
+  if (header.command != Command::busy_wait) just_read_ = 0;
   const bool going_on = carry_out(header);
   if (data_.capacity() > kKeptBytes) data_ = {};
   return going_on;
@@ -246,6 +247,7 @@ void Session::transfer_shared(const Transfer2Words& words, bool reads) {
   if (reads) {
     backend_.read(words.handle, words.level, 0, 0, box, words.offset, nullptr);
     tally_.from_device_bytes += words.bytes;
+    just_read_ = words.handle;  // OpenGL's read returns when the data are there
   } else {
     backend_.write(words.handle, words.level, 0, 0, box, words.offset, nullptr);
     tally_.to_device_bytes += words.bytes;
@@ -304,7 +306,8 @@ bool Session::pass(u32 number) {
 
 bool Session::busy_wait(const BusyWaitWords& words) {
   u32 busy = 0;
-  if (words.handle != 0 || words.flags != 0) {  // without both it only follows a ping
+  const bool follows_ping = words.handle == 0 && words.flags == 0;
+  if (!follows_ping && (words.handle == 0 || words.handle != just_read_)) {
     const u32 fence = backend_.fence();
     if ((words.flags & kBusyWaitWaits) != 0) {
       if (!pass(fence)) return false;

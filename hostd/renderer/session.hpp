@@ -78,6 +78,7 @@ class Session {
   Tally tally_;
   bool has_context_ = false;
   u32 version_ = 0;
+  u32 just_read_ = 0;  // the last command brought this resource's data, so it waits for nothing
   u32 sub_contexts_ = 0;
   std::vector<u8> data_;    // of transfers
   std::vector<u32> words_;  // of a submitted buffer

@@ -34,11 +34,12 @@ def test_a_session_is_shown(daemon: Daemon) -> None:
     done = call(daemon.native, daemon.folder, "status")
     assert done.returncode == 0
     header, row = (line.split() for line in done.stdout.splitlines()[-2:])
-    shown = dict(zip(header, [*row[:7], " ".join(row[7:9]), *row[9:]], strict=True))
+    shown = dict(zip(header, [*row[:8], " ".join(row[8:10]), *row[10:]], strict=True))
     session = daemon.sessions()[0]
     assert shown == {
         "SESSION": str(session["id"]),
         "PROGRAM": "fake",
+        "KIND": "cuda",
         "PID": str(session["pid"]),
         "TRANSPORT": "shm",
         "ENDPOINT": daemon.unix,

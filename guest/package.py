@@ -15,6 +15,7 @@ from pathlib import Path
 FOLDER = "opt/gpupool-guest"
 UNIT = "etc/systemd/system/gpupool-guest-agent.service"
 LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
+OPENGL = "gpupool-opengl"
 _TIME = (2020, 1, 1, 0, 0, 0)  # the same content makes the same archive
 _SHEBANG = b"#!/usr/bin/env python3\n"
 
@@ -29,6 +30,8 @@ def write(target: Path, libraries: Path, template: Path) -> None:
     unit = template.read_text(encoding="utf-8").replace("{{ folder }}", f"/{FOLDER}")
     with tarfile.open(target, "w:gz") as archive:
         _add_libraries(archive, libraries)
+        if (libraries / OPENGL).is_file():  # a package without it has no OpenGL
+            _add(archive, f"{FOLDER}/lib/{OPENGL}", (libraries / OPENGL).read_bytes(), 0o755)
         _add(archive, f"{FOLDER}/agent", agent(), 0o755)
         _add(archive, UNIT, unit.encode(), 0o644)
 

@@ -14,6 +14,7 @@ from gpupool.guest.agent.channel import HOST, Channel
 from gpupool.guest.agent.failure import DRIVER_PRESENT, NO_RUNTIME, NOT_ALLOWED, AgentError
 from gpupool.guest.agent.health import probe
 from gpupool.guest.agent.log import Log
+from gpupool.guest.agent.opengl import OpenGl
 from gpupool.guest.agent.runtime import Runtime
 from gpupool.guest.agent.terms import Terms
 
@@ -47,10 +48,17 @@ class Agent:
     """One agent; `step` is everything that it does."""
 
     def __init__(
-        self, channel: Channel, runtime: Runtime, guest_file: Path, log: Log, force: bool
+        self,
+        channel: Channel,
+        runtime: Runtime,
+        opengl: OpenGl,
+        guest_file: Path,
+        log: Log,
+        force: bool,
     ) -> None:
         self._channel = channel
         self._runtime = runtime
+        self._opengl = opengl
         self._guest_file = guest_file
         self._log = log
         self._force = force
@@ -64,6 +72,8 @@ class Agent:
         terms = Terms.parse(self._channel.ask({"method": "terms"}))
         if place.write(self._guest_file, terms.guest_file()):
             self._log.info(f"wrote {self._guest_file}: {terms.endpoint}")
+        if done := self._opengl.step():
+            self._log.info(done)
         if terms != self._known:
             vgpus = "; ".join(str(one) for one in terms.vgpus) or "none"
             self._log.info(f"host {terms.version}, vGPUs: {vgpus}")
@@ -89,14 +99,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     log = Log()
     runtime = Runtime(options.lib)
+    opengl = OpenGl(options.lib, options.config)
     try:
         if options.uninstall:
-            return _uninstall(runtime, options.config, log)
-        agent = Agent(options.channel, runtime, options.config, log, options.force)
+            return _uninstall(runtime, opengl, options.config, log)
+        agent = Agent(options.channel, runtime, opengl, options.config, log, options.force)
         return _run(agent, log, options.wait if options.once else None)
     except AgentError as error:
         log.error(str(error))
         return error.code
+    finally:
+        opengl.end()
 
 
 def _run(agent: Agent, log: Log, wait_s: float | None) -> int:
@@ -125,10 +138,12 @@ def _run(agent: Agent, log: Log, wait_s: float | None) -> int:
     return 0
 
 
-def _uninstall(runtime: Runtime, guest_file: Path, log: Log) -> int:
+def _uninstall(runtime: Runtime, opengl: OpenGl, guest_file: Path, log: Log) -> int:
     """Takes back what `step` has installed; the libraries themselves stay where they are."""
     if runtime.uninstall():
         log.info(f"programs no longer find libcuda.so.1 in {runtime.folder}")
+    if opengl.uninstall():
+        log.info("shells no longer set the variables of OpenGL")
     if place.remove(guest_file):
         log.info(f"removed {guest_file}")
     return 0

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,9 +24,11 @@ from gpupool.guest import package
 from gpupool.guest.agent.channel import Channel
 from gpupool.guest.agent.failure import DRIVER_PRESENT, NO_RUNTIME, REFUSED, AgentError
 from gpupool.guest.agent.main import PERMANENT
+from gpupool.guest.agent.opengl import OpenGl
 from gpupool.guest.agent.runtime import Runtime
 from gpupool.guest.agent.terms import Terms
 from tests.conftest import Host, native_dir
+from tests.fakes.daemon import eventually
 from tests.tree import ROOT
 
 AGENT = ROOT / "guest" / "agent"
@@ -365,3 +368,28 @@ def test_trouble_is_said_once_and_tried_again(tmp_path: Path) -> None:
         desk.end()
     assert program.returncode == 0
     assert errors.count("the host refuses: not yet") == 1, errors
+
+
+def test_opengl_programs_find_a_relay(tmp_path: Path) -> None:
+    program = native_dir() / "lib" / "guest" / "gpupool-opengl"
+    library, root = tmp_path / "lib", tmp_path / "root"
+    library.mkdir()
+    (root / "tmp").mkdir(parents=True)
+    one = OpenGl(library, tmp_path / "guest.toml", root)
+    assert one.step() == ""  # a package without it
+    shutil.copy(program, library)
+    places = [root / "run" / "gpupool" / "opengl", root / "tmp" / ".virgl_test"]
+    try:
+        assert "OpenGL" in one.step()
+        for place in places:
+            eventually(place.is_socket, f"{place} to be there")
+            assert place.stat().st_mode & 0o777 == 0o777  # every user's programs
+        assert one.step() == ""
+        shell = (root / "etc" / "profile.d" / "gpupool-opengl.sh").read_text()
+        assert f"VTEST_SOCKET_NAME={places[0]}" in shell
+        one.end()
+        assert "OpenGL" in one.step()  # started again
+    finally:
+        one.end()
+    assert one.uninstall()
+    assert not one.uninstall()

@@ -132,7 +132,7 @@ class VgpuMethods:
             if vgpu.vm:
                 raise BadRequestError(
                     f"vGPU {vgpu.name} is domain {vgpu.vm}'s; take it from the domain (gpupool vm "
-                    "detach), or use force"
+                    "detach), or from its Kata container (gpupool kata release), or use force"
                 )
         return {"ended": list(self._vgpus.delete(_which(request), force=force))}
 

@@ -130,6 +130,12 @@ class Katas:
                 f"device {name} is used by container {old.container}, and one container at a time "
                 f"has it; allow another device, or end that use: gpupool kata release {name}"
             )
+        second = next((one for one in self._uses.values() if one.container == container), None)
+        if second is not None and second.device != name:
+            raise KataError(
+                f"container {container} has device {second.device} already, and a container finds "
+                "one only; allow a device with more vGPUs (gpupool kata allow --count)"
+            )
         if old is not None:
             self._end(old)
         self._drive_out(hypervisor)

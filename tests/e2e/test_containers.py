@@ -83,7 +83,9 @@ def device(host: Host, *options: str) -> dict[str, Any]:
     return edits
 
 
-def run_container(folder: Path, edits: dict[str, Any], *command: str) -> tuple[int, str]:
+def run_container(
+    folder: Path, edits: dict[str, Any], *command: str, user: int = 0
+) -> tuple[int, str]:
     """Runs it with the environment and mounts that a runtime makes of the edits."""
     for name in ("bundle/rootfs", "layer", "state"):
         (folder / name).mkdir(parents=True)
@@ -111,7 +113,7 @@ def run_container(folder: Path, edits: dict[str, Any], *command: str) -> tuple[i
         "root": {"path": "rootfs"},
         "process": {
             "cwd": "/",
-            "user": {"uid": 0, "gid": 0},
+            "user": {"uid": user, "gid": user},
             "args": list(command),
             "env": [*image, *edits.get("env", ())],
             "noNewPrivileges": True,

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -24,12 +25,21 @@ import pytest
 from gpupool.cli import admin
 from tests.conftest import Host, end_host, make_host
 from tests.e2e.observe import STEPPER, step, wait_for_line
+from tests.e2e.test_containers import PROGRAM, needs_crun, run_container
 from tests.e2e.test_vms import MEMORY, device
 from tests.fakes.sandbox import GO, RUST, Container, Sandbox
 
 __all__ = ["device"]
 pytestmark = pytest.mark.softgpu
 MEMORY_MIB = 256
+# What NVML sees, before and after CUDA began.
+NVML = """
+import ctypes
+nvml = ctypes.CDLL("libnvidia-ml.so.1")
+name = ctypes.create_string_buffer(64)
+handle, count = ctypes.c_void_p(), ctypes.c_uint()
+print(nvml.nvmlInit_v2(), nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)), count.value)
+"""
 
 
 class Pods:
@@ -84,7 +94,7 @@ class Pods:
         inside = {"LD_PRELOAD": str(self._device), "VSOCK_FOLDER": str(sandbox.place)}
         if edits is None:
             return {**inside, "GPUPOOL_ENDPOINT": "vsock://2:9177", "GPUPOOL_TOKEN_FILE": ""}
-        given = dict(each.split("=", 1) for each in edits["env"])
+        given = variables_of(edits)
         # There is no mount: the token is read where the container's folder comes from.
         for mount in edits["mounts"]:
             path = Path(given["GPUPOOL_TOKEN_FILE"])
@@ -125,6 +135,11 @@ class Pods:
                 one.communicate(timeout=60)
         for sandbox in self._sandboxes:
             sandbox.stop()
+
+
+def variables_of(edits: dict[str, Any]) -> dict[str, str]:
+    """Of a container with these edits."""
+    return dict(each.split("=", 1) for each in edits["env"])
 
 
 @pytest.fixture
@@ -291,3 +306,70 @@ def test_a_hook_says_what_is_wrong(pods: Pods) -> None:
     assert not (pods.host.folder / "kata" / "trainer").exists()
     unknown = sandbox.container("train").begin(edits)
     assert "nobody on this host has allowed a Kata device 'trainer'" in unknown.stderr
+
+
+@needs_crun
+def test_the_edits_are_enough_for_a_container(pods: Pods, tmp_path: Path) -> None:
+    """A real container, with the edits' mounts and variables and the stand-in for the device."""
+    edits = pods.allow("trainer")
+    sandbox = pods.sandbox()
+    one = begun(sandbox.container("train", uid=1000), edits)
+    stand_in = {
+        name: value
+        for name, value in pods.variables(sandbox, edits).items()
+        if name in ("LD_PRELOAD", "VSOCK_FOLDER")
+    }
+    places = [str(sandbox.place), stand_in["LD_PRELOAD"]]
+    inside = {
+        "env": [*edits["env"], *(f"{name}={value}" for name, value in stand_in.items())],
+        "mounts": [
+            *edits["mounts"],
+            *({"hostPath": one, "containerPath": one, "options": ["bind"]} for one in places),
+        ],
+    }
+    read = ("cat", variables_of(edits)["GPUPOOL_TOKEN_FILE"])
+    code, token = run_container(tmp_path / "owner", inside, *read, user=1000)
+    assert (code, len(token)) == (0, 49), token
+    code, output = run_container(tmp_path / "other", inside, *read, user=1001)
+    assert code != 0
+    assert "Permission denied" in output
+    write = ("sh", "-c", f"echo x > {read[1]}")
+    code, output = run_container(tmp_path / "writes", inside, *write)
+    assert code != 0
+    assert "Read-only file system" in output
+    assert one.end(edits).returncode == 0
+    begun(sandbox.container("train", uid=0), edits)
+    code, output = run_container(tmp_path / "with", inside, sys.executable, "-c", PROGRAM)
+    assert (code, output.splitlines()[-1:]) == (0, [f"total {MEMORY_MIB}"]), output
+
+
+def test_nvml_in_a_container_is_its_own(pods: Pods) -> None:
+    edits = pods.allow("trainer")
+    sandbox = pods.sandbox()
+    begun(sandbox.container("train"), edits)
+    done = pods.run(sandbox, edits, NVML)
+    assert done.stdout.split() == ["0", "0", "1"], done.stderr
+    without = pods.run(sandbox, None, NVML)
+    assert without.stdout.split()[0] != "0"
+
+
+def test_the_agents_channel_takes_the_same_tokens(pods: Pods) -> None:
+    edits = pods.allow("trainer")
+    sandbox = pods.sandbox()
+    begun(sandbox.container("train"), edits)
+    token = Path(pods.variables(sandbox, edits)["GPUPOOL_TOKEN_FILE"]).read_text().strip()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(f"{sandbox.vsock}_9178")
+        lines = connection.makefile("rb")
+
+        def ask(**more: Any) -> dict[str, Any]:
+            connection.sendall(json.dumps({"method": "terms", **more}).encode() + b"\n")
+            answer: dict[str, Any] = json.loads(lines.readline())
+            return answer
+
+        assert [one["name"] for one in ask(token=token)["vgpus"]] == ["trainer"]
+        for wrong in ({}, {"token": "x"}, {"token": 3}, {"token": None}):
+            answer = ask(**wrong)
+            assert not answer["ok"]
+            assert "only a container that was given a CDI device" in answer["error"]

@@ -173,6 +173,9 @@ def test_one_container_at_a_time(rig: Rig) -> None:
     other = replace(ONE, id="c2", sandbox="s2", pod="trainer-1", bundle="/bundles/c2")
     with pytest.raises(KataError, match="used by container research/trainer-0/train, and one"):
         rig.katas.begin("trainer", other, 101)
+    rig.katas.allow(replace(DEVICE, name="second"))
+    with pytest.raises(KataError, match="has device trainer already, and a container finds one"):
+        rig.katas.begin("second", ONE, 100)
     again = replace(ONE, id="c3", bundle="/bundles/c3")  # restarted, its end was not told
     before = rig.places.tokens["trainer"]
     rig.katas.begin("trainer", again, 100)

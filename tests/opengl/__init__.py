@@ -1,0 +1,1 @@
+"""OpenGL through gpupool, against the same programs on the host's own OpenGL."""

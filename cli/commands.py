@@ -24,6 +24,7 @@ COMMANDS = {
     "kata": "give vGPUs to Kata containers, and show them",
     "operation": "show and cancel long actions",
     "host": "install hostd on machines, over ssh",
+    "network": "set up bridges and rate limits of this machine, for clients that come over TCP",
     "node": "show, cordon and remove the machines that a controller knows",
     "tenant": "make, show and delete tenants, and set their quotas",
     "token": "make, show and revoke the tokens of a controller",
@@ -33,7 +34,7 @@ COMMANDS = {
 }
 GROUPS = {
     "programs and this machine": (
-        *("run", "devices", "status", "smi", "cdi", "stop", "bench", "doctor"),
+        *("run", "devices", "status", "smi", "cdi", "stop", "bench", "doctor", "network"),
     ),
     "vGPUs and GPUs, of this machine's hostd or of a controller": (
         *("vgpu", "gpu", "session", "vm", "kata", "operation"),

@@ -49,7 +49,7 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
             "--quiet",
             "--dest",
             house,
-            f"{wheel}[controller]",
+            f"{wheel}[controller,network]",
         ],
         capture_output=True,
         text=True,

@@ -38,6 +38,17 @@ def test_a_host_comes_stays_and_goes(tmp_path: Path, target: Machine, wheelhouse
         "endpoint": [{"listen": "unix:/run/gpupool/hostd.sock"}],
     }
     here.variables["gpupool_host_libvirt"] = True
+    here.variables["gpupool_host_network"] = {
+        "bridge": [{"name": "gpupool0", "addresses": ["10.77.0.1/24"]}],
+        "limit": [
+            {
+                "tenant": "acme",
+                "interface": "gpupool0",
+                "endpoints": ["tls://10.77.0.1:9177"],
+                "to_mbit": 100,
+            }
+        ],
+    }
     here.variables["gpupool_host_endpoint_token_file"] = str(tmp_path / "token")
 
     would = here.play(ROLE, check=True)
@@ -59,11 +70,22 @@ def test_a_host_comes_stays_and_goes(tmp_path: Path, target: Machine, wheelhouse
     found = target.run("/usr/local/bin/gpupool", "doctor", "--json", check=False).stdout
     assert "/opt/gpupool/lib" in found
 
+    assert "10.77.0.1/24" in target.run("ip", "-br", "addr", "show", "gpupool0").stdout
+    unit = target.run("cat", "/etc/systemd/system/gpupool-network.service").stdout
+    assert "Before=gpupool-hostd.service" in unit
+    passed = target.run("gpupool", "network", "show", "--json").stdout
+    assert '"tenant": "acme"' in passed
+
     start_hostd(target)
 
     second = here.play(ROLE)
     assert second.changed == 0, second.text
     assert second.handlers == []
+
+    without = here.play(ROLE, gpupool_host_network={})
+    assert without.changed > 0
+    assert target.run("ip", "link", "show", "gpupool0", check=False).returncode != 0
+    assert target.run("test", "-e", "/etc/gpupool/network.toml", check=False).returncode == 1
 
     gone = here.play(ROLE, gpupool_state="absent", gpupool_purge=True)
     assert gone.changed > 0

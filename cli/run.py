@@ -21,7 +21,7 @@ from gpupool.cli import opengl
 from gpupool.hostd.adapters import native_files
 from gpupool.hostd.endpoint import Endpoint
 
-_TRANSPORTS = ("shm", "tls", "tcp", "vsock")
+_TRANSPORTS = ("shm", "tls", "tcp", "vsock", "window")
 _NO_VSOCK_HERE = (
     "transport vsock was asked for, but hostd was found on this machine, at a unix socket; inside "
     "a virtual machine name its host's endpoint with --endpoint vsock://2:port"
@@ -340,7 +340,7 @@ def environment(arguments: argparse.Namespace, given: Mapping[str, str]) -> dict
     transport = arguments.transport or given.get("GPUPOOL_TRANSPORT", "")
     if transport not in ("", *_TRANSPORTS):
         raise RunError(
-            f"GPUPOOL_TRANSPORT is {transport!r}; this version has shm, tls, tcp and vsock"
+            f"GPUPOOL_TRANSPORT is {transport!r}; this version has shm, tls, tcp, vsock and window"
         )
     if arguments.transport:
         variables["GPUPOOL_TRANSPORT"] = transport
@@ -392,11 +392,11 @@ def _local_endpoint(transport: str) -> dict[str, str]:
                 f"socket, which offers shm; name its {transport.upper()} endpoint with --endpoint "
                 f"{transport}://host:port and --token-file"
             )
-        if transport == "vsock":
+        if transport in ("vsock", "window"):
             raise RunError(_NO_VSOCK_HERE)
         return {"GPUPOOL_ENDPOINT": f"unix:{_SYSTEM_SOCKET}"}
     try:
-        if transport == "vsock":
+        if transport in ("vsock", "window"):
             raise RunError(_NO_VSOCK_HERE)
         one = private_hostd.join().endpoint(transport or "shm")
     except private_hostd.StartError as error:

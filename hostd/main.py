@@ -36,6 +36,8 @@ from gpupool.hostd.adapters.software_gpu import SoftwareGpus
 from gpupool.hostd.adapters.tls_process import TlsProcesses
 from gpupool.hostd.adapters.vgpu_files import VgpuFiles
 from gpupool.hostd.adapters.vgpu_store import VgpuDefinitions
+from gpupool.hostd.adapters.vm_folders import window_path
+from gpupool.hostd.adapters.vm_windows import VmWindows
 from gpupool.hostd.adapters.window import MemfdWindows
 from gpupool.hostd.adapters.worker_process import SubprocessWorkers, common_arguments
 from gpupool.hostd.api.admin import Admin
@@ -191,6 +193,7 @@ class Hostd:
             ClientProcesses(),
             pages,
             VgpuDefinitions(config.vgpu_dir),
+            VmWindows(window_path),
         )
         host = Host(ports, config.limits, inventory, config.ahead)
         pooled = Pooled(config, host, self._machine.gpus, self._machine.devices)

@@ -2,8 +2,8 @@
 
 `host` is one hostd for the whole test run; `own_host` is one for a test that breaks things.
 `transport` makes a test run once over shared memory and once over TCP, or over those that
-GPUPOOL_TEST_TRANSPORTS names (`shm,tcp,tls`). GPUPOOL_TEST_GPU=nvidia runs the same tests on the
-machine's NVIDIA GPUs; what only the software GPU has is marked `softgpu`.
+GPUPOOL_TEST_TRANSPORTS names (`shm,tcp,tls,window`). GPUPOOL_TEST_GPU=nvidia runs the same tests on
+the machine's NVIDIA GPUs; what only the software GPU has is marked `softgpu`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pytest
 
 from gpupool.cli import admin
 from gpupool.wire.proto import quiet_forks
+from tests.stand_in import StandIn
 
 ROOT = Path(__file__).parent.parent
 TRANSPORTS = tuple(os.environ.get("GPUPOOL_TEST_TRANSPORTS", "shm,tcp").split(","))
@@ -68,6 +69,7 @@ class Host:
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[str] | None = None
     tls_port: int = 0
+    stand_in: StandIn | None = None
     crash_expected: bool = False  # a worker of this host is made to die of a signal
 
     @property
@@ -147,17 +149,27 @@ class Host:
 
     def client_environment(self, transport: str) -> dict[str, str]:
         """Variables under which a program finds our libcuda and this host."""
+        if transport == "window":
+            return dict(self._common(transport), **self._stand_in().variables(transport))
         endpoints = {
             "shm": f"unix:{self.folder}/hostd.sock",
             "tls": f"tls://127.0.0.1:{self.tls_port}",
         }
         endpoint = endpoints.get(transport, f"tcp://127.0.0.1:{self.port}")
         secure = {"GPUPOOL_TLS_FINGERPRINT": self.fingerprint()} if transport == "tls" else {}
+        return dict(self._common(transport), **secure, GPUPOOL_ENDPOINT=endpoint)
+
+    def _stand_in(self) -> StandIn:
+        """The virtual machine whose programs the transport `window` is for."""
+        if self.stand_in is None:
+            self.stand_in = StandIn(self.folder, self.native)
+        return self.stand_in
+
+    def _common(self, transport: str) -> dict[str, str]:
         return dict(
-            dict(os.environ, **secure),
+            os.environ,
             LD_LIBRARY_PATH=str(self.native / "lib" / "guest"),
             PYTHONPATH=str(ROOT),  # for what test programs share
-            GPUPOOL_ENDPOINT=endpoint,
             GPUPOOL_TRANSPORT=transport,
             GPUPOOL_TOKEN_FILE=str(self.folder / "token"),
             # Writes of ours to memory that we have freed then meet the program's own.
@@ -229,6 +241,8 @@ def make_host(folder: Path, gpu: str = TEST_GPU, more: str = "", **softgpu: int)
     for name, value in softgpu.items():
         host.environment[f"GPUPOOL_SOFTGPU_{name.upper()}"] = str(value)
     folder.chmod(0o711)  # workers of other users find their cache below it
+    if "window" in TRANSPORTS and "[vm]" not in more:
+        more += '[vm]\nrelay = "no"\n'
     if "tls" in TRANSPORTS or more == "tls":
         more = add_tls(host) + more.removeprefix("tls")
     (folder / "hostd.toml").write_text(
@@ -264,6 +278,8 @@ def check_log(host: Host) -> None:
 
 def end_host(host: Host) -> None:
     """Stops hostd and every worker it started."""
+    if host.stand_in is not None:
+        host.stand_in.end()
     workers = [session["worker_pid"] for session in host.sessions()]
     for pid in workers:
         try:

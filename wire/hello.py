@@ -40,7 +40,8 @@ HELLO_FIELDS = (
     # Since 1.1.
     ("nonce", "16s"),
     ("lanes", "I"),
-    ("kind", "I"),
+    ("kind", "H"),
+    ("window_bits", "H"),
     # Since 1.2.
     ("policy", "I"),
     ("wait_s", "I"),
@@ -95,10 +96,11 @@ class TransportKind(enum.IntEnum):
     VSOCK = 3
     RDMA = 4
     TLS = 5  # TCP with TLS 1.3
+    WINDOW = 6  # a virtual machine's shared window, with vsock beside it; a Hello says VSOCK
 
     @property
     def word(self) -> str:
-        """The name people use: `shm`, `tcp`, `vsock`, `rdma`, `tls`."""
+        """The name people use: `shm`, `tcp`, `vsock`, `rdma`, `tls`, `window`."""
         return self.name.lower()
 
 
@@ -186,6 +188,8 @@ class Hello:
     nonce: bytes = b""  # which lanes are this session's
     lanes: int = 0  # further connections that it has opened
     kind: int = SessionKind.CUDA  # a SessionKind, or an unknown number
+    # It can map its virtual machine's window, of so many address bits; 0: it cannot.
+    window_bits: int = 0
     policy: int = 0  # as in hostd/pages/quota_page.hpp: 0 elastic, 1 hard
     wait_s: int = 0  # how long it would wait for room; 0: it would not
     vgpu: str = ""  # the name of one, or "~KEY": the one of all processes that say this KEY
@@ -232,6 +236,7 @@ class Hello:
             self.nonce,
             self.lanes,
             self.kind,
+            self.window_bits,
             self.policy,
             self.wait_s,
             _fit(self.vgpu, 64),

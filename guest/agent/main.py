@@ -17,6 +17,7 @@ from gpupool.guest.agent.log import Log
 from gpupool.guest.agent.opengl import OpenGl
 from gpupool.guest.agent.runtime import Runtime
 from gpupool.guest.agent.terms import Terms
+from gpupool.guest.agent.window import SOCKET, Window, is_handed_out
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 60.0
 _REFRESH_S = 60.0  # how soon a change at the host is seen
@@ -55,7 +56,10 @@ class Agent:
         guest_file: Path,
         log: Log,
         force: bool,
+        window: Window | Path | None,
     ) -> None:
+        """`window`: what hands it out; a path: where another agent may."""
+        self._window = window
         self._channel = channel
         self._runtime = runtime
         self._opengl = opengl
@@ -70,7 +74,7 @@ class Agent:
         if self._known is None and self._runtime.install(self._force):
             self._log.info(f"programs find libcuda.so.1 in {self._runtime.folder}")
         terms = Terms.parse(self._channel.ask({"method": "terms"}))
-        if place.write(self._guest_file, terms.guest_file()):
+        if place.write(self._guest_file, terms.guest_file(self._window_socket(terms))):
             self._log.info(f"wrote {self._guest_file}: {terms.endpoint}")
         if done := self._opengl.step():
             self._log.info(done)
@@ -82,6 +86,13 @@ class Agent:
         if not self._healthy:
             self._tell_health()
 
+    def _window_socket(self, terms: Terms) -> str:
+        """For guest.toml."""
+        if isinstance(self._window, Window):
+            return self._window.follow(terms.window_bytes)
+        known = self._window is not None and terms.window_bytes and is_handed_out(self._window)
+        return str(self._window) if known else ""
+
     def _tell_health(self) -> None:
         try:
             count = probe(self._guest_file)
@@ -90,7 +101,9 @@ class Agent:
             self._channel.ask({"method": "health", "state": "failed", "detail": detail})
             raise
         self._healthy = True
-        self._channel.ask({"method": "health", "state": "ready", "detail": f"{count} vGPUs"})
+        problem = self._window.problem if isinstance(self._window, Window) else ""
+        detail = f"{count} vGPUs" + (f"; {problem}"[:150] if problem else "")
+        self._channel.ask({"method": "health", "state": "ready", "detail": detail})
         self._log.info(f"ready: programs see {count} vGPUs")
 
 
@@ -103,13 +116,27 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.uninstall:
             return _uninstall(runtime, opengl, options.config, log)
-        agent = Agent(options.channel, runtime, opengl, options.config, log, options.force)
-        return _run(agent, log, options.wait if options.once else None)
+        window = _window(options, log)
+        try:
+            config = options.config
+            agent = Agent(options.channel, runtime, opengl, config, log, options.force, window)
+            return _run(agent, log, options.wait if options.once else None)
+        finally:
+            if isinstance(window, Window):
+                window.end()
     except AgentError as error:
         log.error(str(error))
         return error.code
     finally:
         opengl.end()
+
+
+def _window(options: argparse.Namespace, log: Log) -> Window | Path | None:
+    """What `Agent` is to do about it. With --once nobody would be there to hand it out."""
+    if options.no_window:
+        return None
+    path: Path = options.window_socket
+    return path if options.once else Window(log, path, options.window)
 
 
 def _run(agent: Agent, log: Log, wait_s: float | None) -> int:
@@ -186,6 +213,25 @@ def _parser() -> argparse.ArgumentParser:
         default=HOST,
         metavar="WHERE",
         help="where the host answers: vsock://CID:PORT or unix:/path (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-window",
+        action="store_true",
+        help="do not hand out the window that this machine shares with its host: all data goes "
+        "through vsock, where programs of other users of this machine cannot see it",
+    )
+    parser.add_argument(
+        "--window",
+        type=Path,
+        metavar="FILE",
+        help="the window itself (default: the ivshmem device of the size that the host says)",
+    )
+    parser.add_argument(
+        "--window-socket",
+        type=Path,
+        default=SOCKET,
+        metavar="PATH",
+        help="where programs get it (default: %(default)s)",
     )
     parser.add_argument(
         "--force", action="store_true", help="install beside a real NVIDIA driver, and before it"

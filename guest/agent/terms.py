@@ -61,11 +61,12 @@ class Terms:
             window_bytes=_of(window, "bytes", int) if isinstance(window, dict) else 0,
         )
 
-    def guest_file(self) -> str:
-        """Text of guest.toml."""
+    def guest_file(self, window_socket: str = "") -> str:
+        """Text of guest.toml; `window_socket`: where programs get the window, if there is one."""
         return (
             "# Written by gpupool's guest agent; it writes it anew. docs/vms.md\n"
             f'endpoint = "{self.endpoint}"\n'
+            + (f'window_socket = "{window_socket}"\n' if window_socket else "")
         )
 
 

@@ -2,6 +2,7 @@
 #include "guest/runtime/session.hpp"
 
 #include <pthread.h>
+#include <xmmintrin.h>
 
 #include <mutex>
 #include <string>
@@ -55,6 +56,9 @@ CUresult Session::start() {
   window_ = connection.window;
   transport_ = std::move(connection.transport);
   shared_memory_ = transport_->shared_memory();
+  weakly_ordered_ = transport_->weakly_ordered();
+  // Only a worker that can judge a stopped client looks at the window's, and that one is on this machine.
+  tail_ = weakly_ordered_ ? &own_tail_ : &window_.control().tail;
   const int host_version = static_cast<int>(connection.welcome.driver_version);
   driver_version_ = host_version < static_cast<int>(wire::kCudaVersion)
                         ? host_version
@@ -103,7 +107,7 @@ Claim Session::claim() {
   const u32 thread = thread_index();
   if (thread == ThreadState::kNoIndex || failed() != CUDA_SUCCESS) [[unlikely]]
     return {};
-  const u64 ticket = window_.control().tail.fetch_add(1, std::memory_order_relaxed);
+  const u64 ticket = tail_->fetch_add(1, std::memory_order_relaxed);
   if (ticket - seen_head_.load(std::memory_order_relaxed) >= wire::kRingSlots) [[unlikely]] {
     if (!wait_for_slot(ticket)) return {};
   }
@@ -159,16 +163,16 @@ void Session::publish(const Claim& claim, Stream* stream) {
       }
     }
   }
+  if (weakly_ordered_) [[unlikely]]
+    _mm_sfence();
   claim.slot->sequence.store(value, std::memory_order_release);
   // The store above must be visible before we look whether the worker sleeps, and the worker fences the other
   // way round: without this fence both could miss each other and the slot would wait for the worker's next
-  // look.
+  // look. It also empties the processor's buffers of what is written to a machine's window.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   wire::Control& control = window_.control();
-  if (control.worker_sleeping.load(std::memory_order_relaxed) != 0) [[unlikely]] {
-    control.doorbell.fetch_add(1, std::memory_order_release);
-    wire::futex_wake(control.doorbell);
-  }
+  if (control.worker_sleeping.load(std::memory_order_relaxed) != 0) [[unlikely]]
+    transport_->ring(control);
 }
 
 CUresult Session::fail(CUresult result, const char* why) {
@@ -185,6 +189,7 @@ CUresult Session::check_alive() {
   if (const CUresult already = failed(); already != CUDA_SUCCESS) return already;
   const u32 fatal = window_.control().fatal_error.load(std::memory_order_acquire);
   if (fatal != 0) {
+    order_reads();
     const std::string why = "the GPU reported error " + std::to_string(fatal) +
                             "; every CUDA call of this program now fails with it";
     return fail(static_cast<CUresult>(fatal), why.c_str());
@@ -202,7 +207,12 @@ CUresult Session::take_async_error() {
     return check_alive();
   if (control.async_error.load(std::memory_order_relaxed) == 0) [[likely]]
     return CUDA_SUCCESS;
-  const auto error = static_cast<CUresult>(control.async_error.exchange(0, std::memory_order_acq_rel));
+  // No exchange: that would lock the bus of a machine whose window this is. The worker, or the receiver of a
+  // stream, stores only where it finds 0, so among our own threads the lock is enough.
+  static auto& taking = *new std::mutex();
+  const std::lock_guard lock(taking);
+  const auto error = static_cast<CUresult>(control.async_error.load(std::memory_order_acquire));
+  if (error != CUDA_SUCCESS) control.async_error.store(0, std::memory_order_release);
   log_debug("asynchronous call %u failed with %d", control.async_function.load(std::memory_order_relaxed),
             static_cast<int>(error));
   return error;
@@ -210,6 +220,12 @@ CUresult Session::take_async_error() {
 
 // As with the real driver, CUDA cannot be used in a forked child. The parent's ring is not mapped there
 // (MADV_DONTFORK) and its socket is closed here, so that the worker sees the parent's death.
+// Not in line: waking somebody is a system call anyway.
+void Session::ring_if_asleep() {
+  wire::Control& control = window_.control();
+  if (control.worker_sleeping.load(std::memory_order_relaxed) != 0) transport_->ring(control);
+}
+
 void Session::after_fork_in_child() {
   Session* session = g_current.exchange(nullptr, std::memory_order_acq_rel);
   g_gate.bits.store(kGateShut, std::memory_order_release);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cuda.h>
+#include <emmintrin.h>
 
 #include <array>
 #include <atomic>
@@ -74,7 +75,11 @@ class Session {
   CUresult wait_word(u32 index, u64 value);
   // Waits for the answer to a slot published with kReply. The box is this thread's.
   CUresult wait_reply(u64 ticket, wire::ReplyBox*& box);
-  u64 word(u32 index) const { return window_.word(index).value.load(std::memory_order_acquire); }
+  u64 word(u32 index) const {
+    const u64 value = window_.word(index).value.load(std::memory_order_acquire);
+    order_reads();
+    return value;
+  }
 
   // --- data area
   // -------------------------------------------------------------------------------------------- Staging
@@ -120,6 +125,15 @@ class Session {
   // Hands a descriptor to the worker; the number that the message which needs it must name, or 0.
   u64 send_descriptor(int fd);
   bool shared_memory() const { return shared_memory_; }  // false over TCP: host memory cannot be mapped
+  // What is read from the window after this was not read before it (Transport::weakly_ordered).
+  void order_reads() const {
+    if (weakly_ordered_) [[unlikely]]
+      _mm_lfence();
+  }
+  // For what is told the worker past the ring, after a fence.
+  void ring_if_asleep();
+  // How many messages have been begun.
+  u64 tickets() const { return tail_->load(std::memory_order_relaxed); }
 
  private:
   friend class Claimer;
@@ -150,6 +164,9 @@ class Session {
   u32 device_count_ = 0;
   int driver_version_ = 0;
   bool shared_memory_ = true;
+  bool weakly_ordered_ = false;
+  std::atomic<u64>* tail_ = nullptr;  // where tickets come from
+  std::atomic<u64> own_tail_{0};
   std::atomic<u64> next_parcel_{1};
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<Heap> heap_;

@@ -12,6 +12,7 @@
 #include "guest/runtime/staging.hpp"
 #include "guest/runtime/statistics.hpp"
 #include "guest/runtime/thread_state.hpp"
+#include "guest/runtime/transport/transport.hpp"
 #include "wire/cpp/futex.hpp"
 
 namespace gpupool::guest {
@@ -120,7 +121,11 @@ CUresult Session::synchronize(Context& context) {
 CUresult Session::wait_reply(u64 ticket, wire::ReplyBox*& box) {
   box = &window_.reply(thread_index());
   const u64 wanted = ticket + 1;
-  const auto answered = [&] { return box->done.load(std::memory_order_acquire) == wanted; };
+  const auto answered = [&] {
+    if (box->done.load(std::memory_order_acquire) != wanted) return false;
+    order_reads();
+    return true;
+  };
   if (answered()) return CUDA_SUCCESS;
   if (wire::Backoff::spare_cores()) {
     const u64 start = wire::monotonic_ns();
@@ -130,11 +135,7 @@ CUresult Session::wait_reply(u64 ticket, wire::ReplyBox*& box) {
     }
   }
   while (true) {
-    const u64 seen = box->done.load(std::memory_order_acquire);
-    if (seen == wanted) return CUDA_SUCCESS;
-    box->sleeping.store(1, std::memory_order_seq_cst);
-    if (!answered()) wire::futex_wait(box->done, seen, kReplySleepMs);
-    box->sleeping.store(0, std::memory_order_relaxed);
+    transport_->sleep(*box, wanted, kReplySleepMs);
     if (answered()) return CUDA_SUCCESS;
     if (const CUresult result = check_alive(); result != CUDA_SUCCESS && !answered()) return result;
   }

@@ -43,7 +43,7 @@ class VmFolders:
 
     def window(self, uuid: str) -> Path:
         """Of that VM."""
-        return self._shared_memory / f"gpupool-{uuid}"
+        return window_path(uuid, self._shared_memory)
 
     def gid(self) -> int:
         """Of the group; -1, which changes nothing (chown(2)), where we cannot give files to it."""
@@ -104,6 +104,11 @@ class VmFolders:
             os.ftruncate(fd, size_bytes)
         finally:
             os.close(fd)
+
+
+def window_path(uuid: str, shared_memory: Path = SHARED_MEMORY) -> Path:
+    """Where libvirt's <shmem> opens the window of that VM."""
+    return shared_memory / f"gpupool-{uuid}"
 
 
 def _gid(group: str) -> int:

@@ -318,6 +318,7 @@ def arguments(order: WorkerOrder, name: Callable[[int], str] = str) -> list[str]
             words += [option, ",".join(str(row) for row in rows)]
     words += ["--transport", order.transport]
     words += ["--window-base", f"{order.window_base:#x}", "--window-bytes", str(order.window_bytes)]
+    words += ["--window-offset", str(order.window_offset)]
     words += ["--library", order.library, "--devices", ",".join(order.devices)]
     words += ["--session-id", str(order.session_id)]
     words += [

@@ -76,6 +76,7 @@ class Door:
     vm: str = ""  # UUID of the domain whose clients come here; empty: any client
     vgpus: tuple[str, ...] = ()  # of that domain, by name
     sandbox: str = ""  # of Kata, whose containers come here and say by their tokens which they are
+    window_mib: int = 0  # of that domain; 0: it has none
     vms_only: bool = False  # nobody but virtual machines that we know may come here
     closed: str = ""  # why a client may not come here after all
 

@@ -40,8 +40,9 @@ from gpupool.hostd.core.start import Ports, start_worker
 from gpupool.hostd.core.vgpu import Quota, Wanted
 from gpupool.hostd.core.vgpu_table import NoRowError
 from gpupool.hostd.core.waiting_line import Ticket, WaitingLine
+from gpupool.hostd.core.window import OpenPiece, free_again, take_piece
 from gpupool.hostd.log import fields
-from gpupool.wire.hello import Hello, SessionKind, WelcomeStatus
+from gpupool.wire.hello import Hello, SessionKind, TransportKind, WelcomeStatus
 from gpupool.wire.query import Query, Report
 
 log = logging.getLogger("gpupool.hostd")
@@ -114,6 +115,7 @@ class Host:
                     "session ended while hostd was away",
                     extra=fields({"session": session.id, "worker": session.worker_pid}),
                 )
+                free_again(self._ports.vm_windows, session)
                 self._ports.store.remove(session.id)
                 continue
             self._sessions[session.id] = session
@@ -151,8 +153,10 @@ class Host:
         plan = self.plan(self.wanted(hello, peer, door), ticket)
         if isinstance(plan, NoPlace):
             return plan if plan.may_wait else Refusal(WelcomeStatus.LIMIT, plan.text)
+        sockets = (socket_fd, *lane_fds)
+        piece = take_piece(self._ports.vm_windows, hello, door, self._sessions.values())
         try:
-            return self._start(hello, peer, door, answer, plan, (socket_fd, *lane_fds))
+            return self._start(hello, peer, door, answer, plan, sockets, piece)
         except NoRowError as error:
             return Refusal(WelcomeStatus.LIMIT, f"{error}; end some (`gpupool status`)")
         except PortError as error:
@@ -160,6 +164,9 @@ class Host:
                 "worker not started", extra=fields({"error": str(error), "endpoint": door.name})
             )
             return Refusal(WelcomeStatus.WORKER, f"the host could not start a worker: {error}")
+        finally:
+            if piece is not None:
+                self._ports.vm_windows.close(piece.fd)
 
     def offer(self, inventory: Inventory) -> None:
         """Gives out these GPUs from now on. Sessions that have others keep them."""
@@ -280,7 +287,11 @@ class Host:
         grant: Grant,
         plan: Plan,
         sockets: tuple[int, ...],
+        window: OpenPiece | None,
     ) -> Session:
+        if window is not None:
+            size_bytes = window.piece.size_bytes
+            grant = replace(grant, transport=TransportKind.WINDOW, window_bytes=size_bytes)
         session_id = self._ports.store.next_id()
         client = self._ports.clients.identify(peer.pid, peer.address)
         seats = self.allocations.seat(session_id, plan)
@@ -306,13 +317,22 @@ class Host:
             priority=plan.quota.priority,
             kind=grant.kind.word,
             seats=seats,
+            window_offset=window.piece.offset_bytes if window is not None else 0,
+            window_bytes=window.piece.size_bytes if window is not None else 0,
         )
         session = replace(session, isolation=self._ports.workers.isolation(session.tenant_number))
         try:
             self._ports.store.save(session)
             self.allocations.enter(session)
             process = start_worker(
-                self._ports, self.allocations, session, grant, peer.pidfd, sockets, hello.lanes
+                self._ports,
+                self.allocations,
+                session,
+                grant,
+                peer.pidfd,
+                sockets,
+                hello.lanes,
+                window.fd if window is not None else None,
             )
         except PortError:
             self._forget(session)
@@ -420,6 +440,7 @@ class Host:
         the way finds the rest.
         """
         self._ports.exchange.leave(session.id)
+        free_again(self._ports.vm_windows, session)
         self.allocations.leave(session)
         self._ports.store.remove(session.id)
 

@@ -7,6 +7,7 @@ each.
 | WorkerProcesses | adapters/worker_process.py | tests/fakes/workers.py |
 | SessionStore | adapters/session_files.py | tests/fakes/sessions.py |
 | Windows | adapters/window.py | tests/fakes/windows.py |
+| window.VmWindows | adapters/vm_windows.py | tests/fakes/windows.py |
 | Exchange | adapters/exchange.py | tests/fakes/exchanges.py |
 | Clock | adapters/clock.py | tests/fakes/clock.py |
 | Clients | adapters/client_process.py | tests/fakes/clients.py |
@@ -54,7 +55,7 @@ class WorkerOrder:
 
     session_id: int
     socket_fd: int
-    window_fd: int | None  # None: the transport has no shared memory
+    window_fd: int | None  # None: the transport has no shared memory; borrowed as the others
     usage_fd: int  # its usage page, to write
     client_pidfd: int | None
     transport: str
@@ -68,6 +69,7 @@ class WorkerOrder:
     exchange_fd: int | None = None
     tenant: int = 0  # Session.tenant_number
     kind: SessionKind = SessionKind.CUDA
+    window_offset: int = 0  # in the file of window_fd, a virtual machine's
     lane_fds: tuple[int, ...] = ()  # further connections
     asked_lanes: int = 0  # so many had the client opened
     # Of its vGPUs, in the order of `devices`; all empty: nothing is enforced.

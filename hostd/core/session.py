@@ -36,7 +36,7 @@ _NEXT = {
 
 # May be missing in the record of an older hostd, whose sessions go on.
 _ADDED = {"isolation", "client_start_ticks", "client_address", "owner", "client_pid"}
-_ADDED |= {"vgpu", "policy", "priority", "seats", "kind"}
+_ADDED |= {"vgpu", "policy", "priority", "seats", "kind", "window_offset", "window_bytes"}
 
 
 class IllegalTransitionError(RuntimeError):
@@ -58,7 +58,7 @@ class Session:
     pid: int  # as the kernel told it (unix), else as the client told it
     uid: int  # -1 over TCP
     client_version: str
-    transport: str  # "shm", "tcp"
+    transport: str  # "shm", "tcp", "tls", "vsock", "window"
     endpoint: str  # where the client came in: "unix:/run/gpupool/hostd.sock"
     devices: tuple[str, ...]  # UUIDs
     compute_percent: int
@@ -76,6 +76,8 @@ class Session:
     priority: int = 0
     kind: str = "cuda"  # or "opengl"
     seats: tuple[Seat, ...] = ()  # in the order of `devices`; none in an older hostd's record
+    window_offset: int = 0  # of its piece of its virtual machine's window, in bytes
+    window_bytes: int = 0  # of that; 0: it has none
 
     @property
     def quota(self) -> Quota:

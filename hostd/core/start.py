@@ -19,6 +19,7 @@ from gpupool.hostd.core.ports import (
     WorkerProcesses,
 )
 from gpupool.hostd.core.session import Session
+from gpupool.hostd.core.window import VmWindows
 from gpupool.wire.hello import SessionKind, TransportKind
 
 
@@ -34,6 +35,7 @@ class Ports:
     clients: Clients
     pages: VgpuPages
     vgpus: VgpuStore
+    vm_windows: VmWindows
 
 
 def start_worker(
@@ -44,10 +46,11 @@ def start_worker(
     client_pidfd: int | None,
     sockets: tuple[int, ...],
     asked_lanes: int,
+    vm_window_fd: int | None = None,
 ) -> WorkerProcess:
     """Makes what they share and starts it. `sockets`: the session's first connection, then the
-    further ones; the client had `asked_lanes` of those. All descriptors are borrowed. Raises
-    PortError.
+    further ones; the client had `asked_lanes` of those. `vm_window_fd`: where the session has a
+    piece of its virtual machine's. All descriptors are borrowed. Raises PortError.
     """
     cuda = grant.kind is SessionKind.CUDA
     shared = cuda and grant.transport is TransportKind.SHM
@@ -64,12 +67,13 @@ def start_worker(
                 socket_fd=sockets[0],
                 lane_fds=sockets[1:],
                 asked_lanes=asked_lanes,
-                window_fd=window_fd,
+                window_fd=window_fd if vm_window_fd is None else vm_window_fd,
                 usage_fd=usage_fd,
                 client_pidfd=client_pidfd,
                 transport=session.transport,
                 window_base=grant.window_base,
                 window_bytes=grant.window_bytes,
+                window_offset=session.window_offset,
                 library=grant.library,
                 devices=session.devices,
                 compute_percent=session.compute_percent,

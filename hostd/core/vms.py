@@ -293,7 +293,7 @@ class Vms:
         vm = self._vms.get(uuid)
         if vm is not None and vm.state in (VmState.PREPARED, VmState.STARTED):
             names = tuple(vgpu.name for vgpu in self.vgpus_of(uuid))
-            here = replace(door, vm=uuid, tenant=vm.tenant, vgpus=names)
+            here = replace(door, vm=uuid, tenant=vm.tenant, vgpus=names, window_mib=vm.window_mib)
             return here, Peer(address=f"vm:{uuid}")
         if door.vm or door.vms_only:
             who = door.vm or peer.address.rpartition(":")[0]

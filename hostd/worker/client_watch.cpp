@@ -2,8 +2,10 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <fstream>
 #include <string>
@@ -11,6 +13,7 @@
 #include <thread>
 
 #include "hostd/worker/log.hpp"
+#include "wire/cpp/futex.hpp"
 
 namespace gpupool::worker {
 namespace {
@@ -28,6 +31,17 @@ void watch(int socket_fd, int pidfd, Parcels& parcels) {
   }
 }
 
+void hear_bells(int socket_fd, wire::Window window) {
+  u8 bells[256];
+  while (true) {
+    const ssize_t heard = recv(socket_fd, bells, sizeof bells, 0);
+    if (heard < 0 && errno == EINTR) continue;
+    if (heard <= 0) end_session(kExitClientGone, "client closed the connection");
+    window.control().doorbell.fetch_add(1, std::memory_order_release);
+    wire::futex_wake(window.control().doorbell);
+  }
+}
+
 // The "Pid:" line of a pidfd, in our own pid namespace; 0 when there is none.
 long pid_behind(int pidfd) {
   std::ifstream info("/proc/self/fdinfo/" + std::to_string(pidfd));
@@ -41,6 +55,16 @@ long pid_behind(int pidfd) {
 void watch_client(int socket_fd, int pidfd, Parcels& parcels) {
   if (socket_fd < 0 && pidfd < 0) return;
   std::thread(watch, socket_fd, pidfd, std::ref(parcels)).detach();
+}
+
+void watch_distant_client(int socket_fd, const wire::Window& window) {
+  std::thread(hear_bells, socket_fd, window).detach();
+}
+
+void ring_distant_client(int socket_fd) {
+  const u8 bell = 0;
+  // A full buffer holds bells already; of a client that has gone the watch tells.
+  [[maybe_unused]] const ssize_t sent = send(socket_fd, &bell, sizeof bell, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 std::function<bool()> stopped_probe(int pidfd) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "hostd/worker/client_watch.hpp"
 #include "hostd/worker/crash.hpp"
 #include "hostd/worker/device_output.hpp"
 #include "hostd/worker/launch_crew.hpp"
@@ -320,7 +321,11 @@ void Dispatcher::answer(const Request& request, CUresult result) {
   box.status = static_cast<i32>(result);
   box.size = static_cast<u32>(bytes.size());
   box.done.store(request.ticket + 1, std::memory_order_seq_cst);
-  if (box.sleeping.load(std::memory_order_seq_cst) != 0) wire::futex_wake(box.done);
+  if (box.sleeping.load(std::memory_order_seq_cst) == 0) return;
+  if (worker_.bell_socket >= 0) [[unlikely]]
+    ring_distant_client(worker_.bell_socket);
+  else
+    wire::futex_wake(box.done);
 }
 
 }  // namespace gpupool::worker

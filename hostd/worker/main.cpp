@@ -48,20 +48,24 @@ void use_compatible_layout(char** argv) {
   log(LogLevel::warning, "cannot restart with the compatible address layout", std::strerror(errno));
 }
 
-// A Welcome, with what follows it for a client that asked for lanes.
-struct LongWelcome {
-  wire::Welcome welcome;
-  wire::WelcomeLanes lanes;
-};
-static_assert(sizeof(LongWelcome) == sizeof(wire::Welcome) + sizeof(wire::WelcomeLanes));
-
-void welcome(const Options& options, const wire::Welcome& message, int window_fd) {
-  LongWelcome answer{message, {static_cast<u32>(options.lane_fds.size()), 0}};
-  const bool has_lanes = message.status == wire::WelcomeStatus::ok && options.asked_lanes != 0;
-  answer.welcome.bytes = static_cast<u32>(has_lanes ? sizeof answer : sizeof answer.welcome);
+// A Welcome, and what follows it: for a client that asked for lanes, and for one that has a piece of a
+// window.
+void welcome(const Options& options, wire::Welcome message, int window_fd) {
+  u8 answer[sizeof message + sizeof(wire::WelcomeLanes) + sizeof(wire::WelcomeWindow)];
+  size_t size = sizeof message;
+  const auto add = [&](const auto& part) {
+    std::memcpy(answer + size, &part, sizeof part);
+    size += sizeof part;
+  };
+  const bool ok = message.status == wire::WelcomeStatus::ok;
+  if (ok && options.asked_lanes != 0) add(wire::WelcomeLanes{static_cast<u32>(options.lane_fds.size()), 0});
+  if (ok && options.transport == wire::TransportKind::window)
+    add(wire::WelcomeWindow{options.window_offset, 0});
+  message.bytes = static_cast<u32>(size);
+  std::memcpy(answer, &message, sizeof message);
   // Some 330 bytes into an empty socket buffer: one call takes them all or the client is gone.
-  if (wire::send_with_descriptor(options.socket_fd, &answer, answer.welcome.bytes, window_fd, MSG_NOSIGNAL) !=
-      static_cast<ssize_t>(answer.welcome.bytes))
+  if (wire::send_with_descriptor(options.socket_fd, answer, size, window_fd, MSG_NOSIGNAL) !=
+      static_cast<ssize_t>(size))
     end_session(kExitClientGone, "client left before the welcome");
 }
 
@@ -77,10 +81,10 @@ void welcome(const Options& options, const wire::Welcome& message, int window_fd
 
 void map_window(const Options& options, Worker& worker) {
   void* wanted = reinterpret_cast<void*>(options.window_base);
-  const bool shared = options.transport == wire::TransportKind::shm;
+  const bool shared = options.shares_memory();
   const int flags = MAP_FIXED_NOREPLACE | MAP_NORESERVE | (shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS);
-  void* got =
-      mmap(wanted, options.window_bytes, PROT_READ | PROT_WRITE, flags, shared ? options.window_fd : -1, 0);
+  void* got = mmap(wanted, options.window_bytes, PROT_READ | PROT_WRITE, flags,
+                   shared ? options.window_fd : -1, static_cast<off_t>(options.window_offset));
   if (got != wanted) {
     if (got == MAP_FAILED && errno != EEXIST)
       refuse(options, wire::WelcomeStatus::worker,
@@ -244,7 +248,13 @@ int serve(Options& options, int argc, char** argv) {
   message.session_id = options.session_id;
   message.device_count = static_cast<u32>(worker->devices.size());
   std::strncpy(message.host_version, wire::kVersion, sizeof message.host_version - 1);
-  const bool shared = options.transport == wire::TransportKind::shm;
+  const bool local = options.transport == wire::TransportKind::shm;
+  const bool window = options.transport == wire::TransportKind::window;
+  if (window) {  // what they would carry is in memory
+    for (const int fd : options.lane_fds) close(fd);
+    options.lane_fds.clear();
+    worker->bell_socket = options.socket_fd;
+  }
   worker->usage = open_usage_page(options.usage_fd, worker->devices.size());
   map_vgpus(options, *worker);
   account_memory(*worker);
@@ -255,19 +265,18 @@ int serve(Options& options, int argc, char** argv) {
   if (std::string error; !enter_sandbox(options.sandbox, options.library, error))
     refuse(options, wire::WelcomeStatus::worker, "the worker cannot enter its sandbox: " + error);
   const u64 sandbox_us = (wire::monotonic_ns() - before) / 1000;
-  welcome(options, message, shared ? options.window_fd : -1);
+  welcome(options, message, local ? options.window_fd : -1);
   for (const int fd : {options.window_fd, options.usage_fd})
     if (fd >= 0) close(fd);  // mapped
-  if (shared)
+  if (local)
     watch_client(options.socket_fd, options.client_pidfd, worker->parcels);
+  else if (window)
+    watch_distant_client(options.socket_fd, worker->window);
   else
     start_stream_mirror(options.socket_fd, options.lane_fds, worker->window);
-  const bool vsock = options.transport == wire::TransportKind::vsock;
-  const bool tls = options.transport == wire::TransportKind::tls;
-  const std::string transport = shared ? "shm" : vsock ? "vsock" : tls ? "tls" : "tcp";
   log(LogLevel::info, "session started",
-      "transport=" + transport + " connections=" + std::to_string(1 + options.lane_fds.size()) +
-          " sandbox_us=" + std::to_string(sandbox_us));
+      "transport=" + std::string(transport_word(options.transport)) + " connections=" +
+          std::to_string(1 + options.lane_fds.size()) + " sandbox_us=" + std::to_string(sandbox_us));
   try {
     Dispatcher(*worker).run();
   } catch (const wire::ProtocolError& error) {

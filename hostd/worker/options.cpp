@@ -33,18 +33,23 @@ bool parse_u32(const char* text, u32& number) {
   return true;
 }
 
+struct TransportWord {
+  wire::TransportKind kind;
+  const char* word;
+};
+constexpr TransportWord kTransports[] = {{wire::TransportKind::shm, "shm"},
+                                         {wire::TransportKind::tcp, "tcp"},
+                                         {wire::TransportKind::tls, "tls"},
+                                         {wire::TransportKind::vsock, "vsock"},
+                                         {wire::TransportKind::window, "window"}};
+
 bool parse_transport(const char* text, wire::TransportKind& kind) {
-  if (std::strcmp(text, "shm") == 0)
-    kind = wire::TransportKind::shm;
-  else if (std::strcmp(text, "tcp") == 0)
-    kind = wire::TransportKind::tcp;
-  else if (std::strcmp(text, "tls") == 0)
-    kind = wire::TransportKind::tls;
-  else if (std::strcmp(text, "vsock") == 0)
-    kind = wire::TransportKind::vsock;
-  else
-    return false;
-  return true;
+  for (const TransportWord& one : kTransports) {
+    if (std::strcmp(text, one.word) != 0) continue;
+    kind = one.kind;
+    return true;
+  }
+  return false;
 }
 
 bool parse_level(const char* text, LogLevel& level) {
@@ -92,6 +97,7 @@ enum Option {
   kTransport,
   kBase,
   kBytes,
+  kOffset,
   kLibrary,
   kDevices,
   kSession,
@@ -220,6 +226,8 @@ bool take(int option, const char* text, Options& options) {
       return parse_number(text, 16, options.window_base);
     case kBytes:
       return parse_number(text, 10, options.window_bytes);
+    case kOffset:
+      return parse_number(text, 10, options.window_offset);
     case kLibrary:
       options.library = text;
       return text[0] == '/';
@@ -269,6 +277,7 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
                                         {"transport", required_argument, nullptr, kTransport},
                                         {"window-base", required_argument, nullptr, kBase},
                                         {"window-bytes", required_argument, nullptr, kBytes},
+                                        {"window-offset", required_argument, nullptr, kOffset},
                                         {"library", required_argument, nullptr, kLibrary},
                                         {"devices", required_argument, nullptr, kDevices},
                                         {"session-id", required_argument, nullptr, kSession},
@@ -315,6 +324,12 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
   return true;
 }
 
+const char* transport_word(wire::TransportKind kind) {
+  for (const TransportWord& one : kTransports)
+    if (one.kind == kind) return one.word;
+  return "unknown";
+}
+
 bool check_options(const Options& options, std::string& error) {
   for (const size_t count : {options.quota_fds.size(), options.account_fds.size(), options.lease_fds.size(),
                              options.vgpu_rows.size(), options.account_rows.size()})
@@ -324,8 +339,10 @@ bool check_options(const Options& options, std::string& error) {
       options.quota_fds.size() != options.account_rows.size())
     error = "--quota-fds, --account-fds, --vgpu-rows and --account-rows go together";
   if (options.socket_fd < 0 || options.library.empty()) error = "--socket-fd and --library are needed";
-  if (options.transport == wire::TransportKind::shm && options.window_fd < 0)
-    error = "--window-fd is needed for shm";
+  if (options.shares_memory() && options.window_fd < 0) error = "--window-fd is needed for shm and window";
+  const bool sliced = options.transport == wire::TransportKind::window;
+  if (options.window_offset % 4096 != 0 || (options.window_offset != 0 && !sliced))
+    error = "--window-offset is out of range";
   if (options.window_bytes < wire::kWindowMinBytes || options.window_bytes > wire::kWindowBaseStep)
     error = "--window-bytes is out of range";
   if (options.window_base < 0x1000'0000 || options.window_base % 4096 != 0 ||

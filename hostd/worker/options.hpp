@@ -12,10 +12,14 @@
 namespace gpupool::worker {
 
 struct Options {
+  // The client has the same memory mapped.
+  bool shares_memory() const {
+    return transport == wire::TransportKind::shm || transport == wire::TransportKind::window;
+  }
   int socket_fd = -1;
   std::vector<int> lane_fds;  // further connections of the session
   u32 asked_lanes = 0;        // so many did the client ask for; not 0: the Welcome says what it got
-  int window_fd = -1;         // shm only
+  int window_fd = -1;         // of shm, and of window: there the file is the machine's
   int usage_fd = -1;          // the page for usage_page.hpp; none in tests of the worker alone
   int client_pidfd = -1;      // where hostd could get one
   int exchange_fd = -1;       // to hostd, for what sessions of one tenant share (exchange.hpp)
@@ -28,6 +32,7 @@ struct Options {
   wire::TransportKind transport = wire::TransportKind::shm;
   u64 window_base = 0;
   u64 window_bytes = 0;
+  u64 window_offset = 0;             // in that file; 0 but for window
   std::string library;               // absolute path of the libcuda to use
   std::vector<std::string> devices;  // UUIDs, as NVML writes them; empty: every device
   u64 session_id = 0;
@@ -44,6 +49,8 @@ struct Options {
 
 // False with `error` saying which option is wrong. Options that were there stay, unless they are named again.
 bool parse_options(int argc, char** argv, Options& options, std::string& error);
+// As on the command line.
+const char* transport_word(wire::TransportKind kind);
 // Whether they are enough to serve a client.
 bool check_options(const Options& options, std::string& error);
 

@@ -70,6 +70,7 @@ class Worker {
   DriverApi driver{};
   wire::Window window;
   bool shared_memory = true;  // false over a stream transport
+  int bell_socket = -1;       // where the client is waked; -1: by a futex in the window, or not at all
   // Registering makes pages (populate.hpp); known with the first context, by the page at kLeftToDriver.
   bool driver_makes_pages = false;
   static constexpr u64 kLeftToDriver = wire::kHeapOffset - 4096;
@@ -104,7 +105,7 @@ class Worker {
   HandleTable<CUmemGenericAllocationHandle> mem_allocations{wire::HandleKind::mem_allocation};
   HandleTable<CUtexref> texrefs{wire::HandleKind::texref};
   HandleTable<CUsurfref> surfrefs{wire::HandleKind::surfref};
-  // Descriptors that the client has sent; shared memory only.
+  // Descriptors that the client has sent; on one machine only.
   Parcels parcels;
   // What sessions of one tenant share.
   Exchange exchange;

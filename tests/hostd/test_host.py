@@ -20,7 +20,7 @@ from tests.fakes.gpus import FakeGpus
 from tests.fakes.sessions import FakeSessions
 from tests.fakes.vgpu_pages import FakePages
 from tests.fakes.vgpu_store import FakeVgpus
-from tests.fakes.windows import FakeWindows
+from tests.fakes.windows import FakeVmWindows, FakeWindows
 from tests.fakes.workers import FakeWorkers
 
 LIMITS = Limits(max_sessions=2, window_mib=64, default_compute_percent=0, default_memory_mib=0)
@@ -41,6 +41,7 @@ class Machine:
     clients: FakeClients = field(default_factory=FakeClients)
     pages: FakePages = field(default_factory=FakePages)
     vgpus: FakeVgpus = field(default_factory=FakeVgpus)
+    vm_windows: FakeVmWindows = field(default_factory=FakeVmWindows)
     limits: Limits = LIMITS
     inventory: Inventory = FakeGpus.from_file("h100x8.json").inventory
 
@@ -55,6 +56,7 @@ class Machine:
             self.clients,
             self.pages,
             self.vgpus,
+            self.vm_windows,
         )
         return Host(ports, self.limits, self.inventory)
 

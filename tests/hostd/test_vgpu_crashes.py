@@ -49,6 +49,7 @@ class Rig:
             one.clients,
             Killable(one.pages, fuse, (*PAGES, "restore")),
             Killable(one.vgpus, fuse, ("save", "remove")),
+            one.vm_windows,
         )
         one.clients.watched.clear()
         one.workers._watchers.clear()  # they were the killed one's
@@ -61,6 +62,7 @@ class Rig:
         one = self.machine
         one.pages.opened.clear()
         one.windows.open.clear()
+        one.vm_windows.opened.clear()
         one.exchange.open.clear()
         one.store.open_usages.clear()
         self.start()

@@ -39,7 +39,12 @@ class Fused(Rig):
         """A hostd, as after a start; what the dead one had open is closed by the kernel."""
         one, fuse = self.machine, self.fuse
         fuse.left = None
-        for opened in (one.pages.opened, one.windows.open, one.exchange.open):
+        for opened in (
+            one.pages.opened,
+            one.windows.open,
+            one.exchange.open,
+            one.vm_windows.opened,
+        ):
             opened.clear()
         one.store.open_usages.clear()
         one.clients.watched.clear()
@@ -54,6 +59,7 @@ class Fused(Rig):
             one.clients,
             Killable(one.pages, fuse, (*PAGES, "restore")),
             Killable(one.vgpus, fuse, ("save", "remove")),
+            one.vm_windows,
         )
         self.host = Host(ports, one.limits, one.inventory)
         self.vgpus = Vgpus(self.host, ports.pages, ports.vgpus)

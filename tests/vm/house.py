@@ -29,6 +29,7 @@ class Domain:
     name: str
     cid: int
     folder: Path
+    window: Path | None = None
 
 
 class House:
@@ -46,13 +47,17 @@ class House:
         """Asks the admin socket."""
         return admin.call(self.host.folder / "admin.sock", method, **more)
 
-    def prepare(self, name: str, *, compute_percent: int = 30, memory_mib: int = 256) -> Domain:
+    def prepare(
+        self, name: str, *, compute_percent: int = 30, memory_mib: int = 256, window_mib: int = 0
+    ) -> Domain:
         """What libvirt's hook does before a domain starts."""
         domain = str(uuid.uuid4())
         quota = {"compute_percent": compute_percent, "memory_mib": memory_mib}
         self.call("vm_allow", uuid=domain, name=name, **quota)
-        made = self.call("vm_prepare", uuid=domain, name=name, vgpus=[quota])
-        self.domains.append(Domain(domain, name, made["cid"], Path(made["folder"])))
+        order = {"name": name, "vgpus": [quota], "window_mib": window_mib}
+        made = self.call("vm_prepare", uuid=domain, **order)
+        window = Path(made["window"]) if window_mib else None
+        self.domains.append(Domain(domain, name, made["cid"], Path(made["folder"]), window))
         return self.domains[-1]
 
     def boot(self, domain: Domain, *, memory_mib: int = 768, processors: int = 1) -> Machine:
@@ -61,7 +66,12 @@ class House:
         folder.mkdir()
         vhost = domain.folder / "vhost"
         machine = Machine(
-            folder, self.kernel, vhost=vhost, memory_mib=memory_mib, processors=processors
+            folder,
+            self.kernel,
+            vhost=vhost,
+            window=domain.window,
+            memory_mib=memory_mib,
+            processors=processors,
         )
         self.machines.append(machine)
         machine.start()

@@ -88,7 +88,9 @@ class Program:
 
 
 class Machine:
-    """One guest. `folder` gets its sockets and its serial log; `vhost` is its vsock device."""
+    """One guest. `folder` gets its sockets and its serial log; `vhost` is its vsock device,
+    `window` the file that it shares with its host, as libvirt's <shmem> has it.
+    """
 
     def __init__(
         self,
@@ -96,12 +98,14 @@ class Machine:
         kernel: Kernel,
         *,
         vhost: Path | None = None,
+        window: Path | None = None,
         memory_mib: int = 768,
         processors: int = 1,
     ) -> None:
         self.folder = folder
         self.kernel = kernel
         self.vhost = vhost
+        self.window = window
         self.memory_mib = memory_mib
         self.processors = processors
         self.process: subprocess.Popen[bytes] | None = None
@@ -149,6 +153,10 @@ class Machine:
         if self.vhost is not None:
             line += ["-chardev", f"socket,id=vsock,path={self.vhost}"]
             line += ["-device", "vhost-user-vsock-pci,chardev=vsock"]
+        if self.window is not None:
+            size = self.window.stat().st_size
+            memory = f"memory-backend-file,id=window,mem-path={self.window},size={size},share=on"
+            line += ["-object", memory, "-device", "ivshmem-plain,memdev=window"]
         return line
 
     def start(self) -> None:

@@ -19,10 +19,12 @@ inline constexpr u16 kProtocolMinor = 2;           // a client one minor behind 
 inline constexpr u32 kMaxLanes = 15;               // connections of a session besides its first
 inline constexpr u32 kNonceBytes = 16;
 
-enum class TransportKind : u32 { shm = 1, tcp = 2, vsock = 3, rdma = 4, tls = 5 };
+// `window` is no way to dial: a virtual machine's client says vsock, and its session is one over the window
+// if it can map that (Hello::window_bits) and the host has a piece of it left (WelcomeWindow).
+enum class TransportKind : u32 { shm = 1, tcp = 2, vsock = 3, rdma = 4, tls = 5, window = 6 };
 
 // What the session is for.
-enum class SessionKind : u32 { cuda = 0, opengl = 1 };
+enum class SessionKind : u16 { cuda = 0, opengl = 1 };
 
 enum class WelcomeStatus : u32 {
   ok = 0,
@@ -54,6 +56,7 @@ struct Hello {
   u8 nonce[kNonceBytes] = {};  // which lanes are this session's
   u32 lanes = 0;               // how many there are; 0: nonce means nothing
   SessionKind kind = SessionKind::cuda;
+  u16 window_bits = 0;  // it can map its machine's window, of so many address bits; 0: it cannot
   // Since 1.2.
   u32 policy = 0;      // SharePolicy of hostd/pages/quota_page.hpp
   u32 wait_s = 0;      // how long it would wait for room; 0: it would not
@@ -95,5 +98,23 @@ struct WelcomeLanes {
   u32 reserved = 0;
 };
 static_assert(sizeof(WelcomeLanes) == 8);
+
+// Follows both, and is counted in `bytes`, where the session has a piece of the machine's window: this offset
+// in it, and Welcome::window_bytes. On the connection itself there is then nothing but bells, single bytes
+// without a meaning: each says "look at the window" to a side that sleeps.
+struct WelcomeWindow {
+  u64 offset = 0;
+  u64 reserved = 0;
+};
+static_assert(sizeof(WelcomeWindow) == 16);
+
+// What the guest agent sends, with the window's descriptor as SCM_RIGHTS, to whoever connects to its socket.
+inline constexpr u32 kWindowOfferMagic = 0x574f'4457;  // "WDOW"
+struct WindowOffer {
+  u32 magic = kWindowOfferMagic;
+  u32 reserved = 0;
+  u64 bytes = 0;
+};
+static_assert(std::is_trivially_copyable_v<WindowOffer> && sizeof(WindowOffer) == 16);
 
 }  // namespace gpupool::wire

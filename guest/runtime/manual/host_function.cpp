@@ -63,10 +63,10 @@ void run_call(HostCall& call, CUresult status) {
 // function back that the driver is waiting for.
 void release(Session& session, u64 sequence) {
   wire::Control& control = session.window().control();
-  control.host_released.store(sequence, std::memory_order_seq_cst);
-  if (session.shared_memory() || control.worker_sleeping.load(std::memory_order_seq_cst) == 0) return;
-  control.doorbell.fetch_add(1, std::memory_order_release);  // the sender of a stream transport sleeps on it
-  wire::futex_wake(control.doorbell);
+  control.host_released.store(sequence, std::memory_order_release);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // a store with that order would lock the bus
+  // Where memory is shared the worker looks there itself; the sender of a stream transport sleeps.
+  if (!session.shared_memory()) session.ring_if_asleep();
 }
 
 // Serves the request in word 0 if it is new. True when it was.

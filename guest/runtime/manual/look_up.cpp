@@ -16,7 +16,7 @@ namespace {
 constexpr u64 kNamesBytes = 32 * 1024;
 
 u64 next_ticket() {
-  return Session::current()->window().control().tail.load(std::memory_order_relaxed);
+  return Session::current()->tickets();
 }
 
 wire::Handle owner_of(const Function& function) {

@@ -149,21 +149,28 @@ const char* transport_name(wire::TransportKind kind) {
       return "rdma";
     case wire::TransportKind::tls:
       return "tls";
+    case wire::TransportKind::window:
+      return "window";
   }
   return "unknown";
 }
 
 bool candidates(std::vector<Endpoint>& endpoints, std::string& why) {
   const std::string named = environment("GPUPOOL_ENDPOINT");
+  const std::string transport = environment("GPUPOOL_TRANSPORT");
+  const std::string window_socket = environment("GPUPOOL_WINDOW_SOCKET");
   if (!named.empty()) {
     endpoints.emplace_back();
+    endpoints.back().wanted_transport = transport;
+    endpoints.back().window_socket = window_socket;
     return parse_endpoint(named, "GPUPOOL_ENDPOINT", endpoints.back(), why);
   }
   GuestFile file;
   if (!read_guest_file(file, why)) return false;
   if (!file.path.empty()) {
     endpoints.emplace_back();
-    endpoints.back().wanted_transport = file.transport;
+    endpoints.back().wanted_transport = transport.empty() ? file.transport : transport;
+    endpoints.back().window_socket = window_socket.empty() ? file.window_socket : window_socket;
     return parse_endpoint(file.endpoint, "endpoint in " + file.path, endpoints.back(), why);
   }
   const std::string runtime = environment("XDG_RUNTIME_DIR");
@@ -174,6 +181,7 @@ bool candidates(std::vector<Endpoint>& endpoints, std::string& why) {
     // Whoever serves the socket sees all our data: only root's or our own.
     if (facts.st_uid != 0 && facts.st_uid != getuid()) continue;
     endpoints.emplace_back();
+    endpoints.back().wanted_transport = transport;
     if (!parse_endpoint("unix:" + path, path, endpoints.back(), why)) return false;
   }
   if (!endpoints.empty()) return true;
@@ -185,16 +193,17 @@ bool candidates(std::vector<Endpoint>& endpoints, std::string& why) {
 }
 
 bool check_transport(const Endpoint& endpoint, std::string& why) {
-  std::string wanted = environment("GPUPOOL_TRANSPORT");
-  if (wanted.empty()) wanted = endpoint.wanted_transport;
+  const std::string& wanted = endpoint.wanted_transport;
   if (wanted.empty()) return true;
   const std::string offered = transport_name(endpoint.kind);
-  if (wanted == offered) return true;
-  if (wanted == "shm" || wanted == "tcp" || wanted == "tls" || wanted == "vsock")
+  const bool needs_window = wanted == transport_name(wire::TransportKind::window);
+  if (wanted == offered || (needs_window && endpoint.kind == wire::TransportKind::vsock)) return true;
+  if (wanted == "shm" || wanted == "tcp" || wanted == "tls" || wanted == "vsock" || needs_window)
     why = "transport " + wanted + " was asked for, but " + endpoint.text + " offers " + offered +
           "; choose an endpoint of that kind or unset GPUPOOL_TRANSPORT";
   else
-    why = "GPUPOOL_TRANSPORT=" + wanted + " is not available in this version; shm, tls, tcp and vsock are";
+    why = "GPUPOOL_TRANSPORT=" + wanted +
+          " is not available in this version; shm, tls, tcp, vsock and window are";
   return false;
 }
 

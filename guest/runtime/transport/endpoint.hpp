@@ -15,7 +15,8 @@ struct Endpoint {
   std::string path;              // unix
   std::string host, port;        // tcp, tls; vsock: the context id (2 is the host) and the port
   std::string text;              // as the user wrote it
-  std::string wanted_transport;  // of guest.toml, where that named the endpoint
+  std::string wanted_transport;  // GPUPOOL_TRANSPORT, else guest.toml's, where that named the endpoint
+  std::string window_socket;     // of a virtual machine's agent (machine_window.hpp); empty: there is none
 };
 
 // Owns a descriptor.
@@ -46,9 +47,9 @@ class Descriptor {
 // The endpoints to try, in order: what the user named, or in a virtual machine what the guest agent has
 // written down, or the system's hostd and then this user's own. False with `why` when there is none.
 bool candidates(std::vector<Endpoint>& endpoints, std::string& why);
-// "shm", "tcp", "vsock", "rdma", "tls".
+// "shm", "tcp", "vsock", "rdma", "tls", "window".
 const char* transport_name(wire::TransportKind kind);
-// Whether GPUPOOL_TRANSPORT, or guest.toml where that is not set, allows this endpoint.
+// Whether the transport that is wanted, if one is, can be had at this endpoint.
 bool check_transport(const Endpoint& endpoint, std::string& why);
 
 // Sends at once, and notices within about a minute that the other machine is gone.

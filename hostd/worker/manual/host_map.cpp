@@ -46,7 +46,8 @@ CUresult handle_host_map(Worker& worker, Request& request) {
   const auto offset = request.in.get<u64>();
   const auto parcel = request.in.get<u64>();
   request.in.finish();
-  if (!worker.shared_memory) throw wire::ProtocolError("host_map over a stream");
+  if (!worker.shared_memory || worker.bell_socket >= 0)
+    throw wire::ProtocolError("host_map from another machine");
   const Descriptor file = worker.parcels.take(parcel);
   if (file.get() < 0) throw wire::ProtocolError("host_map names a descriptor that did not come");
   if ((address | bytes | offset) % kPage != 0 || bytes == 0 || bytes > kUserSpaceEnd ||

@@ -21,6 +21,8 @@ WINDOW_MIB = 128  # two sessions
 DATA = """
 import ctypes
 from tests.e2e.client import *
+import os
+os.setgroups([]), os.setgid(65534), os.setuid(65534)  # who may not open the device
 counter = Counter()
 for _ in range(3):
     counter.add()
@@ -93,9 +95,7 @@ def test_data_goes_through_the_window(guest: Guest) -> None:
     guest.wait_for()
     window = guest.domain.window
     assert window is not None
-    # As a user who may not open the device; the runtime says what it uses.
-    own = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-    program = guest.begin(own + DATA, GPUPOOL_TRANSPORT="window", GPUPOOL_LOG="debug")
+    program = guest.begin(DATA, GPUPOOL_TRANSPORT="window", GPUPOOL_LOG="debug")
     assert program.read_line(180) == "3 True {5}", program.err
     assert "connected to vsock://2:9177 over window" in program.err
     assert guest.transports() == ["window"]

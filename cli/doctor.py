@@ -36,6 +36,7 @@ exit codes: 0 nothing failed; 1 something did
 example:    gpupool doctor --json | jq '.[] | select(.state == "fail")'
 """
 
+_OPENGL_LIBRARIES = ("libvirglrenderer.so.1", "libEGL.so.1")
 _MIN_KERNEL = (5, 6)  # memfd seals (3.17), pidfd_open (5.3), pidfd_getfd (5.6)
 _MIN_CORES = 2
 
@@ -70,6 +71,7 @@ def examine() -> list[Finding]:
         _shared_memory,
         _huge_pages,
         _native,
+        _opengl,
         _sandbox,
         _gpus,
         _device_files,
@@ -137,6 +139,27 @@ def _native() -> list[Finding]:
     advice = "install gpupool again (docs/install.md), or set GPUPOOL_NATIVE_DIR to a build folder"
     found = f"missing in {native.root}: {', '.join(native.missing)}"
     return [Finding("gpupool's own programs", "fail", found, advice)]
+
+
+def _opengl() -> list[Finding]:
+    """What programs' OpenGL needs on this host (docs/opengl.md)."""
+    what = "OpenGL for programs"
+    if native_files.locate().renderer is None:
+        advice = "to have it: apt install libvirglrenderer-dev libegl-dev, then install gpupool"
+        return [Finding(what, "info", "gpupool-renderer is not built", advice)]
+    missing = [name for name in _OPENGL_LIBRARIES if not _loads(name)]
+    if not missing:
+        return [Finding(what, "ok", "virglrenderer and EGL are there")]
+    advice = "Debian, Ubuntu: apt install libvirglrenderer1 libegl1"
+    return [Finding(what, "info", f"{' and '.join(missing)} cannot be loaded", advice)]
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _sandbox() -> list[Finding]:

@@ -173,7 +173,7 @@ int serve(const Options& options) {
 int execute(const Options& options, char** words) {
   std::string why;
   if (!enter(options.sockets.front(), why)) {
-    log_line("no place for this Mesa's OpenGL: %s. Mesa 24.2 and later need none", why.c_str());
+    log_line("no place for this Mesa's OpenGL: %s. Mesa 23.1 and later need none", why.c_str());
     return kFailed;
   }
   execvp(words[0], words);

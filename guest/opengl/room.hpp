@@ -5,7 +5,7 @@
 
 namespace gpupool::guest::opengl {
 
-// Where virpipe dials unless VTEST_SOCKET_NAME says otherwise, which Mesa knows since 24.2.
+// Where virpipe dials unless VTEST_SOCKET_NAME says otherwise, which Mesa knows since 23.1.
 inline constexpr char kFixedName[] = "/tmp/.virgl_test";
 
 // Gives this process a mount namespace of its own in which the fixed name is the socket at `path`, without

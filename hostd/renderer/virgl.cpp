@@ -2,6 +2,7 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 
 #include "hostd/worker/log.hpp"
 
@@ -41,6 +42,18 @@ void note_text(const char* format, va_list arguments) {
   if (size > 0) worker::log(worker::LogLevel::debug, "virglrenderer", text);
 }
 
+// Mesa in the guest gives OpenGL 4.3, and with it compute shaders, to hosts with 14 uniform blocks in vertex
+// shaders. NVIDIA's driver has exactly those, the least that 4.3 allows, and virglrenderer reports one less,
+// which it may need for itself. So it is told again: what then fails to link is a program that uses all 14.
+void allow_compute(std::vector<u8>& caps) {
+  constexpr size_t kUniformBlocks = 296;  // max_uniform_blocks of virgl_caps_v1 (virgl_hw.h)
+  constexpr u32 kWanted = 14;
+  u32 blocks = 0;
+  if (caps.size() < kUniformBlocks + sizeof blocks) return;
+  std::memcpy(&blocks, &caps[kUniformBlocks], sizeof blocks);
+  if (blocks == kWanted - 1) std::memcpy(&caps[kUniformBlocks], &kWanted, sizeof kWanted);
+}
+
 virgl_box convert(const Box& box) {
   return virgl_box{box.x, box.y, box.z, box.width, box.height, box.depth};
 }
@@ -73,6 +86,7 @@ std::vector<u8> Virgl::capabilities(u32 set) {
   library_.virgl_renderer_get_cap_set(set, &version, &size);
   std::vector<u8> caps(size);
   if (size != 0) library_.virgl_renderer_fill_caps(set, version, caps.data());
+  allow_compute(caps);
   return caps;
 }
 

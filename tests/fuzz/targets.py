@@ -60,6 +60,7 @@ TARGETS = {
         Target("guest", 4096, "the client's end of a TCP connection"),
         Target("image", 4096, "the measuring of code images"),
         Target("ptx", 8192, "what the software GPU reads of an image"),
+        Target("vtest", 1024, "what an OpenGL client sends its renderer"),
         Target("vsock", 2048, "a VM's vsock device, by its guest and its QEMU"),
     )
 }

@@ -97,13 +97,17 @@ def wanted(choice: str, environment: Mapping[str, str] = os.environ) -> tuple[bo
 class Relay:
     """A running gpupool-opengl for one program; it ends with the `with` block."""
 
-    def __init__(self, variables: Mapping[str, str], *, private: bool) -> None:
-        """Starts it with these variables: where the host is, and which vGPU. Raises OpenGlError."""
+    def __init__(self, variables: Mapping[str, str], choice: str, *, private: bool) -> None:
+        """Starts it with these variables: where the host is, and which vGPU. Raises OpenGlError.
+
+        `choice`, `private`: what `wanted` was asked and has answered.
+        """
         program = native_files.locate(variables).opengl
         if program is None:
             raise OpenGlError("gpupool-opengl was not found; run `gpupool doctor`")
         self._program = program
         self._private = private
+        self._optional = "yes" if choice == "auto" else "no"
         self._folder = Path(tempfile.mkdtemp(prefix="gpupool-opengl-"))
         self._socket = self._folder / "socket"
         command = [str(program), "serve", "--socket", str(self._socket)]
@@ -141,7 +145,8 @@ class Relay:
         words = list(words)
         if not self._private or shutil.which(words[0]) is None:  # who runs it says so
             return words
-        return [str(self._program), "exec", "--socket", str(self._socket), "--", *words]
+        command = [str(self._program), "exec", "--optional", self._optional]
+        return [*command, "--socket", str(self._socket), "--", *words]
 
     def _end(self) -> None:
         self._process.terminate()

@@ -297,7 +297,7 @@ def _run(words: list[str], arguments: argparse.Namespace) -> int:
         wanted, private = opengl.wanted(arguments.opengl)
         if not wanted:
             return _go(words, variables, arguments)
-        with opengl.Relay({**os.environ, **variables}, private=private) as relay:
+        with opengl.Relay({**os.environ, **variables}, arguments.opengl, private=private) as relay:
             variables |= relay.variables(os.environ)
             return _go(relay.words(words), variables, arguments)
     except opengl.OpenGlError as error:

@@ -3,8 +3,9 @@
 //   gpupool-opengl serve --socket PATH [--socket PATH...] [--parent PID] [--any-user yes]
 //       listens where Mesa's virpipe driver dials and gives each connection a session on the host. Prints
 //       "ready" when it does. Ends with that parent; sessions that are under way go on.
-//   gpupool-opengl exec --socket PATH -- PROGRAM...
-//       runs a program with the fixed name that older Mesa dials leading to PATH.
+//   gpupool-opengl exec --socket PATH [--optional yes] -- PROGRAM...
+//       runs a program with the fixed name that older Mesa dials leading to PATH; where that cannot be, only
+//       if it is optional.
 //
 // A process each connection: it is the session's client to the host, and what breaks there ends one program.
 #include <fcntl.h>
@@ -48,6 +49,7 @@ struct Options {
   std::vector<std::string> sockets;
   pid_t parent = 0;
   bool any_user = false;
+  bool optional = false;
 };
 
 int open_pidfd(pid_t pid) {
@@ -173,8 +175,11 @@ int serve(const Options& options) {
 int execute(const Options& options, char** words) {
   std::string why;
   if (!enter(options.sockets.front(), why)) {
-    log_line("no place for this Mesa's OpenGL: %s. Mesa 23.1 and later need none", why.c_str());
-    return kFailed;
+    if (!options.optional) {
+      log_line("no place for this Mesa's OpenGL: %s. Mesa 23.1 and later need none", why.c_str());
+      return kFailed;
+    }
+    log_debug("no place for this Mesa's OpenGL: %s", why.c_str());
   }
   execvp(words[0], words);
   const int code = errno == ENOENT ? kNotFound : kNotExecutable;
@@ -183,15 +188,17 @@ int execute(const Options& options, char** words) {
 }
 
 bool parse(int argc, char** argv, Options& options) {
-  enum { kSocket = 1, kParent, kAnyUser };
+  enum { kSocket = 1, kParent, kAnyUser, kOptional };
   static constexpr option kOptions[] = {{"socket", required_argument, nullptr, kSocket},
                                         {"parent", required_argument, nullptr, kParent},
                                         {"any-user", required_argument, nullptr, kAnyUser},
+                                        {"optional", required_argument, nullptr, kOptional},
                                         {nullptr, 0, nullptr, 0}};
   for (int found; (found = getopt_long(argc, argv, "+", kOptions, nullptr)) != -1;) {
     if (found == '?') return false;
     if (found == kSocket) options.sockets.emplace_back(optarg);
     if (found == kParent) options.parent = std::atoi(optarg);
+    if (found == kOptional) options.optional = std::strcmp(optarg, "yes") == 0;
     if (found == kAnyUser) options.any_user = std::strcmp(optarg, "yes") == 0;
   }
   return !options.sockets.empty();

@@ -8,6 +8,7 @@ import pytest
 
 from gpupool.cli import opengl
 from tests.conftest import Host, native_dir
+from tests.e2e.observe import wait_for_line
 
 CLEAR = """
 import moderngl
@@ -41,3 +42,70 @@ def test_a_program_draws(host: Host, transport: str) -> None:
     assert done.stdout == "virgl 12288 {64} {128}\n"
     assert done.stderr == ""
     host.wait_until(lambda: not host.sessions(), "the session to end")
+
+
+# So many small pictures in six seconds.
+SPIN = """
+import moderngl, struct, time
+context = moderngl.create_context(standalone=True, backend="egl")
+program = context.program(
+    vertex_shader="#version 330\\nin vec2 p; void main() { gl_Position = vec4(p, 0, 1); }",
+    fragment_shader='''#version 330
+out vec4 o;
+void main() {
+  float a = 0;
+  for (int i = 0; i < 200; ++i) a += sin(gl_FragCoord.x * float(i));
+  o = vec4(a);
+}''',
+)
+corners = context.buffer(struct.pack("6f", -1, -1, 3, -1, -1, 3))
+picture = context.vertex_array(program, corners, "p")
+frame = context.framebuffer([context.texture((64, 64), 4)])
+frame.use()
+picture.render()
+frame.read()
+print("begun", flush=True)
+input()
+count, end_s = 0, time.monotonic() + 6
+while time.monotonic() < end_s:
+    picture.render()
+    context.finish()
+    count += 1
+print(count)
+"""
+
+
+def test_programs_draw_by_their_shares(own_host: Host) -> None:
+    programs = []
+    try:
+        for share in ("15", "75"):
+            words = run(sys.executable, "-c", SPIN)
+            variables = {"GPUPOOL_COMPUTE_PERCENT": share, "GPUPOOL_POLICY": "hard"}
+            programs.append(own_host.start_client("shm", *words, **variables))
+        for one in programs:
+            wait_for_line(one, "begun")
+        for one in programs:  # at the same time
+            assert one.stdin is not None
+            one.stdin.write("go\n")
+            one.stdin.flush()
+        few, many = (int(one.communicate(timeout=60)[0]) for one in programs)
+    finally:
+        for one in programs:
+            one.kill()
+            one.wait(timeout=60)
+    assert many > 2 * few  # five times, on a quiet machine
+
+
+def test_a_full_vgpu_is_out_of_memory_in_opengl(host: Host) -> None:
+    text = """
+import moderngl
+context = moderngl.create_context(standalone=True, backend="egl")
+context.texture((1024, 1024), 4)
+print(context.error)
+context.texture((8192, 8192), 4)
+print(context.error)
+context.texture((1024, 1024), 4)
+print(context.error)
+"""
+    done = host.run("shm", *run(sys.executable, "-c", text), GPUPOOL_MEMORY_MIB="64")
+    assert done.stdout.split() == ["GL_NO_ERROR", "GL_OUT_OF_MEMORY", "GL_NO_ERROR"], done.stderr

@@ -161,6 +161,11 @@ class SimulatedNode:
         for vgpu in desired.deleting:
             self.sessions = {key: value for key, value in self.sessions.items() if value[0] != vgpu}
             running.discard(vgpu)
+        ended = {one.id for one in desired.ending} & self.sessions.keys()
+        for key in ended:
+            del self.sessions[key]
+        if ended or desired.draining:
+            self._changed.set()
         kept = {key: one for key, one in self.vgpus.items() if key in running}
         self.vgpus = {**kept, **wanted}
         self._pools = {one.gpu_uuid: one.pool for one in desired.pools}

@@ -76,7 +76,9 @@ class Backend(Protocol):
 
     def sessions(self) -> list[Session]: ...
 
-    def end_session(self, session: str, kill: bool) -> None: ...
+    def end_session(self, session: str, kill: bool) -> Operation | None:
+        """The operation that goes on; None: its worker has been told."""
+        ...
 
     def operations(self) -> list[Operation]: ...
 
@@ -135,6 +137,12 @@ class Central(Backend, Protocol):
     def cordon_node(self, name: str, cordoned: bool) -> None:
         """Whether new vGPUs are kept away from it."""
         ...
+
+    def drain_node(self, name: str, deadline_s: int | None) -> Operation:
+        """Empties it; its sessions are ended after the deadline, without one waited for."""
+        ...
+
+    def undrain_node(self, name: str) -> None: ...
 
     def remove_node(self, name: str) -> None:
         """Forgets a lost one, and every vGPU on it."""

@@ -133,6 +133,7 @@ class Node:
     version: str
     labels: dict[str, str]
     heard: str  # UTC, ISO 8601
+    drain: str = "none"  # or draining, drained
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from gpupool.cli import layout
+from gpupool.cli import layout, parameters
 from gpupool.cli.asking import EXITS, Asking, names, verb
+from gpupool.cli.model import Node
+from gpupool.cli.progress import finish
 
 DESCRIPTION = "The machines with GPUs that have registered with the controller."
 APP = layout.group("node", DESCRIPTION, EXITS)
@@ -37,7 +39,7 @@ def list_all(asking: Asking) -> int:
         [
             one.name,
             one.state,
-            "cordoned" if one.cordoned else "-",
+            _placing(one),
             "-" if one.gpus is None else one.gpus,
             one.version or "-",
             one.endpoint or "-",
@@ -79,6 +81,61 @@ def uncordon(asking: Asking, node: Name) -> int:
 
 @verb(
     APP,
+    "drain",
+    "empty one, for maintenance",
+    """\
+Empties a node: no new vGPUs and programs come to it, and those that run are waited for; after
+--deadline they are ended. On-demand vGPUs find room elsewhere with their next program; reserved
+ones stay, and cannot be used meanwhile. It goes on when this command or the controller is
+interrupted, and holds until `undrain`.
+""",
+    """\
+examples:
+  gpupool node drain gpu7
+  gpupool node drain gpu7 --deadline 30m --no-wait
+""",
+)
+def drain(
+    asking: Asking,
+    node: Name,
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T",
+            callback=parameters.checked(parameters.duration_s),
+            help="end sessions after so long, like 0, 90s or 10m; default: wait for them",
+        ),
+    ] = None,
+    no_wait: parameters.NoWait = False,
+) -> int:
+    """Begins it, and waits for it."""
+    deadline_s = None if deadline is None else parameters.duration_s(deadline)
+    operation = asking.central.drain_node(node, deadline_s)
+    operation = finish(asking.backend, operation, wait=not no_wait)
+    if asking.as_json:
+        asking.answer(operation=operation)
+    elif operation.running:
+        asking.done(f"operation {operation.id} has begun: {operation.progress}")
+    else:
+        asking.done(f"node {node} is drained")
+    return 0
+
+
+@verb(
+    APP,
+    "undrain",
+    "let programs and vGPUs come to one again",
+    "Ends the drain of a node, also one that still goes on.",
+    "example:    gpupool node undrain gpu7",
+)
+def undrain(asking: Asking, node: Name) -> int:
+    """Does it."""
+    asking.central.undrain_node(node)
+    return _done(asking, node, "undrained")
+
+
+@verb(
+    APP,
     "remove",
     "forget a lost one",
     """\
@@ -91,6 +148,12 @@ def remove(asking: Asking, node: Name) -> int:
     """Does it."""
     asking.central.remove_node(node)
     return _done(asking, node, "removed")
+
+
+def _placing(one: Node) -> str:
+    if one.drain != "none":
+        return one.drain
+    return "cordoned" if one.cordoned else "-"
 
 
 def _done(asking: Asking, node: str, what: str) -> int:

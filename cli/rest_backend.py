@@ -139,6 +139,17 @@ class RestBackend:
         found = self._find("node", "/nodes", name)
         self._rest.send("PATCH", f"/nodes/{found['id']}", {"cordoned": cordoned})
 
+    def drain_node(self, name: str, deadline_s: int | None) -> Operation:
+        """Begins it."""
+        found = self._find("node", "/nodes", name)
+        body = {"deadline_s": deadline_s}
+        return _operation(self._rest.send("PUT", f"/nodes/{found['id']}/drain", body))
+
+    def undrain_node(self, name: str) -> None:
+        """Clients and vGPUs may come again."""
+        found = self._find("node", "/nodes", name)
+        self._rest.send("DELETE", f"/nodes/{found['id']}/drain")
+
     def remove_node(self, name: str) -> None:
         """Only a lost one."""
         found = self._find("node", "/nodes", name)
@@ -169,12 +180,24 @@ class RestBackend:
         vgpus = {one.id: one for one in self.vgpus()}
         return [_session(one, vgpus) for one in self._rest.pages("/sessions")]
 
-    def end_session(self, session: str, kill: bool) -> None:  # noqa: ARG002 (the port's)
-        """A controller ends vGPUs, not sessions."""
-        raise RefusedError(
-            f"session {session}: a controller does not end sessions; delete its vGPU, or run this "
-            "on its node with --admin-socket"
-        )
+    def end_session(self, session: str, kill: bool) -> Operation:
+        """By what `sessions` shows, the id, or the number where only one node has it."""
+        if kill:
+            raise RefusedError(
+                "--kill is for a hostd; the controller's nodes kill a worker that does not end "
+                "within its limits.end_grace_s"
+            )
+        names = [
+            str(one["id"])
+            for one in self._rest.pages("/sessions")
+            if session in (one.get("id"), one.get("number"), f"{one['node']}/{one['number']}")
+        ]
+        found = sorted(set(names))  # a session has a row for each vGPU
+        if len(found) > 1:
+            raise RefusedError(f"several nodes have a session {session}; say NODE/{session}")
+        if not found:
+            raise RefusedError(f"there is no session {session} that this token may see")
+        return _operation(self._rest.send("DELETE", f"/sessions/{quote(found[0], safe='')}"))
 
     def operations(self) -> list[Operation]:
         """Those that this token may see."""
@@ -185,7 +208,7 @@ class RestBackend:
         return _operation(self._rest.get(f"/operations/{quote(number, safe='')}"))
 
     def cancel_operation(self, number: str) -> Operation:
-        """Sends a GPU back that is on its way to the other pool."""
+        """Sends a GPU back, or lets a node take clients again."""
         return _operation(self._rest.send("DELETE", f"/operations/{quote(number, safe='')}"))
 
     def tokens(self) -> list[Token]:
@@ -285,6 +308,7 @@ def _node(content: Any, gpus: dict[str, int]) -> Node:
         one.text("agent_version", ""),
         one.texts("labels"),
         one.text("heard_at", ""),
+        one.text("drain", "none"),
     )
 
 
@@ -292,13 +316,13 @@ def _session(content: Any, vgpus: dict[str, Vgpu]) -> Session:
     one = Record(content, "the controller's session")
     vgpu = vgpus.get(one.text("vgpu_id", ""))
     return Session(
-        one.text("id"),
+        f"{one.text('node')}/{one.text('number')}",
         one.text("program", ""),
         vgpu.name if vgpu else one.text("vgpu_id", ""),
         vgpu.gpu if vgpu else one.text("gpu_id", ""),
         one.text("node"),
         one.text("started_at"),
-        "running",
+        one.text("state"),
         tenant=one.text("tenant_id", ""),
     )
 

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from gpupool.cli import layout
+from gpupool.cli import layout, parameters
 from gpupool.cli.asking import EXITS, Asking, names, verb
+from gpupool.cli.progress import finish
 
 DESCRIPTION = """\
 A session is one client program on its vGPUs. `gpupool status` shows more of those of this machine.
@@ -57,8 +58,15 @@ def list_all(asking: Asking) -> int:
     APP,
     "end",
     "end some of them",
-    "Ends sessions: their programs get CUDA_ERROR_DEVICE_UNAVAILABLE from then on.",
-    "example:    gpupool session end 3 4",
+    """\
+Ends sessions: their programs get CUDA_ERROR_DEVICE_UNAVAILABLE from then on. A controller has the
+session's node do it, and waits until that says that it is done; a tenant may end its own.
+""",
+    """\
+examples:
+  gpupool session end 3 4
+  gpupool session end gpu7/3 --controller https://gpupool.example.org
+""",
 )
 def end(
     asking: Asking,
@@ -69,12 +77,22 @@ def end(
     kill: Annotated[
         bool, typer.Option("--kill", help="kill the worker instead of asking it")
     ] = False,
+    no_wait: parameters.NoWait = False,
 ) -> int:
-    """Ends them, one after the other."""
-    for each in session:
-        asking.backend.end_session(each, kill)
-        if not asking.as_json:
+    """Ends them: all are asked for before the first is waited for."""
+    begun = [(each, asking.backend.end_session(each, kill)) for each in session]
+    operations = []
+    for each, operation in begun:
+        if operation is not None:
+            operation = finish(asking.backend, operation, wait=not no_wait)
+            operations.append(operation)
+        if asking.as_json:
+            continue
+        if operation is not None and operation.running:
+            asking.done(f"operation {operation.id} has begun: {operation.progress}")
+        else:
             asking.done(f"ended session {each}")
     if asking.as_json:
-        asking.answer(ended=list(session))
+        more = {"operations": operations} if operations else {}
+        asking.answer(ended=list(session), **more)
     return 0

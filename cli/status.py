@@ -64,6 +64,8 @@ def _show(host: dict[str, Any]) -> None:
             "connected" if link["connected"] else f"not connected: {link['problem'] or 'not yet'}"
         )
         print(f"  controller {link['url']}, as node {link['node']} ({state})")
+        if link.get("draining"):  # an older hostd does not say
+            print("  drained by its controller: no new programs")
         for vgpu, why in link["not_done"].items():
             print(f"  controller's vGPU {vgpu} is not here: {why}")
     for vm in host.get("vms", []):  # an older hostd has none

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpupool.controller.core import fleet
+from gpupool.controller.core import drain, fleet
 from gpupool.controller.core.errors import StoreError
 from gpupool.controller.core.lease import Leases
 from gpupool.controller.core.licence import Licence
@@ -45,6 +45,7 @@ class Sweeper:
         self._licence = licence
         self._keep = keep
         self._leases = Leases(lease_s, most_step_s=2.5 * PERIOD_S)
+        self._drains = drain.Deadlines()
         self._applied: Licence | None = None
         self._count = 0
         self._stop = threading.Event()
@@ -71,6 +72,7 @@ class Sweeper:
             if self._store.change(lose):
                 log.warning("node %s is silent: lost", node_id)
                 lost.append(node_id)
+        self._end_drains()
         licence = self._licence()
         if licence != self._applied:
             beyond = self._store.change(lambda tables: tables.gpus.licence(licence.gpus))
@@ -81,6 +83,18 @@ class Sweeper:
             self._store.change(self._forget)
         self._count += 1
         return lost
+
+    def _end_drains(self) -> None:
+        """Ends the sessions of nodes that have been draining for as long as they may."""
+        draining = self._store.read(lambda tables: (tables.nodes.draining(), tables.now_ms))
+        for node_id, until_ms in self._drains.look(*draining, time.monotonic()):
+
+            def end(tables: Tables, node_id: str = node_id, until_ms: int = until_ms) -> int:
+                return drain.end_sessions(tables, node_id, until_ms)
+
+            # Those that came in meanwhile are ended with the next sweep.
+            if ended := self._store.change(end):
+                log.info("node %s: its drain's deadline ends %d sessions", node_id, ended)
 
     def _forget(self, tables: Tables) -> int:
         now_ms = tables.now_ms

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gpupool.controller.core import scheduler
+from gpupool.controller.core import scheduler, session
 from gpupool.controller.core.errors import Kind, RefusedError, not_found
 from gpupool.controller.core.event import Event
 from gpupool.controller.core.identity import new_id
@@ -287,8 +287,8 @@ def let_go(tables: Tables, vgpu: Vgpu) -> None:
 def gone(tables: Tables, vgpu: Vgpu) -> None:
     """The node no longer has it, or never had: everything of it is free."""
     let_go(tables, vgpu)
-    for session in tables.sessions.of_vgpu(vgpu.id):
-        tables.sessions.remove(session)
+    for one in tables.sessions.of_vgpu(vgpu.id):
+        session.over(tables, one)
     tables.vgpus.remove(vgpu.id)
     tables.tenants.refund(vgpu.tenant_id, Use(vgpus=1))
     for operation in tables.operations.running(vgpu.id):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gpupool.controller.core import allocation
+from gpupool.controller.core import allocation, session
 from gpupool.controller.core.errors import Kind, RefusedError, not_found
 from gpupool.controller.core.licence import Licence
 from gpupool.controller.core.node import DesiredVgpu, Session
@@ -92,16 +92,16 @@ def _place(tables: Tables, vgpu: Vgpu, node_id: str, licence: Licence) -> Vgpu:
 
 def release(tables: Tables, node_id: str, session_id: str, vgpu_id: str = "") -> None:
     """The client is gone, from one vGPU or from all. Known already: nothing happens."""
-    for session in tables.sessions.of_node(node_id):
-        if session.id == session_id and vgpu_id in ("", session.vgpu_id):
-            end_session(tables, session)
+    for one in tables.sessions.of_node(node_id):
+        if one.id == session_id and vgpu_id in ("", one.vgpu_id):
+            end_session(tables, one)
 
 
-def end_session(tables: Tables, session: Session) -> None:
+def end_session(tables: Tables, gone: Session) -> None:
     """Removes a session, and what its on-demand vGPU holds when it was the last."""
-    tables.sessions.remove(session)
-    vgpu = tables.vgpus.get(session.vgpu_id) if session.vgpu_id else None
-    if vgpu is None or vgpu.mode is Mode.RESERVED or vgpu.node_id != session.node_id:
+    session.over(tables, gone)
+    vgpu = tables.vgpus.get(gone.vgpu_id) if gone.vgpu_id else None
+    if vgpu is None or vgpu.mode is Mode.RESERVED or vgpu.node_id != gone.node_id:
         return
     if not tables.sessions.of_vgpu(vgpu.id):
         idle(tables, vgpu)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from gpupool.controller.core import allocation, claims
+from gpupool.controller.core import allocation, claims, drain, session
 from gpupool.controller.core.errors import Kind, RefusedError, not_found
 from gpupool.controller.core.event import Event
 from gpupool.controller.core.gpu import Gpu, Pool
@@ -120,13 +120,19 @@ def desired_of(tables: Tables, node_ids: Collection[str]) -> dict[str, tuple[int
     standings = tables.nodes.standings(node_ids)
     vgpus = tables.vgpus.desired(node_ids)
     pools = tables.gpus.desired(node_ids)
+    ending = tables.sessions.ending(node_ids)
     found = {}
-    for node_id, (incarnation, generation) in standings.items():
+    for node_id, standing in standings.items():
         wanted, deleting = vgpus.get(node_id, ((), ()))
-        found[node_id] = (
-            incarnation,
-            Desired(generation, tuple(wanted), tuple(pools.get(node_id, ())), tuple(deleting)),
+        desired = Desired(
+            standing.generation,
+            tuple(wanted),
+            tuple(pools.get(node_id, ())),
+            tuple(deleting),
+            tuple(ending.get(node_id, ())),
+            standing.draining,
         )
+        found[node_id] = (standing.incarnation, desired)
     return found
 
 
@@ -143,8 +149,8 @@ def lose(tables: Tables, node_id: str, beat: int) -> bool:
     tables.nodes.set_state(node_id, NodeState.LOST)
     tell(tables, node, "lost", f"node {node.name} is silent")
     tables.gpus.refresh(node_id)
-    for session in tables.sessions.of_node(node_id):
-        tables.sessions.remove(session)
+    for one in tables.sessions.of_node(node_id):
+        session.over(tables, one, "the node is silent: nobody knows whether it has ended")
     for vgpu in tables.vgpus.of_node(node_id):
         if vgpu.state is State.DELETING:
             continue
@@ -185,12 +191,16 @@ def switch_pool(tables: Tables, gpu: Gpu, pool: Pool, deadline_s: int | None) ->
 
 
 def cancel(tables: Tables, operation: Operation) -> Operation:
-    """Gives up an operation that still runs: the GPU goes back to the pool it came from.
+    """Gives up an operation that still runs: the GPU goes back to the pool it came from, the node
+    takes clients again.
 
     Raises RefusedError where it has ended, or cannot be taken back.
     """
     if operation.state is not OperationState.RUNNING:
         raise RefusedError(Kind.IN_USE, f"Operation {operation.id} is {operation.state.value}.")
+    if operation.kind == drain.KIND and (node := tables.nodes.get(operation.subject)):
+        drain.stop(tables, node)
+        return replace(operation, state=OperationState.FAILED, message="the node was undrained")
     gpu = tables.gpus.get(operation.subject)
     if operation.kind != "gpu.pool" or gpu is None:
         raise RefusedError(
@@ -218,8 +228,10 @@ def remove(tables: Tables, node: Node) -> None:
         )
     for vgpu in tables.vgpus.of_node(node.id):
         allocation.gone(tables, vgpu)
-    for session in tables.sessions.of_node(node.id):
-        tables.sessions.remove(session)
+    for one in tables.sessions.of_node(node.id):
+        session.over(tables, one, "the node was removed")
+    for operation in tables.operations.running(node.id):
+        tables.operations.end(operation.id, OperationState.FAILED, "the node was removed")
     for gpu in tables.gpus.of_node(node.id):
         for operation in tables.operations.running(gpu.id):
             tables.operations.end(operation.id, OperationState.FAILED, "the node was removed")

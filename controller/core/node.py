@@ -17,6 +17,14 @@ class NodeState(str, Enum):
     LOST = "lost"
 
 
+class Drain(str, Enum):
+    """draining: no new clients, those that run are waited for. drained: there are none."""
+
+    NONE = "none"
+    DRAINING = "draining"
+    DRAINED = "drained"
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A node as it is kept.
@@ -39,6 +47,9 @@ class Node:
     created_ms: int = 0
     heard_ms: int = 0
     sequence: int = 0  # of the last report that was taken
+    drain: Drain = Drain.NONE
+    drain_deadline_s: int | None = None  # after that, end what still runs; None: wait
+    drain_until_ms: int | None = None  # the same, as a date
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +146,7 @@ class Session:
     program: str
     started_ms: int
     confirmed: bool  # the node has reported it
+    ending: bool = False  # somebody has asked for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +173,14 @@ class DesiredPool:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionEnd:
+    """A session that the node should end: its number, and when it began (as the node said)."""
+
+    id: str
+    started_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """All that a node should have. What it has beyond that has to go."""
 
@@ -168,3 +188,5 @@ class Desired:
     vgpus: tuple[DesiredVgpu, ...]
     pools: tuple[DesiredPool, ...]
     deleting: tuple[str, ...] = ()  # ids: their sessions are to be ended
+    ending: tuple[SessionEnd, ...] = ()
+    draining: bool = False  # no new sessions

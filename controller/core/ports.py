@@ -43,6 +43,7 @@ from gpupool.controller.core.node import (
     Node,
     NodeState,
     Session,
+    SessionEnd,
 )
 from gpupool.controller.core.operation import Operation, OperationState
 from gpupool.controller.core.scheduler import Candidate, Shortfall, Wanted
@@ -92,6 +93,15 @@ class Totals:
     memory_held_mib: int
     vgpus: dict[str, int]
     sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a node's desired state depends on, of the node itself."""
+
+    incarnation: int
+    generation: int
+    draining: bool
 
 
 class Tenants(Protocol):
@@ -144,9 +154,11 @@ class Nodes(Protocol):
 
     def applied(self, node_id: str, generation: int) -> None: ...
     def generations(self, node_ids: Collection[str]) -> dict[str, int]: ...
-    def standings(self, node_ids: Collection[str]) -> dict[str, tuple[int, int]]:
-        """Incarnation and generation of those that there are."""
+    def standings(self, node_ids: Collection[str]) -> dict[str, Standing]:
+        """Of those that there are."""
         ...
+
+    def draining(self) -> list[Node]: ...
 
     def beats(self) -> dict[str, int]:
         """Of every node that is ready: how often it has been heard."""
@@ -265,6 +277,15 @@ class Sessions(Protocol):
     def page(self, page: Page, tenant_id: str | None = None) -> list[Session]: ...
     def put(self, session: Session, after_sequence: int = 0) -> None: ...
     def remove(self, session: Session) -> None: ...
+    def named(self, node_id: str, session_id: str) -> list[Session]:
+        """Its rows, one for each vGPU."""
+        ...
+
+    def set_ending(self, session: Session) -> None: ...
+    def ending(self, node_ids: Collection[str]) -> dict[str, list[SessionEnd]]:
+        """Of these nodes: those that somebody ends."""
+        ...
+
     def claimed_after(self, session: Session) -> int:
         """The last report that was made before it was claimed."""
         ...

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from gpupool.controller.core import allocation, claims
+from gpupool.controller.core import allocation, claims, drain
 from gpupool.controller.core.fleet import tell
 from gpupool.controller.core.gpu import Gpu, GpuReport
 from gpupool.controller.core.node import (
     Changes,
+    Drain,
     Node,
     NodeState,
     Report,
@@ -53,6 +54,8 @@ def report(tables: Tables, told: Report) -> Reported:
     _end_sessions(tables, gone, told.sequence)
     if others or came_back:
         tables.gpus.refresh(node.id)
+    if node.drain is Drain.DRAINING:
+        drain.settle(tables, node.id)
     return _taken(tables, node)
 
 
@@ -106,6 +109,7 @@ def _only_confirms(node: Node, told: Changes, open_vgpus: Sequence[Vgpu]) -> boo
     return (
         node.incarnation == told.incarnation
         and node.state is NodeState.READY
+        and node.drain is not Drain.DRAINING
         and told.since == node.sequence < told.sequence
         and _all_named(open_vgpus, {one.id for one in told.vgpus}, _applied(node, told))
         and all(
@@ -152,6 +156,8 @@ def changes(tables: Tables, told: Changes) -> Reported:
     _end_sessions(tables, gone, told.sequence)
     if others:
         tables.gpus.refresh(node.id)
+    if node.drain is Drain.DRAINING:
+        drain.settle(tables, node.id)
     return _taken(tables, node)
 
 

@@ -19,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     String,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -94,6 +95,9 @@ class NodeRow(Base):
     applied_generation: Mapped[int] = mapped_column(BigInteger)
     version: Mapped[int]
     created_ms: Mapped[int] = mapped_column(BigInteger)
+    drain: Mapped[str] = mapped_column(_Word, default="none", server_default="none")
+    drain_deadline_s: Mapped[int | None]
+    drain_until_ms: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class LabelRow(Base):
@@ -210,6 +214,7 @@ class SessionRow(Base):
     started_ms: Mapped[int] = mapped_column(BigInteger)
     confirmed: Mapped[bool] = mapped_column(Boolean())
     after_sequence: Mapped[int] = mapped_column(BigInteger)
+    ending: Mapped[bool] = mapped_column(Boolean(), default=False, server_default=false())
 
 
 class OperationRow(Base):

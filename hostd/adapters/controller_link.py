@@ -127,6 +127,7 @@ class ControllerLink:
             problem="" if connected else self._problem,
             generation=self._controlled.generation,
             not_done=dict(self._controlled.not_done),
+            draining=self._controlled.draining,
         )
 
     async def run(self) -> None:

@@ -24,6 +24,7 @@ from gpupool.hostd.core.link import (
     LinkError,
     Picture,
     Registration,
+    SessionEnd,
     SessionFact,
     VgpuState,
 )
@@ -188,6 +189,8 @@ class LinkMessages:
             tuple(_vgpu(one) for one in message.vgpus),
             tuple(pools),
             tuple(message.deleting),
+            tuple(SessionEnd(one.id, one.started_ms) for one in message.ending),
+            message.draining,
         )
 
 

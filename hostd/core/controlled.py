@@ -37,6 +37,10 @@ from gpupool.hostd.core.vgpus import VgpuError, Vgpus
 from gpupool.hostd.log import fields
 
 log = logging.getLogger("gpupool.hostd")
+_DRAINING = (
+    "this host is being drained by its controller and takes no new programs; use another one, or "
+    "try again later (`gpupool node list`)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +95,17 @@ class Controlled:
         self._orphans: frozenset[str] = frozenset()
         self._running = False
         self.not_done: dict[str, str] = {}  # by vGPU: why not
+        host.closed = _DRAINING if self._desired.draining else ""
 
     @property
     def generation(self) -> int:
         """Of what is wanted here."""
         return self._desired.generation
+
+    @property
+    def draining(self) -> bool:
+        """Whether no client may come."""
+        return self._desired.draining
 
     @property
     def known(self) -> bool:
@@ -127,6 +137,7 @@ class Controlled:
         if desired.as_dict() != self._desired.as_dict():
             self._store.save(desired)
         self._desired = desired
+        self._host.closed = _DRAINING if desired.draining else ""
 
     def run(self) -> None:
         """Does what is left to do. Called with every change; only the first in a row runs."""
@@ -153,7 +164,7 @@ class Controlled:
         self._orphans = steps.orphans
         self.not_done = {}
         mine = self._mine()
-        for session_id in steps.end:
+        for session_id in (*steps.end, *self._ended_by_hand()):
             self._end(session_id)
         for origin in steps.drop:
             if not self._claimed(origin):
@@ -184,6 +195,14 @@ class Controlled:
                 origin=wanted.id,
             )
         )
+
+    def _ended_by_hand(self) -> list[int]:
+        ending = {(one.id, one.started_ms) for one in self._desired.ending}
+        return [
+            one.id
+            for one in (self._host.sessions if ending else ())
+            if (str(one.id), _ms(one.since)) in ending
+        ]
 
     def _end(self, session_id: int) -> None:
         if session_id in self._ending:

@@ -81,6 +81,7 @@ class Host:
         self.started = 0  # sessions, since this hostd began
         self.past = Past()
         self.line = WaitingLine()
+        self.closed = ""  # why nobody may come now; empty: they may
 
     @property
     def sessions(self) -> tuple[Session, ...]:
@@ -146,6 +147,8 @@ class Host:
         """Admits a client and starts its worker on `socket_fd` and its further connections (all
         borrowed), or says why not. NoPlace: it may wait, with a `ticket` of `line`.
         """
+        if self.closed:
+            return Refusal(WelcomeStatus.LIMIT, self.closed)
         known = len(self._sessions)
         answer = admit(hello, door, self._limits, self.inventory, known)
         if isinstance(answer, Refusal):

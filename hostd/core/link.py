@@ -79,6 +79,14 @@ class DesiredPool:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionEnd:
+    """A session that somebody ends: as it was reported, since numbers begin anew with a boot."""
+
+    id: str
+    started_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """All that this node should have."""
 
@@ -86,17 +94,24 @@ class Desired:
     vgpus: tuple[DesiredVgpu, ...] = ()
     pools: tuple[DesiredPool, ...] = ()
     deleting: tuple[str, ...] = ()  # vGPUs whose sessions are to be ended
+    ending: tuple[SessionEnd, ...] = ()
+    draining: bool = False  # no new sessions
 
     def as_dict(self) -> dict[str, Any]:
         """For the state file: what has to be known while the controller is away."""
-        return {"generation": self.generation, "vgpus": [one.as_dict() for one in self.vgpus]}
+        return {
+            "generation": self.generation,
+            "vgpus": [one.as_dict() for one in self.vgpus],
+            "draining": self.draining,
+        }
 
     @classmethod
     def from_dict(cls, content: Any) -> Desired:
         """Reads what as_dict wrote. Raises ValueError for anything else."""
         try:
             vgpus = tuple(DesiredVgpu.from_dict(one) for one in content["vgpus"])
-            return cls(int(content["generation"]), vgpus)
+            draining = content.get("draining", False) is True  # an older hostd wrote none
+            return cls(int(content["generation"]), vgpus, draining=draining)
         except (KeyError, TypeError) as error:
             raise ValueError(f"no record of a desired state: {error!r}") from error
 
@@ -239,3 +254,4 @@ class LinkStatus:
     problem: str = ""  # the last one, while not connected
     generation: int = 0
     not_done: Mapping[str, str] = field(default_factory=dict)  # by vGPU: why not
+    draining: bool = False  # it lets nobody in

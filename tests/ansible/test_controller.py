@@ -123,7 +123,7 @@ def test_a_drain_waits_for_programs(plane: Plane) -> None:
     code, text = ended(node_module(plane, "drained", timeout_s=1))
     assert code != 0
     assert "still has sessions" in text
-    assert "The node stays cordoned" in text
+    assert "The drain goes on" in text
     waiting = node_module(plane, "drained", timeout_s=120)
     assert waiting.poll() is None
     client.communicate(timeout=30)
@@ -131,4 +131,6 @@ def test_a_drain_waits_for_programs(plane: Plane) -> None:
     assert code == 0, text
     assert not plane.must("GET", "/sessions")["items"]
     assert cordoned(plane)
-    ended(node_module(plane, "uncordoned"))
+    assert '"changed": false' in ended(node_module(plane, "drained"))[1]
+    assert '"changed": true' in ended(node_module(plane, "undrained"))[1]
+    assert not cordoned(plane)

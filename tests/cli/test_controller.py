@@ -181,7 +181,7 @@ def test_refusals_are_exit_code_3_and_say_why(controller: Controller, node: Fake
             "on another node than the one asked for",
         ),
         (("vgpu", "create", "a", "--gpu", "GPU-1"), "--user and --gpu are for a standalone hostd"),
-        (("session", "end", "7"), "does not end sessions"),
+        (("session", "end", "7"), "there is no session 7"),
         (("operation", "cancel", "7"), "There is no operation '7'"),
         (("token", "list"), "This needs a token of the role admin"),
         (("node", "list"), "This needs a token of the role admin or operator"),
@@ -248,18 +248,45 @@ def test_sessions(controller: Controller, node: FakeNode) -> None:
     words = ("--compute", "10", "--mode", "reserved")
     (vgpu,) = controller.json("vgpu", "create", "busy", *words, who="acme.token")["vgpus"]
     node.report()
-    node.sessions.append(SessionReport("s1", vgpu["id"], vgpu["gpu"], "python3", 1_000))
+    node.sessions.append(SessionReport("31", vgpu["id"], vgpu["gpu"], "python3", 1_000))
     node.report()
     (session,) = controller.json("session", "list", who="acme.token")["sessions"]
-    assert (session["id"], session["program"], session["vgpu"]) == ("s1", "python3", "busy")
+    assert (session["id"], session["program"], session["vgpu"]) == ("gpu7/31", "python3", "busy")
     assert (session["gpu"], session["since"]) == (vgpu["gpu"], "1970-01-01T00:00:01.000Z")
     refused = controller.call("vgpu", "delete", "busy", who="acme.token")
     assert refused.returncode == 3
     assert "is used by 1 sessions" in refused.stderr
+    unknown = controller.call("session", "end", "gpu7/32", who="acme.token")
+    assert (unknown.returncode, "no session gpu7/32" in unknown.stderr) == (3, True)
+    begun = controller.json("session", "end", "gpu7/31", "--no-wait", who="acme.token")
+    assert [one["kind"] for one in begun["operations"]] == ["session.end"]
+    (session,) = controller.json("session", "list")["sessions"]
+    assert session["state"] == "ending"
+    again = controller.json("session", "end", "31", "--no-wait")
+    assert again["operations"][0]["id"] == begun["operations"][0]["id"]
     node.sessions.clear()
     node.report()
+    done = controller.call("operation", "show", again["operations"][0]["id"], "--wait")
+    assert (done.returncode, "succeeded" in done.stdout) == (0, True), done.stderr
     assert controller.call("vgpu", "delete", "busy", "--no-wait").returncode == 0
     node.report()
+
+
+def test_a_node_is_drained(controller: Controller, node: FakeNode) -> None:
+    begun = controller.json("node", "drain", "gpu7", "--deadline", "10m", "--no-wait")["operation"]
+    assert (begun["kind"], begun["state"]) == ("node.drain", "running")
+    (shown,) = controller.json("node", "list")["nodes"]
+    assert shown["drain"] == "draining"
+    assert "draining" in controller.call("node", "list").stdout
+    node.report()
+    done = controller.call("operation", "show", begun["id"], "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "drained" in controller.call("node", "list").stdout
+    assert controller.call("node", "uncordon", "gpu7").returncode == 3
+    assert controller.call("node", "undrain", "gpu7").returncode == 0
+    node.report()
+    (shown,) = controller.json("node", "list")["nodes"]
+    assert (shown["drain"], shown["cordoned"]) == ("none", False)
 
 
 def test_run_dials_the_node_that_the_controller_names(

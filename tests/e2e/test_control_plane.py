@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 
@@ -115,3 +116,41 @@ def test_a_gpu_goes_to_the_other_pool_and_back(plane: Plane) -> None:
     eventually(lambda: pool() == "pooled", "it to be back")
     vgpu = plane.vgpu("trainer", 25, 64)
     eventually(lambda: plane.state(vgpu) == "ready", "a vGPU on it")
+
+
+def test_a_node_is_emptied_while_a_program_runs(plane: Plane) -> None:
+    """Its session is ended at the deadline, whichever controller is there by then."""
+    host = plane.host(plane.folder / "n1")
+    eventually(lambda: plane.node_state("n1") == "ready", "the node")
+    vgpu = plane.vgpu("trainer", 50, 64)
+    eventually(lambda: plane.state(vgpu) == "ready", "the vGPU")
+    client = host.start_client("shm", sys.executable, "-c", STEPPER, GPUPOOL_VGPU="trainer")
+    wait_for_line(client, "running")
+    (session,) = eventually_some(plane, "/sessions")
+    (node,) = plane.must("GET", "/nodes")["items"]
+    operation = plane.must("PUT", f"/nodes/{node['id']}/drain", {"deadline_s": 4})["id"]
+    eventually(lambda: linked(host)["draining"], "the node to know")
+    refused = host.run("shm", sys.executable, "-c", ADD_ONCE, GPUPOOL_VGPU="trainer")
+    assert "being drained" in refused.stderr
+    assert step(client) == "1", "it is waited for"
+    plane.replicas[0].kill()
+    plane.replicas[0].start()
+    eventually(lambda: plane.must("GET", f"/operations/{operation}")["state"] == "done", "the end")
+    assert host.sessions() == []
+    client.communicate(timeout=30)
+    assert plane.ask("DELETE", f"/sessions/{session['id']}").status_code == 404
+    plane.must("DELETE", f"/nodes/{node['id']}/drain")
+    eventually(lambda: not linked(host)["draining"], "the node to know")
+
+    again = host.start_client("shm", sys.executable, "-c", STEPPER, GPUPOOL_VGPU="trainer")
+    wait_for_line(again, "running")
+    (session,) = eventually_some(plane, "/sessions")
+    ended = plane.must("DELETE", f"/sessions/{session['id']}")["id"]
+    eventually(lambda: plane.must("GET", f"/operations/{ended}")["state"] == "done", "the end")
+    assert host.sessions() == []
+    again.communicate(timeout=30)
+
+
+def eventually_some(plane: Plane, path: str) -> Any:
+    eventually(lambda: plane.must("GET", path)["items"], path)
+    return plane.must("GET", path)["items"]

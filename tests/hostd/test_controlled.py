@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gpupool.hostd.core.admission import Refusal
 from gpupool.hostd.core.controlled import Ask, Controlled, Found, Missing, Mistaken
 from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.link import (
@@ -18,9 +19,10 @@ from gpupool.hostd.core.link import (
     GpuState,
     NodeGpu,
     Picture,
+    SessionEnd,
 )
 from gpupool.hostd.core.ports import PortError
-from gpupool.hostd.core.session import Session
+from gpupool.hostd.core.session import Session, SessionState
 from gpupool.hostd.core.vgpu import Quota, Vgpu
 from gpupool.hostd.core.vgpus import Vgpus
 from tests.fakes.link_store import FakeLinkStore
@@ -189,3 +191,37 @@ def test_tenants_keep_to_their_own(rig: Rig) -> None:
     assert rig.controlled.look_up("a", "tenant-2") == Found("vgpu-b")
     assert isinstance(rig.controlled.look_up("a", ""), Mistaken)
     assert isinstance(rig.controlled.look_up("vgpu-b", "acme"), Ask), "the controller refuses"
+
+
+def test_a_session_that_somebody_ends(rig: Rig) -> None:
+    """Only the one that was meant: numbers begin anew with a boot."""
+    session, other = rig.client(compute_percent=10), rig.client(compute_percent=10)
+    (fact, _) = rig.controlled.picture().sessions
+    another_boot = SessionEnd(str(other.id), fact.started_ms + 1)
+    ending = (SessionEnd(fact.id, fact.started_ms), another_boot, SessionEnd("999", 1))
+    rig.controlled.apply(Desired(1, ending=ending))
+    states = {one.id: one.state for one in rig.host.sessions}
+    assert states == {session.id: SessionState.ENDING, other.id: SessionState.RUNNING}
+    rig.controlled.run()
+    assert [kill for _, kill in rig.machine.workers.stopped] == [False], "told once"
+    rig.machine.clock.pass_time(11)
+    assert [kill for _, kill in rig.machine.workers.stopped] == [False, True]
+    rig.machine.workers.end(session.id)
+    assert [one.id for one in rig.host.sessions] == [other.id]
+
+
+def test_a_host_that_is_drained_lets_nobody_in_also_after_a_restart() -> None:
+    store = FakeLinkStore()
+    rig = Rig.make(store)
+    session = rig.client(compute_percent=10)
+    rig.controlled.apply(Desired(1, (wanted("a"),), draining=True))
+    refused = rig.host.open(replace(HELLO, vgpu="a"), PEER, DOOR, 7)
+    assert isinstance(refused, Refusal)
+    assert "being drained" in refused.text
+    assert len(refused.text) < 255
+    assert rig.host.sessions == (session,)
+    again = Rig.make(store, rig.machine)
+    assert isinstance(again.host.open(HELLO, PEER, DOOR, 7), Refusal)
+    again.controlled.begin()
+    again.controlled.apply(Desired(1, (wanted("a"),)))
+    again.client(vgpu="a")

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Keeps new vGPUs away from a node of a controller, and waits until nobody uses it."""
+"""Drains a node of a controller, keeps new vGPUs away from it, and waits for it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 DOCUMENTATION = """
 module: node
-short_description: Cordons, drains and uncordons a node of a gpupool controller
+short_description: Drains, undrains, cordons and uncordons a node of a gpupool controller
 description:
   - Asks the controller's REST interface, so it usually runs where Ansible runs (delegate_to).
-  - Sessions are never ended by this module. Programs outlive a restart of hostd; draining is for
-    what ends them, such as a reboot or a new driver.
+  - Programs outlive a restart of hostd; draining is for what ends them, such as a reboot or a new
+    driver.
 version_added: 0.1.0
 author: the gpupool project (@gpupool)
 options:
@@ -34,19 +34,23 @@ options:
   state:
     description:
       - C(cordoned) keeps new vGPUs away; what is there stays.
-      - C(drained) does so and waits until no session is left.
+      - C(drained) also keeps new programs away, and waits until none is left.
+      - C(undrained) lets new vGPUs and programs come again.
       - C(ready) waits until the controller has heard of the node once more, as after a restart.
       - C(uncordoned) lets new vGPUs come again.
     type: str
-    choices: [cordoned, drained, ready, uncordoned]
+    choices: [cordoned, drained, ready, uncordoned, undrained]
     required: true
   timeout_s:
     description: How long to wait, for C(drained) and C(ready).
     type: int
     default: 3600
+  deadline_s:
+    description: For C(drained), end what still runs after so long. Without it nothing is ended.
+    type: int
 attributes:
   check_mode:
-    description: Says whether it would cordon or uncordon, and waits for nothing.
+    description: Says whether it would change anything, and waits for nothing.
     support: full
 """
 
@@ -67,6 +71,10 @@ node:
   type: dict
 was_cordoned:
   description: Whether it had been cordoned before.
+  returned: success
+  type: bool
+was_drained:
+  description: Whether it had been drained before, or was being drained.
   returned: success
   type: bool
 """
@@ -97,25 +105,32 @@ def find(rest: Rest, name: str) -> dict[str, Any]:
 def sessions(rest: Rest, node: dict[str, Any]) -> list[str]:
     """Of this node, in words; one that uses several vGPUs counts once. Raises RestError."""
     found = {
-        one["id"]: f"{one['id']} ({one['program']})"
+        one["id"]: f"{one['node']}/{one['number']} ({one['program']})"
         for one in rest.all("/sessions")
         if one["node_id"] == node["id"]
     }
     return sorted(found.values())
 
 
-def drained(rest: Rest, node: dict[str, Any], timeout_s: float) -> None:
-    """Waits. Raises RestError."""
-    deadline_s = time.monotonic() + timeout_s
-    while left := sessions(rest, node):
-        if time.monotonic() > deadline_s:
+def drained(
+    rest: Rest, node: dict[str, Any], timeout_s: float, deadline_s: int | None
+) -> dict[str, Any]:
+    """Begins it and waits. Raises RestError."""
+    rest.ask("PUT", f"/nodes/{node['id']}/drain", {"deadline_s": deadline_s})
+    ends_s = time.monotonic() + timeout_s
+    while (now := rest.ask("GET", f"/nodes/{node['id']}"))["drain"] != "drained":
+        if now["drain"] == "none":
+            raise RestError(f"somebody has undrained node {node['name']} meanwhile")
+        if time.monotonic() > ends_s:
+            left = sessions(rest, node)
             more = f" and {len(left) - _TOLD} more" if len(left) > _TOLD else ""
             raise RestError(
                 f"after {timeout_s:g} s node {node['name']} still has sessions: "
-                f"{', '.join(left[:_TOLD])}{more}. Wait for longer, or end them "
-                "(`gpupool session end`). The node stays cordoned"
+                f"{', '.join(left[:_TOLD])}{more}. Wait for longer, give the drain a deadline_s, "
+                "or end them (`gpupool session end`). The drain goes on"
             )
         time.sleep(_POLL_S)
+    return now
 
 
 def heard(rest: Rest, node: dict[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -133,6 +148,31 @@ def heard(rest: Rest, node: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         time.sleep(_POLL_S)
 
 
+def would_change(node: dict[str, Any], state: str) -> bool:
+    """Whether the node is not so yet."""
+    if state in ("cordoned", "uncordoned"):
+        return bool(node["cordoned"]) != (state == "cordoned")
+    if state == "ready":
+        return False
+    return bool(node["drain"] != "none") != (state == "drained")
+
+
+def reach(rest: Rest, node: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Makes it so; the node then. Raises RestError."""
+    state = given["state"]
+    if state == "ready":
+        return heard(rest, node, given["timeout_s"])
+    if state == "drained":  # also where it is: whoever has waited in vain waits again
+        if node["drain"] == "drained":
+            return node
+        return drained(rest, node, given["timeout_s"], given["deadline_s"])
+    if not would_change(node, state):
+        return node
+    if state == "undrained":
+        return rest.ask("DELETE", f"/nodes/{node['id']}/drain")
+    return rest.ask("PATCH", f"/nodes/{node['id']}", {"cordoned": state == "cordoned"})
+
+
 def main() -> None:
     """The module."""
     module = AnsibleModule(
@@ -144,9 +184,10 @@ def main() -> None:
             "state": {
                 "type": "str",
                 "required": True,
-                "choices": ["cordoned", "drained", "ready", "uncordoned"],
+                "choices": ["cordoned", "drained", "ready", "uncordoned", "undrained"],
             },
             "timeout_s": {"type": "int", "default": 3600},
+            "deadline_s": {"type": "int"},
         },
         supports_check_mode=True,
     )
@@ -154,18 +195,18 @@ def main() -> None:
     try:
         rest = Rest(given["controller"], given["token_file"], given["ca_file"] or "")
         node = find(rest, given["name"])
-        before = node["cordoned"]
-        wanted = before if given["state"] == "ready" else given["state"] != "uncordoned"
+        before = node
+        changed = would_change(node, given["state"])
         if not module.check_mode:
-            if wanted != before:
-                node = rest.ask("PATCH", f"/nodes/{node['id']}", {"cordoned": wanted})
-            if given["state"] == "drained":
-                drained(rest, node, given["timeout_s"])
-            if given["state"] == "ready":
-                node = heard(rest, node, given["timeout_s"])
+            node = reach(rest, node, given)
     except RestError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=wanted != before, was_cordoned=before, node=node)
+    module.exit_json(
+        changed=changed,
+        was_cordoned=before["cordoned"],
+        was_drained=before["drain"] != "none",
+        node=node,
+    )
 
 
 if __name__ == "__main__":

@@ -256,6 +256,8 @@ class Replies:
             vgpus=[self.vgpu(one, tenants.get(one.tenant_id, "")) for one in wanted.vgpus],
             pools=pools,
             deleting=list(wanted.deleting),
+            ending=[api.SessionEnd(id=one.id, started_ms=one.started_ms) for one in wanted.ending],
+            draining=wanted.draining,
         )
 
     def vgpu(self, one: DesiredVgpu, tenant_name: str) -> Any:

@@ -102,6 +102,14 @@ class NodePatch(Given):
     cordoned: bool = Field(description="true: nothing new is placed there")
 
 
+class DrainIn(Given):
+    """PUT /nodes/{id}/drain."""
+
+    deadline_s: int | None = Field(
+        default=None, ge=0, le=86400 * 30, description="then end what still runs; null: wait"
+    )
+
+
 class GpuPatch(Given):
     """PATCH /gpus/{id}: to the other pool."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -10,8 +10,9 @@ from gpupool.controller.api.rest.context import rfc3339
 from gpupool.controller.api.rest.given import QuotaModel
 from gpupool.controller.core.event import AuditEntry, Event
 from gpupool.controller.core.gpu import Gpu, Pool
-from gpupool.controller.core.node import Node, NodeState, Session
+from gpupool.controller.core.node import Drain, Node, NodeState, Session
 from gpupool.controller.core.operation import Operation, OperationState
+from gpupool.controller.core.session import name_of
 from gpupool.controller.core.tenant import Tenant
 from gpupool.controller.core.token import Role, Token
 from gpupool.controller.core.vgpu import Mode, Policy, State, Strategy, Vgpu
@@ -105,6 +106,8 @@ class NodeOut(BaseModel):
     name: str
     state: NodeState
     cordoned: bool
+    drain: Drain
+    drain_until: str | None = Field(description="then its sessions are ended; null: never")
     labels: dict[str, str]
     endpoint: str
     agent_version: str
@@ -122,6 +125,8 @@ class NodeOut(BaseModel):
             name=node.name,
             state=node.state,
             cordoned=node.cordoned,
+            drain=node.drain,
+            drain_until=None if node.drain_until_ms is None else rfc3339(node.drain_until_ms),
             labels=dict(node.labels),
             endpoint=node.endpoint,
             agent_version=node.agent_version,
@@ -189,7 +194,8 @@ class GpuOut(BaseModel):
 class SessionOut(BaseModel):
     """A client on a node."""
 
-    id: str
+    id: str = Field(description="of the whole pool: NODE_ID.NUMBER")
+    number: str = Field(description="on its node")
     node_id: str
     node: str
     vgpu_id: str | None = Field(description="null: not one of the controller's")
@@ -197,12 +203,14 @@ class SessionOut(BaseModel):
     tenant_id: str | None
     program: str
     started_at: str
+    state: Literal["running", "ending"]
 
     @staticmethod
     def of(session: Session) -> SessionOut:
         """From the core."""
         return SessionOut(
-            id=session.id,
+            id=name_of(session),
+            number=session.id,
             node_id=session.node_id,
             node=session.node_name,
             vgpu_id=session.vgpu_id or None,
@@ -210,6 +218,7 @@ class SessionOut(BaseModel):
             tenant_id=session.tenant_id,
             program=session.program,
             started_at=rfc3339(session.started_ms),
+            state="ending" if session.ending else "running",
         )
 
 

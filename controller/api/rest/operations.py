@@ -57,7 +57,9 @@ def get_operation(call: ReadCall, operation_id: str) -> Response:
     responses=described(Kind.NOT_FOUND, Kind.IN_USE),
 )
 def cancel_operation(call: ChangeCall, operation_id: str) -> Response:
-    """Cancels it: a GPU on its way to the other pool goes back. A deletion cannot be cancelled."""
+    """Cancels it: a GPU on its way to the other pool goes back, a node that drains takes clients
+    again. A deletion and the end of a session cannot be cancelled.
+    """
 
     def work(tables: Tables) -> Answer:
         found = _find(call, tables, operation_id)

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, not_, select, update
 
-from gpupool.controller.core.node import Changes, Node, NodeState
-from gpupool.controller.core.ports import Page
+from gpupool.controller.core.node import Changes, Drain, Node, NodeState
+from gpupool.controller.core.ports import Page, Standing
 from gpupool.controller.store.models import BeatRow, LabelRow, NodeRow, SessionRow
 
 _SELECT = select(NodeRow.__table__, BeatRow.heard_ms, BeatRow.sequence).outerjoin(
@@ -30,9 +30,10 @@ _APPLIED = (
 _GENERATIONS = select(NodeRow.id, NodeRow.generation)
 _GENERATION = _GENERATIONS.where(NodeRow.id == bindparam("node"))
 _SOME_GENERATIONS = _GENERATIONS.where(NodeRow.id.in_(bindparam("nodes", expanding=True)))
-_STANDINGS = select(NodeRow.id, NodeRow.incarnation, NodeRow.generation).where(
+_STANDINGS = select(NodeRow.id, NodeRow.incarnation, NodeRow.generation, NodeRow.drain).where(
     NodeRow.id.in_(bindparam("nodes", expanding=True))
 )
+_DRAINING = _SELECT.where(NodeRow.drain == Drain.DRAINING.value)
 _MANY = 100  # a list of more names than that costs more than all rows
 _NEXT_REPORT = (
     update(BeatRow)
@@ -92,6 +93,9 @@ class SqlNodes:
             "incarnation": node.incarnation,
             "applied_generation": node.applied_generation,
             "version": node.version,
+            "drain": node.drain.value,
+            "drain_deadline_s": node.drain_deadline_s,
+            "drain_until_ms": node.drain_until_ms,
         }
         done = self._connection.execute(
             update(NodeRow).where(NodeRow.id == node.id).values(**values)
@@ -143,10 +147,17 @@ class SqlNodes:
             rows = execute(_GENERATIONS)
         return {node_id: generation for node_id, generation in rows if node_id in node_ids}
 
-    def standings(self, node_ids: Collection[str]) -> dict[str, tuple[int, int]]:
+    def standings(self, node_ids: Collection[str]) -> dict[str, Standing]:
         """See the port."""
         rows = self._connection.execute(_STANDINGS, {"nodes": list(node_ids)})
-        return {node_id: (incarnation, generation) for node_id, incarnation, generation in rows}
+        return {
+            node_id: Standing(incarnation, generation, drain != Drain.NONE.value)
+            for node_id, incarnation, generation, drain in rows
+        }
+
+    def draining(self) -> list[Node]:
+        """See the port."""
+        return [_node(row) for row in self._connection.execute(_DRAINING)]
 
     def beats(self) -> dict[str, int]:
         """See the port."""
@@ -226,4 +237,7 @@ def _node(row: Any) -> Node:
         created_ms=row.created_ms,
         heard_ms=row.heard_ms or 0,
         sequence=row.sequence or 0,
+        drain=Drain(row.drain),
+        drain_deadline_s=row.drain_deadline_s,
+        drain_until_ms=row.drain_until_ms,
     )

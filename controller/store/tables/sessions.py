@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import (
@@ -16,13 +17,18 @@ from sqlalchemy import (
     update,
 )
 
-from gpupool.controller.core.node import Session
+from gpupool.controller.core.node import Session, SessionEnd
 from gpupool.controller.core.ports import Page
 from gpupool.controller.store.models import SessionRow
 
 _SELECT = select(SessionRow.__table__)
 _KEY = (SessionRow.node_id, SessionRow.id, SessionRow.vgpu_id)
 _OF_NODE = _SELECT.where(SessionRow.node_id == bindparam("node")).order_by(*_KEY)
+_ENDING = (
+    select(SessionRow.node_id, SessionRow.id, SessionRow.started_ms)
+    .where(SessionRow.node_id.in_(bindparam("nodes", expanding=True)), SessionRow.ending)
+    .distinct()
+)
 _SEPARATOR = "/"  # in no identifier of ours; a session's own id is the rest
 
 
@@ -77,6 +83,24 @@ class SqlSessions:
         """See the port."""
         self._connection.execute(delete(SessionRow).where(_is(session)))
 
+    def named(self, node_id: str, session_id: str) -> list[Session]:
+        """See the port."""
+        found = _SELECT.where(SessionRow.node_id == node_id, SessionRow.id == session_id)
+        return [_session(row) for row in self._connection.execute(found.order_by(*_KEY))]
+
+    def set_ending(self, session: Session) -> None:
+        """See the port."""
+        self._connection.execute(update(SessionRow).where(_is(session)).values(ending=True))
+
+    def ending(self, node_ids: Collection[str]) -> dict[str, list[SessionEnd]]:
+        """See the port."""
+        found: dict[str, list[SessionEnd]] = {}
+        for node_id, session_id, started_ms in self._connection.execute(
+            _ENDING, {"nodes": list(node_ids)}
+        ):
+            found.setdefault(node_id, []).append(SessionEnd(session_id, started_ms))
+        return found
+
     def claimed_after(self, session: Session) -> int:
         """See the port."""
         found = select(SessionRow.after_sequence).where(_is(session))
@@ -102,4 +126,5 @@ def _session(row: Any) -> Session:
         program=row.program,
         started_ms=row.started_ms,
         confirmed=row.confirmed,
+        ending=row.ending,
     )

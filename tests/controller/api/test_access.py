@@ -20,6 +20,8 @@ ALLOWED: dict[tuple[str, str], set[str]] = {
     ("GET", "/api/v1/nodes/{node_id}"): STAFF,
     ("PATCH", "/api/v1/nodes/{node_id}"): STAFF,
     ("DELETE", "/api/v1/nodes/{node_id}"): STAFF,
+    ("PUT", "/api/v1/nodes/{node_id}/drain"): STAFF,
+    ("DELETE", "/api/v1/nodes/{node_id}/drain"): STAFF,
     ("GET", "/api/v1/gpus"): STAFF,
     ("GET", "/api/v1/gpus/{gpu_id}"): STAFF,
     ("PATCH", "/api/v1/gpus/{gpu_id}"): STAFF,
@@ -31,6 +33,7 @@ ALLOWED: dict[tuple[str, str], set[str]] = {
     ("PATCH", "/api/v1/vgpus/{vgpu_id}"): PEOPLE,
     ("DELETE", "/api/v1/vgpus/{vgpu_id}"): PEOPLE,
     ("GET", "/api/v1/sessions"): PEOPLE,
+    ("DELETE", "/api/v1/sessions/{session_id}"): PEOPLE,
     ("GET", "/api/v1/operations"): PEOPLE,
     ("GET", "/api/v1/operations/{operation_id}"): PEOPLE,
     ("DELETE", "/api/v1/operations/{operation_id}"): PEOPLE,
@@ -49,6 +52,8 @@ ALLOWED: dict[tuple[str, str], set[str]] = {
     ("GET", "/api/v1/version"): PEOPLE,
 }
 
+IDS = ("node_id", "gpu_id", "vgpu_id", "session_id", "operation_id", "tenant_id", "token_id")
+
 
 def schema(rest: Rest) -> dict[str, Any]:
     """The OpenAPI document."""
@@ -63,10 +68,12 @@ def test_every_route_with_every_role(rest: Rest) -> None:
     assert routes == set(ALLOWED)
     for method, path in sorted(routes):
         filled = path
-        for name in ("node_id", "gpu_id", "vgpu_id", "operation_id", "tenant_id", "token_id"):
+        for name in IDS:
             filled = filled.replace("{" + name + "}", "none-such")
         for role in ("nobody", "admin", "operator", "tenant", "node"):
-            status = rest.ask(role, method, filled, {} if method in ("POST", "PATCH") else None)
+            status = rest.ask(
+                role, method, filled, {} if method in ("POST", "PATCH", "PUT") else None
+            )
             told = f"{role} {method} {path}: {status.status_code}"
             if role == "nobody":
                 assert status.status_code == 401, told

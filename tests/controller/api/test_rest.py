@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from gpupool.controller.core.errors import StoreError
 from gpupool.controller.core.licence import Licence
+from gpupool.controller.core.node import SessionReport
 from gpupool.controller.core.token import Role, digest
 from tests.controller.api.conftest import Rest, make_door
 
@@ -165,7 +166,7 @@ def test_on_demand_vgpus_say_where_to_connect(rest: Rest) -> None:
     rest.node.claim("s1", made["id"])
     assert rest.ask("tenant", "GET", f"vgpus/{made['id']}").json()["sessions"] == 1
     sessions = rest.ask("tenant", "GET", "sessions").json()["items"]
-    assert [(one["id"], one["vgpu_id"]) for one in sessions] == [("s1", made["id"])]
+    assert [(one["number"], one["vgpu_id"]) for one in sessions] == [("s1", made["id"])]
     assert rest.ask("other", "GET", "sessions").json()["items"] == []
     assert rest.ask("operator", "GET", "sessions?limit=1").json()["next_cursor"]
 
@@ -362,3 +363,46 @@ def test_metrics(rest: Rest) -> None:
 def test_a_role_of_a_node_asks_nothing_here(rest: Rest) -> None:
     assert Role.NODE.value == "node"
     problem(rest.ask("node", "GET", "vgpus"), 403, "forbidden")
+
+
+def test_a_session_is_ended_by_its_own_tenant(rest: Rest) -> None:
+    vgpu = rest.make("a")
+    facts = SessionReport("3", vgpu["id"], vgpu["gpu_uuid"], "python3", 1000)
+    rest.node.sessions.append(facts)
+    rest.node.report()
+    (session,) = rest.ask("tenant", "GET", "sessions").json()["items"]
+    assert (session["number"], session["state"]) == ("3", "running")
+    path = f"sessions/{session['id']}"
+    problem(rest.ask("other", "DELETE", path), 404, "not-found")
+    begun = rest.ask("tenant", "DELETE", path)
+    assert begun.status_code == 202
+    assert rest.ask("operator", "DELETE", path).json()["id"] == begun.json()["id"]
+    assert rest.ask("tenant", "GET", "sessions").json()["items"][0]["state"] == "ending"
+    rest.node.sessions.clear()
+    rest.node.report()
+    assert rest.ask("tenant", "GET", begun.headers["location"]).json()["state"] == "done"
+    problem(rest.ask("other", "GET", begun.headers["location"]), 404, "not-found")
+    actions = [one["action"] for one in rest.ask("admin", "GET", "audit").json()["items"]]
+    assert actions.count("session.end") == 1
+    kinds = [one["kind"] for one in rest.ask("tenant", "GET", "events").json()["items"]]
+    assert kinds[-2:] == ["session.ending", "session.ended"]
+
+
+def test_a_node_is_drained_and_takes_clients_again(rest: Rest) -> None:
+    path = f"nodes/{rest.node.id}"
+    begun = rest.ask("operator", "PUT", f"{path}/drain", {"deadline_s": 60})
+    assert begun.status_code == 202
+    node = rest.ask("operator", "GET", path).json()
+    assert (node["drain"], node["cordoned"]) == ("draining", True)
+    assert node["drain_until"] is not None
+    problem(rest.ask("operator", "PATCH", path, {"cordoned": False}), 409, "in-use")
+    rest.node.report()
+    assert rest.ask("operator", "GET", begun.headers["location"]).json()["state"] == "done"
+    body = {"name": "late", "compute_percent": 1}
+    problem(rest.ask("tenant", "POST", "vgpus", body), 409, "no-room")
+    back = rest.ask("operator", "DELETE", f"{path}/drain")
+    assert (back.json()["drain"], back.json()["cordoned"]) == ("none", False)
+    assert rest.ask("operator", "DELETE", f"{path}/drain").json() == back.json()
+    rest.make("late")
+    actions = [one["action"] for one in rest.ask("admin", "GET", "audit").json()["items"]]
+    assert [one for one in actions if one.startswith("node.")] == ["node.drain", "node.undrain"]

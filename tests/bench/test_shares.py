@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gpupool.bench.host import HostError
+from gpupool.bench.shares import Client, rates
 from gpupool.bench.shares_report import Figures, Row, as_markdown
 from tests.conftest import native_dir
 
@@ -49,8 +51,28 @@ def test_it_measures_shares_of_real_clients(tmp_path: Path) -> None:
     )
     # Whether shares are kept depends on the processors here; that all was measured does not.
     assert done.returncode in (0, 1), done.stderr
+    assert out.exists(), done.stderr  # a traceback's exit code is 1, too
     found = json.loads(out.read_text())
-    assert not found["notes"], found["notes"]
+    assert not found["notes"], (found["notes"], done.stderr)
     assert [row["quota"] for row in found["rows"]] == [10, 50, 10, 50]
     assert all(row["achieved"] > 0 for row in found["rows"])
     assert len(found["others"]) == 6
+
+
+class Slow(Client):
+    """One that says how far it is from a list."""
+
+    def __init__(self, done: list[int]) -> None:
+        self.kind = "slow"
+        self._told = [{"done": count, "at_s": float(second)} for second, count in enumerate(done)]
+
+    def ask(self) -> dict[str, float]:
+        """The next, and the last again and again."""
+        return self._told.pop(0) if len(self._told) > 1 else self._told[0]
+
+
+def test_a_window_goes_on_until_everybody_has_worked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rates([Slow([1, 1, 1, 7]), Slow([0, 3, 4, 9])], 0.001) == [2.0, 3.0]
+    monkeypatch.setattr("gpupool.bench.shares._ANSWER_S", 0.01)
+    with pytest.raises(HostError, match="got nothing done"):
+        rates([Slow([5, 6]), Slow([1, 1])], 0.001)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hypothesis import given, settings
@@ -16,16 +17,21 @@ from gpupool.hostd.core.allocation import NoPlace
 from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.ports import AccountUse, PortError
 from gpupool.hostd.core.session import Session
-from gpupool.hostd.core.start import Ports
 from gpupool.hostd.core.vgpu import Quota, Vgpu, VgpuMode
 from gpupool.hostd.core.vgpus import VgpuError, Vgpus
-from tests.fakes.crashes import Fuse, Killable, Killed
+from tests.fakes.crashes import (
+    Fuse,
+    Killed,
+    close_all,
+    fused_ports,
+    kill_at_every_moment,
+    play,
+)
 from tests.hostd.test_host import DOOR, HELLO, PEER, Machine
 from tests.hostd.test_vgpus import USABLE, machine, nothing_left
 
 MIB = 1 << 20
 NAMES = ("a", "b", "c")
-PAGES = ("write_vgpu", "write_session", "write_account", "remove_account", "open", "remove_lease")
 
 
 class Rig:
@@ -38,33 +44,16 @@ class Rig:
 
     def start(self) -> None:
         """A hostd, as after a start."""
-        one, fuse = self.machine, self.fuse
-        fuse.left = None
-        ports = Ports(
-            Killable(one.workers, fuse, ("start",)),
-            Killable(one.store, fuse, ("save", "remove", "create_usage", "next_id")),
-            one.windows,
-            one.clock,
-            one.exchange,
-            one.clients,
-            Killable(one.pages, fuse, (*PAGES, "restore")),
-            Killable(one.vgpus, fuse, ("save", "remove")),
-            one.vm_windows,
-        )
-        one.clients.watched.clear()
-        one.workers._watchers.clear()  # they were the killed one's
+        self.fuse.left = None
+        close_all(self.machine)
+        ports = fused_ports(self.machine, self.fuse, ("start",))
+        one = self.machine
         self.host = Host(ports, one.limits, one.inventory)
         self.vgpus = Vgpus(self.host, ports.pages, ports.vgpus)
         self.host.adopt()
 
     def kill(self) -> None:
-        """And another starts; what the dead one had open is closed by the kernel."""
-        one = self.machine
-        one.pages.opened.clear()
-        one.windows.open.clear()
-        one.vm_windows.opened.clear()
-        one.exchange.open.clear()
-        one.store.open_usages.clear()
+        """And another starts."""
         self.start()
 
     def ask(self, percent: int, mib: int, vgpu: str) -> object:
@@ -165,26 +154,7 @@ fuses = st.one_of(st.none(), st.none(), st.integers(0, 30))
 @settings(max_examples=400, deadline=None)
 @given(st.integers(1, 3), st.lists(st.tuples(actions, fuses), max_size=25))
 def test_any_order_and_any_moment(gpus: int, script: list[tuple[Any, int | None]]) -> None:
-    rig = Rig(gpus)
-    for (action, *what), fuse in script:
-        rig.fuse.left = fuse
-        try:
-            with contextlib.suppress(VgpuError, PortError):
-                action(rig, *what)
-        except Killed:
-            rig.kill()
-        rig.fuse.left = None
-        rig.check()
-    rig.end_all()
-
-
-def _steps_of(action: Action, before: Callable[[Rig], None]) -> int:
-    """How many moments that action has."""
-    rig = Rig(1)
-    before(rig)
-    rig.fuse.left = 1000
-    action(rig)
-    return 1000 - (rig.fuse.left or 0)
+    play(Rig(gpus), script, VgpuError, PortError)
 
 
 def test_every_moment_of_every_action() -> None:
@@ -212,19 +182,7 @@ def test_every_moment_of_every_action() -> None:
         (used, lambda rig: rig.vgpus.delete("a", force=True)),
         (used, lambda rig: _end(rig, 0)),
     ]
-    moments = 0
-    for before, action in cases:
-        for moment in range(_steps_of(action, before) + 1):
-            rig = Rig(1)
-            before(rig)
-            rig.fuse.left = moment
-            with contextlib.suppress(Killed):
-                action(rig)
-            rig.kill()
-            rig.check()
-            rig.end_all()
-            moments += 1
-    assert moments > 80
+    assert kill_at_every_moment(partial(Rig, 1), cases) > 80
 
 
 def test_a_kill_while_a_later_hostd_looks_around() -> None:

@@ -14,17 +14,23 @@ from hypothesis import strategies as st
 from gpupool.hostd.core.host import Host
 from gpupool.hostd.core.ports import PortError
 from gpupool.hostd.core.session import Session
-from gpupool.hostd.core.start import Ports
 from gpupool.hostd.core.vgpu import Quota, VgpuMode
 from gpupool.hostd.core.vgpus import Vgpus
 from gpupool.hostd.core.vm import VmError, VmOrder, VmState, VmVgpu, vm_of_owner
 from gpupool.hostd.core.vms import Vms
-from tests.fakes.crashes import Fuse, Killable, Killed
+from tests.fakes.crashes import (
+    Fuse,
+    Killable,
+    Killed,
+    close_all,
+    fused_ports,
+    kill_at_every_moment,
+    play,
+)
 from tests.hostd.test_vgpus import machine, nothing_left
 from tests.hostd.test_vms import A, B, Rig, share
 
 C = "0b0c0d0e-0000-4000-8000-00000000000c"
-PAGES = ("write_vgpu", "write_session", "write_account", "remove_account", "open", "remove_lease")
 
 
 class Fused(Rig):
@@ -39,28 +45,9 @@ class Fused(Rig):
         """A hostd, as after a start; what the dead one had open is closed by the kernel."""
         one, fuse = self.machine, self.fuse
         fuse.left = None
-        for opened in (
-            one.pages.opened,
-            one.windows.open,
-            one.exchange.open,
-            one.vm_windows.opened,
-        ):
-            opened.clear()
-        one.store.open_usages.clear()
-        one.clients.watched.clear()
+        close_all(one)
         one.clock.waiting.clear()
-        one.workers._watchers.clear()
-        ports = Ports(
-            Killable(one.workers, fuse, ("start", "stop")),
-            Killable(one.store, fuse, ("save", "remove", "create_usage", "next_id")),
-            one.windows,
-            one.clock,
-            one.exchange,
-            one.clients,
-            Killable(one.pages, fuse, (*PAGES, "restore")),
-            Killable(one.vgpus, fuse, ("save", "remove")),
-            one.vm_windows,
-        )
+        ports = fused_ports(one, fuse, ("start", "stop"))
         self.host = Host(ports, one.limits, one.inventory)
         self.vgpus = Vgpus(self.host, ports.pages, ports.vgpus)
         self.vms = Vms(
@@ -175,29 +162,10 @@ fuses = st.one_of(st.none(), st.none(), st.integers(0, 40))
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(actions, fuses), max_size=20))
 def test_any_order_and_any_moment(script: list[tuple[Any, int | None]]) -> None:
-    rig = Fused()
-    for (action, *what), fuse in script:
-        rig.fuse.left = fuse
-        try:
-            with contextlib.suppress(VmError, PortError):
-                action(rig, *what)
-        except Killed:
-            rig.kill()
-        rig.fuse.left = None
-        rig.check()
-    rig.end_all()
+    play(Fused(), script, VmError, PortError)
 
 
 Action = Callable[[Fused], object]
-
-
-def _steps_of(before: Action, action: Action) -> int:
-    """How many moments that action has."""
-    rig = Fused()
-    before(rig)
-    rig.fuse.left = 1000
-    action(rig)
-    return 1000 - (rig.fuse.left or 0)
 
 
 def test_every_moment_of_every_action() -> None:
@@ -224,19 +192,7 @@ def test_every_moment_of_every_action() -> None:
         (used, lambda rig: _release(rig, A)),
         (prepared, lambda rig: _release(rig, A)),
     ]
-    moments = 0
-    for before, action in cases:
-        for moment in range(_steps_of(before, action) + 1):
-            rig = Fused()
-            before(rig)
-            rig.fuse.left = moment
-            with contextlib.suppress(Killed):
-                action(rig)
-            rig.kill()
-            rig.check()
-            rig.end_all()
-            moments += 1
-    assert moments > 120
+    assert kill_at_every_moment(Fused, cases) > 120
 
 
 def test_a_kill_while_a_later_hostd_looks_around() -> None:

@@ -1,7 +1,8 @@
 # Runs the generator of wire/codegen and says what it writes.
 #
 # Sets GPUPOOL_CUDA_INCLUDE (folder of cuda.h, from the PyPI package nvidia-cuda-runtime), GPUPOOL_GENERATED_DIR,
-# GPUPOOL_GENERATED_GUEST, GPUPOOL_GENERATED_WORKER and GPUPOOL_GENERATED_NVML (sources), and makes the target gpupool_codegen. The generator
+# GPUPOOL_GENERATED_GUEST, GPUPOOL_GENERATED_WORKER and GPUPOOL_GENERATED_NVML (sources; for OpenGL
+# GPUPOOL_GENERATED_OPENGL_GUEST and GPUPOOL_GENERATED_OPENGL_WORKER), and makes the target gpupool_codegen. The generator
 # rewrites only what has changed, so a stamp tells ninja that it ran.
 set(GPUPOOL_CODEGEN ${CMAKE_SOURCE_DIR}/wire/codegen/__main__.py)
 set(GPUPOOL_GENERATED_DIR ${CMAKE_BINARY_DIR}/generated)
@@ -61,3 +62,22 @@ add_custom_command(
   VERBATIM)
 add_custom_target(gpupool_nvml_codegen DEPENDS ${GPUPOOL_GENERATED_DIR}/nvml.stamp)
 set_source_files_properties(${GPUPOOL_GENERATED_NVML} PROPERTIES GENERATED TRUE)
+
+# OpenGL, from Khronos' gl.xml of the PyPI package glad2.
+set(GPUPOOL_GENERATED_OPENGL_GUEST ${GPUPOOL_GENERATED_DIR}/gl_client.cpp)
+set(GPUPOOL_GENERATED_OPENGL_WORKER ${GPUPOOL_GENERATED_DIR}/gl_dispatch.cpp)
+file(GLOB opengl_inputs CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/wire/api/opengl/* ${CMAKE_SOURCE_DIR}/wire/codegen/*.py
+     ${CMAKE_SOURCE_DIR}/templates/opengl/*.j2)
+add_custom_command(
+  OUTPUT ${GPUPOOL_GENERATED_DIR}/opengl.stamp
+  BYPRODUCTS ${GPUPOOL_GENERATED_OPENGL_GUEST} ${GPUPOOL_GENERATED_OPENGL_WORKER}
+             ${GPUPOOL_GENERATED_DIR}/gl_api.hpp ${GPUPOOL_GENERATED_DIR}/gl_client.hpp
+             ${GPUPOOL_GENERATED_DIR}/gl_dispatch.hpp ${GPUPOOL_GENERATED_DIR}/gl_enums.hpp
+             ${GPUPOOL_GENERATED_DIR}/gl_messages.hpp
+  COMMAND ${Python3_EXECUTABLE} ${GPUPOOL_CODEGEN} --opengl ${GPUPOOL_GENERATED_DIR}
+  COMMAND ${CMAKE_COMMAND} -E touch ${GPUPOOL_GENERATED_DIR}/opengl.stamp
+  DEPENDS ${opengl_inputs}
+  COMMENT "Generating both ends of OpenGL"
+  VERBATIM)
+add_custom_target(gpupool_opengl_codegen DEPENDS ${GPUPOOL_GENERATED_DIR}/opengl.stamp)
+set_source_files_properties(${GPUPOOL_GENERATED_OPENGL_GUEST} ${GPUPOOL_GENERATED_OPENGL_WORKER} PROPERTIES GENERATED TRUE)

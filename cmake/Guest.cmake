@@ -1,7 +1,7 @@
 # The libraries that programs load. Included twice: by the build itself, and by guest/portable, which builds them for
 # old systems with another compiler. Needs GPUPOOL_ROOT, GPUPOOL_GENERATED_DIR, GPUPOOL_GENERATED_GUEST,
-# GPUPOOL_GENERATED_NVML, GPUPOOL_GUEST_FOLDER (where they go) and the targets gpupool_flags, gpupool_codegen and
-# gpupool_nvml_codegen.
+# GPUPOOL_GENERATED_NVML, GPUPOOL_GENERATED_OPENGL_GUEST, GPUPOOL_GUEST_FOLDER (where they go) and the targets gpupool_flags, gpupool_codegen,
+# gpupool_nvml_codegen and gpupool_opengl_codegen.
 
 # The guest runtime. It lives inside other people's programs: nothing but cu* leaves it, and it brings its own
 # libstdc++.
@@ -60,3 +60,22 @@ target_link_options(guest_opengl PRIVATE $<$<CXX_COMPILER_ID:GNU>:-static-libstd
 add_dependencies(guest_opengl gpupool_codegen)
 set_target_properties(guest_opengl PROPERTIES OUTPUT_NAME gpupool-opengl
                       RUNTIME_OUTPUT_DIRECTORY ${GPUPOOL_GUEST_FOLDER})
+
+# OpenGL for guests: a vendor's library for GLVND's libEGL.so.1, beside libcuda.so.1, whose session it shares.
+file(GLOB EGL_SOURCES CONFIGURE_DEPENDS ${GPUPOOL_ROOT}/guest/egl/*.cpp)
+add_library(guest_egl SHARED ${EGL_SOURCES} ${GPUPOOL_GENERATED_OPENGL_GUEST} ${GPUPOOL_ROOT}/guest/runtime/log.cpp)
+target_link_libraries(guest_egl PRIVATE gpupool_flags ${CMAKE_DL_LIBS})
+target_include_directories(guest_egl PRIVATE ${GPUPOOL_GENERATED_DIR})
+# nodelete: a thread that ends with a context current runs our clean-up, even after a dlclose.
+target_link_options(guest_egl PRIVATE $<$<CXX_COMPILER_ID:GNU>:-static-libstdc++;-static-libgcc;-Wl,--exclude-libs,ALL>
+                    $<IF:$<CXX_COMPILER_ID:GNU>,-Wl$<COMMA>-Bsymbolic-functions,-Wl$<COMMA>-Bsymbolic>
+                    -Wl,-soname,libEGL_gpupool.so -Wl,-z,now -Wl,-z,nodelete -Wl,-z,defs
+                    -Wl,--version-script=${GPUPOOL_ROOT}/guest/egl/exports.map)
+set_target_properties(guest_egl PROPERTIES OUTPUT_NAME EGL_gpupool PREFIX lib SUFFIX .so
+                      LINK_DEPENDS ${GPUPOOL_ROOT}/guest/egl/exports.map
+                      LINKER_LANGUAGE CXX
+                      LIBRARY_OUTPUT_DIRECTORY ${GPUPOOL_GUEST_FOLDER})
+add_dependencies(guest_egl gpupool_codegen gpupool_opengl_codegen)
+# Where GLVND finds it: __EGL_VENDOR_LIBRARY_FILENAMES names this file. The library is found beside it.
+add_custom_command(TARGET guest_egl POST_BUILD
+  COMMAND ${CMAKE_COMMAND} -E copy_if_different ${GPUPOOL_ROOT}/guest/egl/10_gpupool.json ${GPUPOOL_GUEST_FOLDER}/)

@@ -14,6 +14,7 @@ else()
   set(portable_excluded 1)
 endif()
 string(REPLACE ";" "|" portable_generated "${GPUPOOL_GENERATED_GUEST}")
+string(REPLACE ";" "|" portable_opengl "${GPUPOOL_GENERATED_OPENGL_GUEST}")
 string(REPLACE ";" "|" portable_nvml "${GPUPOOL_GENERATED_NVML}")
 ExternalProject_Add(
   portable_guest
@@ -30,8 +31,9 @@ ExternalProject_Add(
              -DGPUPOOL_GENERATED_DIR=${GPUPOOL_GENERATED_DIR}
              -DGPUPOOL_GENERATED_GUEST=${portable_generated}
              -DGPUPOOL_GENERATED_NVML=${portable_nvml}
+             -DGPUPOOL_GENERATED_OPENGL_GUEST=${portable_opengl}
              -DGPUPOOL_GUEST_FOLDER=${CMAKE_BINARY_DIR}/lib/portable
-  DEPENDS gpupool_codegen gpupool_nvml_codegen
+  DEPENDS gpupool_codegen gpupool_nvml_codegen gpupool_opengl_codegen
   BUILD_ALWAYS 1  # ninja there knows what has changed
   INSTALL_COMMAND ""
   EXCLUDE_FROM_ALL ${portable_excluded})

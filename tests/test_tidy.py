@@ -20,6 +20,7 @@ LAYERS = {
     "wire/cpp": {"wire/cpp"},
     "wire/tls": {"wire/cpp", "wire/tls"},
     "guest/runtime": {"wire/cpp", "wire/tls", "guest/runtime"},
+    "guest/egl": {"wire/cpp", "guest/runtime", "guest/egl"},
     "guest/nvml": {"wire/cpp", "guest/runtime", "guest/nvml"},
     "hostd/compression": {"wire/cpp", "hostd/compression"},
     "hostd/pages": {"wire/cpp", "hostd/pages"},

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -308,6 +309,10 @@ int main(int argc, char** argv) {
   close_other_descriptors(given);
   for (const int fd : given)
     if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
+  // OpenGL is loaded late, inside the sandbox (hostd/worker/opengl), where caches on disk cannot be had: Mesa
+  // would ask for the user's home over a socket. Before there are threads, since the environment has no lock.
+  setenv("MESA_SHADER_CACHE_DISABLE", "true", 1);
+  setenv("__GL_SHADER_DISK_CACHE", "0", 1);
   std::signal(SIGBUS, bus_error);
   report_crashes();
   capture_output();

@@ -64,6 +64,7 @@ struct EventEntry {
 };
 
 class LaunchCrew;
+class GlServer;
 
 class Worker {
  public:
@@ -139,6 +140,9 @@ class Worker {
 
   // Issues launches of several streams at once (launch_crew.hpp); null where only the dispatcher launches.
   std::shared_ptr<LaunchCrew> crew;
+
+  // OpenGL of this session (hostd/worker/opengl); null until the client asks for it.
+  std::shared_ptr<GlServer> opengl;
 
   // A handler that makes another context current in the driver (or destroys one) sets this.
   bool context_changed = false;

@@ -21,7 +21,15 @@ if __package__ in (
     package.__path__ = [str(ROOT)]
     sys.modules["gpupool"] = package
 
-from gpupool.wire.codegen import emit, headers, model, nvml, spec  # noqa: E402
+from gpupool.wire.codegen import (  # noqa: E402
+    emit,
+    headers,
+    model,
+    nvml,
+    opengl,
+    opengl_emit,
+    spec,
+)
 
 INCLUDE_FOLDERS = ("cu13/include", "cuda_runtime/include")
 
@@ -39,6 +47,25 @@ def find_include_dir() -> Path | None:
     return None
 
 
+def write_opengl(api: Path, templates: Path, out: Path | None, coverage: Path | None) -> int:
+    """The outputs for OpenGL; returns the exit code."""
+    registry = opengl.find_registry()
+    if registry is None:
+        print("gl.xml not found: install the PyPI package glad2", file=sys.stderr)
+        return 1
+    try:
+        outputs = opengl_emit.render(opengl.load(registry, api), templates)
+    except spec.SpecError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if out is not None:
+        for name in opengl_emit.OPENGL_OUTPUTS:
+            emit.write_changed(out / name, outputs[name])
+    if coverage is not None:
+        emit.write_changed(coverage, outputs[opengl_emit.OPENGL_COVERAGE])
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the generator; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m gpupool.wire.codegen", description=__doc__)
@@ -53,7 +80,16 @@ def main(argv: list[str] | None = None) -> int:
         "--nvml", type=Path, help="write what the guest's NVML lacks here, only that"
     )
     parser.add_argument("--print-include", action="store_true", help="print the folder of cuda.h")
+    parser.add_argument("--opengl", type=Path, help="write the C++ files of OpenGL here, only them")
+    parser.add_argument("--opengl-coverage", type=Path, help="write docs/opengl-coverage.md here")
     arguments = parser.parse_args(argv)
+    if arguments.opengl is not None or arguments.opengl_coverage is not None:
+        return write_opengl(
+            arguments.api,
+            arguments.templates.parent / "opengl",
+            arguments.opengl,
+            arguments.opengl_coverage,
+        )
     include = arguments.include or find_include_dir()
     if include is None:
         print("cuda.h not found: install the PyPI package nvidia-cuda-runtime", file=sys.stderr)

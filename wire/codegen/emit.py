@@ -51,7 +51,7 @@ WORKER_TABLES = {
 
 def render(model: Model, templates: Path) -> dict[str, str]:
     """The text of every output by file name, docs/coverage.md as `coverage.md`."""
-    environment = _environment(templates)
+    templated = environment(templates)
     context = {
         "model": model,
         "functions": model.functions,
@@ -61,8 +61,9 @@ def render(model: Model, templates: Path) -> dict[str, str]:
     }
     result = {}
     for name in (*OUTPUTS, COVERAGE_TEMPLATE):
-        text = environment.get_template(f"{name}.j2").render(context, template=f"{name}.j2")
-        result[name] = re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+        result[name] = squeeze(
+            templated.get_template(f"{name}.j2").render(context, template=f"{name}.j2")
+        )
     return result
 
 
@@ -75,7 +76,13 @@ def write_changed(path: Path, text: str) -> bool:
     return True
 
 
-def _environment(templates: Path) -> jinja2.Environment:
+def squeeze(text: str) -> str:
+    """Without the empty lines that loops leave."""
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+
+
+def environment(templates: Path) -> jinja2.Environment:
+    """How every template of ours is read."""
     # autoescape is for HTML; these templates write C++ and Markdown.
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates),

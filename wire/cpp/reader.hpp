@@ -54,6 +54,9 @@ class Reader {
     return {take(count, 8), count};
   }
 
+  // So many bytes at the next multiple of 8, in place.
+  std::span<const u8> get_span(u64 bytes) { return {take(bytes, 8), bytes}; }
+
   std::string get_string(u64 limit) {
     const std::span<const u8> bytes = get_bytes(limit);
     if (std::memchr(bytes.data(), 0, bytes.size()) != nullptr)

@@ -1,0 +1,157 @@
+// Commands that carry images. With a pixel buffer bound `pixels` is an offset into it and nothing travels.
+#include "gl_client.hpp"
+#include "guest/egl/context.hpp"
+#include "wire/cpp/gl_pixels.hpp"
+
+namespace gpupool::guest::gl_api {
+namespace {
+
+struct Shape {
+  GLenum format;
+  GLenum type;
+  i64 width, height, depth;
+  bool images;
+};
+
+// Sends the command whose arguments `fill` writes, with the pixels.
+template <typename Arguments, typename Fill>
+void upload(wire::GlFunction function, const Shape& shape, const void* pixels, Fill fill) {
+  Context* const context = current_context();
+  if (context == nullptr) return;
+  const wire::ImageLayout layout = wire::image_layout(context->unpack, shape.format, shape.type, shape.width,
+                                                      shape.height, shape.depth, shape.images);
+  const bool offset = context->unpack_buffer != 0;
+  // A format or a size that is none: the driver says so, and needs no pixels for that.
+  const bool data = !offset && pixels != nullptr && layout.bytes != 0;
+  const u16 flags = offset ? wire::kDataIsOffset : data ? 0 : wire::kDataIsNull;
+  auto* const a = context->begin<Arguments>(function, flags);
+  fill(*a);
+  a->pixels = offset ? reinterpret_cast<u64>(pixels) : data ? layout.bytes : 0;
+  if (data) context->content(pixels, layout.bytes, 1);
+  context->end(false);
+}
+
+}  // namespace
+
+void glTexImage1D(GLenum target, GLint level, GLint internalformat, GLsizei width, GLint border,
+                  GLenum format, GLenum type, const void* pixels) {
+  upload<wire::gl_args::TexImage1D>(wire::GlFunction::glTexImage1D, {format, type, width, 1, 1, false},
+                                    pixels, [&](auto& a) {
+                                      a.target = target;
+                                      a.level = level;
+                                      a.internalformat = internalformat;
+                                      a.width = width;
+                                      a.border = border;
+                                      a.format = format;
+                                      a.type = type;
+                                    });
+}
+
+void glTexImage2D(GLenum target, GLint level, GLint internalformat, GLsizei width, GLsizei height,
+                  GLint border, GLenum format, GLenum type, const void* pixels) {
+  upload<wire::gl_args::TexImage2D>(wire::GlFunction::glTexImage2D, {format, type, width, height, 1, false},
+                                    pixels, [&](auto& a) {
+                                      a.target = target;
+                                      a.level = level;
+                                      a.internalformat = internalformat;
+                                      a.width = width;
+                                      a.height = height;
+                                      a.border = border;
+                                      a.format = format;
+                                      a.type = type;
+                                    });
+}
+
+void glTexImage3D(GLenum target, GLint level, GLint internalformat, GLsizei width, GLsizei height,
+                  GLsizei depth, GLint border, GLenum format, GLenum type, const void* pixels) {
+  upload<wire::gl_args::TexImage3D>(wire::GlFunction::glTexImage3D,
+                                    {format, type, width, height, depth, true}, pixels, [&](auto& a) {
+                                      a.target = target;
+                                      a.level = level;
+                                      a.internalformat = internalformat;
+                                      a.width = width;
+                                      a.height = height;
+                                      a.depth = depth;
+                                      a.border = border;
+                                      a.format = format;
+                                      a.type = type;
+                                    });
+}
+
+void glTexSubImage1D(GLenum target, GLint level, GLint xoffset, GLsizei width, GLenum format, GLenum type,
+                     const void* pixels) {
+  upload<wire::gl_args::TexSubImage1D>(wire::GlFunction::glTexSubImage1D, {format, type, width, 1, 1, false},
+                                       pixels, [&](auto& a) {
+                                         a.target = target;
+                                         a.level = level;
+                                         a.xoffset = xoffset;
+                                         a.width = width;
+                                         a.format = format;
+                                         a.type = type;
+                                       });
+}
+
+void glTexSubImage2D(GLenum target, GLint level, GLint xoffset, GLint yoffset, GLsizei width, GLsizei height,
+                     GLenum format, GLenum type, const void* pixels) {
+  upload<wire::gl_args::TexSubImage2D>(wire::GlFunction::glTexSubImage2D,
+                                       {format, type, width, height, 1, false}, pixels, [&](auto& a) {
+                                         a.target = target;
+                                         a.level = level;
+                                         a.xoffset = xoffset;
+                                         a.yoffset = yoffset;
+                                         a.width = width;
+                                         a.height = height;
+                                         a.format = format;
+                                         a.type = type;
+                                       });
+}
+
+void glTexSubImage3D(GLenum target, GLint level, GLint xoffset, GLint yoffset, GLint zoffset, GLsizei width,
+                     GLsizei height, GLsizei depth, GLenum format, GLenum type, const void* pixels) {
+  upload<wire::gl_args::TexSubImage3D>(wire::GlFunction::glTexSubImage3D,
+                                       {format, type, width, height, depth, true}, pixels, [&](auto& a) {
+                                         a.target = target;
+                                         a.level = level;
+                                         a.xoffset = xoffset;
+                                         a.yoffset = yoffset;
+                                         a.zoffset = zoffset;
+                                         a.width = width;
+                                         a.height = height;
+                                         a.depth = depth;
+                                         a.format = format;
+                                         a.type = type;
+                                       });
+}
+
+// The pixels come tightly packed, right into the window, and only they are written to the program's memory.
+void glReadPixels(GLint x, GLint y, GLsizei width, GLsizei height, GLenum format, GLenum type, void* pixels) {
+  Context* const context = current_context();
+  if (context == nullptr) return;
+  const wire::ImageLayout layout =
+      wire::image_layout(context->pack, format, type, width, height, 1, false);
+  const bool offset = context->pack_buffer != 0;
+  const bool data = !offset && pixels != nullptr && layout.bytes != 0;
+  auto* const a = context->begin<wire::gl_args::ReadPixels>(
+      wire::GlFunction::glReadPixels, offset ? wire::kDataIsOffset : data ? 0 : wire::kDataIsNull);
+  a->x = x;
+  a->y = y;
+  a->width = width;
+  a->height = height;
+  a->format = format;
+  a->type = type;
+  a->pixels = reinterpret_cast<u64>(pixels);
+  if (!data) return context->end(true);
+  const u64 rows = static_cast<u64>(height);
+  auto* const out = static_cast<u8*>(pixels) + layout.skip;
+  context->ask_large(layout.row * rows, [&](const u8* from, u64 size) {
+    if (size != layout.row * rows) return;
+    if (layout.row == layout.row_stride) {
+      std::memcpy(out, from, size);
+      return;
+    }
+    for (u64 row = 0; row < rows; ++row)
+      std::memcpy(out + row * layout.row_stride, from + row * layout.row, layout.row);
+  });
+}
+
+}  // namespace gpupool::guest::gl_api

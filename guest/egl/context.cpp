@@ -83,7 +83,8 @@ void Context::end(bool draws) {
   if (used_ > kGather || (draws && used_ > kEarly && table_.idle())) flush();
 }
 
-// With the session gone every call fails, and the program learns it from glGetError and glGetGraphicsResetStatus.
+// With the session gone every call fails, and the program learns it from glGetError and
+// glGetGraphicsResetStatus.
 void Context::lost(i32 result) {
   log_debug("a message of OpenGL was not sent: %d", result);
   fail(gl::GL_CONTEXT_LOST);

@@ -118,15 +118,15 @@ class Context {
   // --- what the client knows
   wire::PixelStore pack, unpack;
   u32 pack_buffer = 0, unpack_buffer = 0;
-  std::unordered_map<u32, std::string> texts;  // what glGetString has answered
-  std::vector<std::string> extensions;         // what glGetStringi answers, once asked
+  std::unordered_map<u32, std::string> texts;      // what glGetString has answered
+  std::vector<std::string> extensions;             // what glGetStringi answers, once asked
   std::unordered_map<u32, std::vector<u8>> facts;  // by name: what glGet has answered
   bool destroyed = false;                          // by EGL, while it is current
 
  private:
-  static constexpr u64 kGather = 48u << 10;     // so many bytes are sent without being asked for
-  static constexpr u64 kEarly = 4u << 10;       // ... and so many after a draw, if the worker has nothing to do
-  static constexpr u64 kContent = 8u << 10;     // content of so many bytes travels beside the batch
+  static constexpr u64 kGather = 48u << 10;  // so many bytes are sent without being asked for
+  static constexpr u64 kEarly = 4u << 10;    // ... and so many after a draw, if the worker has nothing to do
+  static constexpr u64 kContent = 8u << 10;  // content of so many bytes travels beside the batch
   static constexpr u64 kReplyRoom = wire::kReplyBytes;
 
   void seal();

@@ -131,7 +131,8 @@ u32 Display::free_index() {
   return next_index_ < wire::kMostGlContexts ? next_index_++ : 0;
 }
 
-i32 Display::create_context(const wire::GlContextWish& wanted, const Config* its_config, ContextEntry*& made) {
+i32 Display::create_context(const wire::GlContextWish& wanted, const Config* its_config,
+                            ContextEntry*& made) {
   wire::GlContextWish wish = wanted;
   wish.index = free_index();
   if (wish.index == 0) return EGL_BAD_ALLOC;
@@ -219,8 +220,8 @@ i32 Display::make_current(ContextEntry* entry, Surface* draw, Surface* read) {
     const u32 read_index = read == nullptr ? 0 : read->index;
     // Without surfaces, as before: nothing to tell.
     if (draw != entry->draw || read != entry->read)
-      if (const i32 error = manage(wire::GlManage::use_surfaces, true, entry->context->index(), draw_index,
-                                   read_index);
+      if (const i32 error =
+              manage(wire::GlManage::use_surfaces, true, entry->context->index(), draw_index, read_index);
           error != EGL_SUCCESS)
         return error;
     for (Surface* surface : {draw, read})

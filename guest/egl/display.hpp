@@ -1,5 +1,5 @@
-// What EGL knows in this process: one device and one display, configurations, contexts and surfaces. There are
-// no windows: a surface is a pbuffer of the host's.
+// What EGL knows in this process: one device and one display, configurations, contexts and surfaces. There
+// are no windows: a surface is a pbuffer of the host's.
 //
 // Invariant: an EGLContext, EGLSurface or EGLConfig that a program hands back is looked up here before it is
 // used.
@@ -7,6 +7,7 @@
 
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <unordered_map>
 
@@ -87,5 +88,9 @@ class Display {
 };
 
 std::span<const Config> configs();
+// False for an attribute that does not exist.
+bool config_attribute(const Config& config, i32 attribute, i32& value);
+// Those that have what eglChooseConfig was given, the most modest first; EGL's error, or EGL_SUCCESS.
+i32 matching_configs(const i32* attributes, std::vector<const Config*>& found);
 
 }  // namespace gpupool::guest

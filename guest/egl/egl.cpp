@@ -1,6 +1,5 @@
 // EGL's functions, as GLVND's libEGL.so.1 calls them for our display, and the entrance __egl_Main.
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <span>
 #include <utility>
@@ -19,7 +18,6 @@ using namespace gpupool::gl;
 // Handles of the one device and the one display: addresses that are nothing else.
 u8 g_device;
 u8 g_display;
-constexpr EGLint kDontCare = -1;  // EGL_DONT_CARE, which the registry has as an expression
 
 EGLBoolean fail(i32 error) {
   thread_egl().error = error;
@@ -102,115 +100,12 @@ const char* query_string(EGLDisplay display, EGLint name) {
   }
 }
 
-// An attribute of a configuration; false for one that does not exist.
-bool attribute_of(const Config& config, EGLint attribute, EGLint& value) {
-  switch (static_cast<u32>(attribute)) {
-    case EGL_BUFFER_SIZE:
-      return value = 24 + config.alpha, true;
-    case EGL_RED_SIZE:
-    case EGL_GREEN_SIZE:
-    case EGL_BLUE_SIZE:
-      return value = 8, true;
-    case EGL_ALPHA_SIZE:
-      return value = config.alpha, true;
-    case EGL_DEPTH_SIZE:
-      return value = config.depth, true;
-    case EGL_STENCIL_SIZE:
-      return value = config.stencil, true;
-    case EGL_SAMPLES:
-      return value = config.samples, true;
-    case EGL_SAMPLE_BUFFERS:
-      return value = config.samples != 0, true;
-    case EGL_CONFIG_ID:
-      return value = config.id, true;
-    case EGL_CONFIG_CAVEAT:
-      return value = EGL_NONE, true;
-    case EGL_COLOR_BUFFER_TYPE:
-      return value = EGL_RGB_BUFFER, true;
-    case EGL_TRANSPARENT_TYPE:
-    case EGL_NATIVE_VISUAL_TYPE:
-      return value = EGL_NONE, true;
-    case EGL_SURFACE_TYPE:
-      return value = EGL_PBUFFER_BIT, true;
-    case EGL_RENDERABLE_TYPE:
-    case EGL_CONFORMANT:
-      return value = EGL_OPENGL_BIT | EGL_OPENGL_ES2_BIT | EGL_OPENGL_ES3_BIT, true;
-    case EGL_MAX_PBUFFER_WIDTH:
-    case EGL_MAX_PBUFFER_HEIGHT:
-      return value = wire::kMostSurfaceEdge, true;
-    case EGL_MAX_PBUFFER_PIXELS:
-      return value = wire::kMostSurfaceEdge * wire::kMostSurfaceEdge, true;
-    case EGL_LUMINANCE_SIZE:
-    case EGL_ALPHA_MASK_SIZE:
-    case EGL_BIND_TO_TEXTURE_RGB:
-    case EGL_BIND_TO_TEXTURE_RGBA:
-    case EGL_LEVEL:
-    case EGL_MAX_SWAP_INTERVAL:
-    case EGL_MIN_SWAP_INTERVAL:
-    case EGL_NATIVE_RENDERABLE:
-    case EGL_NATIVE_VISUAL_ID:
-    case EGL_TRANSPARENT_RED_VALUE:
-    case EGL_TRANSPARENT_GREEN_VALUE:
-    case EGL_TRANSPARENT_BLUE_VALUE:
-      return value = 0, true;
-    default:
-      return false;
-  }
-}
-
-// How an attribute is compared (EGL 1.5, table 3.4): masks, exact values, and sizes that are at least so large.
-bool fits(const Config& config, EGLint attribute, EGLint wanted, bool& known) {
-  EGLint value = 0;
-  known = attribute_of(config, attribute, value) || static_cast<u32>(attribute) == EGL_MATCH_NATIVE_PIXMAP;
-  if (!known || wanted == kDontCare) return true;
-  switch (static_cast<u32>(attribute)) {
-    case EGL_SURFACE_TYPE:
-    case EGL_RENDERABLE_TYPE:
-    case EGL_CONFORMANT:
-      return (value & wanted) == wanted;
-    case EGL_MATCH_NATIVE_PIXMAP:
-    case EGL_MAX_PBUFFER_WIDTH:
-    case EGL_MAX_PBUFFER_HEIGHT:
-    case EGL_MAX_PBUFFER_PIXELS:
-    case EGL_NATIVE_VISUAL_ID:
-      return true;
-    case EGL_CONFIG_ID:
-    case EGL_CONFIG_CAVEAT:
-    case EGL_COLOR_BUFFER_TYPE:
-    case EGL_TRANSPARENT_TYPE:
-    case EGL_NATIVE_VISUAL_TYPE:
-    case EGL_NATIVE_RENDERABLE:
-    case EGL_LEVEL:
-      return value == wanted;
-    default:
-      return value >= wanted;
-  }
-}
-
 EGLBoolean choose_config(EGLDisplay display, const EGLint* attributes, EGLConfig* chosen, EGLint room,
                          EGLint* count) {
   if (!ready(display)) return 0;
   if (count == nullptr) return fail(EGL_BAD_PARAMETER);
   std::vector<const Config*> found;
-  for (const Config& config : configs()) {
-    bool all = true;
-    bool names_surface = false;
-    for (const EGLint* each = attributes; each != nullptr && *each != static_cast<EGLint>(EGL_NONE);
-         each += 2) {
-      bool known = true;
-      all = fits(config, each[0], each[1], known) && all;
-      if (!known) return fail(EGL_BAD_ATTRIBUTE);
-      names_surface = names_surface || each[0] == static_cast<EGLint>(EGL_SURFACE_TYPE);
-    }
-    // Without a word the specification asks for windows. There are none, and a program that never makes one
-    // should not fail here: it gets what there is.
-    (void)names_surface;
-    if (all) found.push_back(&config);
-  }
-  // What has least beyond what was asked for comes first.
-  std::ranges::stable_sort(found, {}, [](const Config* each) {
-    return std::array{each->samples, each->depth, each->stencil, -each->alpha};
-  });
+  if (const i32 error = matching_configs(attributes, found); error != EGL_SUCCESS) return fail(error);
   if (chosen == nullptr) room = static_cast<EGLint>(found.size());
   *count = std::min(room, static_cast<EGLint>(found.size()));
   for (EGLint i = 0; chosen != nullptr && i < *count; ++i)
@@ -228,7 +123,7 @@ EGLBoolean get_config_attrib(EGLDisplay display, EGLConfig handle, EGLint attrib
   const Config* const config = Display::only().config(handle);
   if (config == nullptr) return fail(EGL_BAD_CONFIG);
   if (value == nullptr) return fail(EGL_BAD_PARAMETER);
-  return attribute_of(*config, attribute, *value) ? succeed() : fail(EGL_BAD_ATTRIBUTE);
+  return config_attribute(*config, attribute, *value) ? succeed() : fail(EGL_BAD_ATTRIBUTE);
 }
 
 i32 read_context_attributes(const EGLint* attributes, wire::GlContextWish& wish) {
@@ -286,9 +181,10 @@ EGLContext create_context(EGLDisplay display, EGLConfig config, EGLContext share
   const bool core = wish.profile == EGL_CONTEXT_OPENGL_CORE_PROFILE_BIT &&
                     (wish.major > 3 || (wish.major == 3 && wish.minor >= 1));
   if (error == EGL_SUCCESS && wish.api == EGL_OPENGL_API && !core) {
-    log_line("this OpenGL has the core profile only: a context of version %u.%u, or a compatibility profile, "
-             "cannot be had (docs/opengl.md)",
-             wish.major, wish.minor);
+    log_line(
+        "this OpenGL has the core profile only: a context of version %u.%u, or a compatibility profile, "
+        "cannot be had (docs/opengl.md)",
+        wish.major, wish.minor);
     error = EGL_BAD_MATCH;
   }
   if (error == EGL_SUCCESS && wish.api == EGL_OPENGL_ES_API && wish.major < 2) error = EGL_BAD_MATCH;

@@ -12,7 +12,7 @@ namespace {
 wire::PixelStore* store_of(Context& context, GLenum name) {
   const bool packs = name >= GL_PACK_SWAP_BYTES && name <= GL_PACK_ALIGNMENT;
   return packs || name == GL_PACK_SKIP_IMAGES || name == GL_PACK_IMAGE_HEIGHT ? &context.pack
-                                                                             : &context.unpack;
+                                                                              : &context.unpack;
 }
 
 i32* field_of(wire::PixelStore& store, GLenum name) {

@@ -127,12 +127,13 @@ void glTexSubImage3D(GLenum target, GLint level, GLint xoffset, GLint yoffset, G
 void glReadPixels(GLint x, GLint y, GLsizei width, GLsizei height, GLenum format, GLenum type, void* pixels) {
   Context* const context = current_context();
   if (context == nullptr) return;
-  const wire::ImageLayout layout =
-      wire::image_layout(context->pack, format, type, width, height, 1, false);
+  const wire::ImageLayout layout = wire::image_layout(context->pack, format, type, width, height, 1, false);
   const bool offset = context->pack_buffer != 0;
   const bool data = !offset && pixels != nullptr && layout.bytes != 0;
-  auto* const a = context->begin<wire::gl_args::ReadPixels>(
-      wire::GlFunction::glReadPixels, offset ? wire::kDataIsOffset : data ? 0 : wire::kDataIsNull);
+  auto* const a =
+      context->begin<wire::gl_args::ReadPixels>(wire::GlFunction::glReadPixels, offset ? wire::kDataIsOffset
+                                                                                : data ? 0
+                                                                                       : wire::kDataIsNull);
   a->x = x;
   a->y = y;
   a->width = width;

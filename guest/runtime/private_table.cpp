@@ -74,12 +74,8 @@ bool idle() {
   return control.head.load(std::memory_order_relaxed) == control.tail.load(std::memory_order_relaxed);
 }
 
-const PrivateTable kTable{.connect = connect,
-                          .send = send,
-                          .wait = wait,
-                          .take = take,
-                          .give_back = give_back,
-                          .idle = idle};
+const PrivateTable kTable{
+    .connect = connect, .send = send, .wait = wait, .take = take, .give_back = give_back, .idle = idle};
 
 }  // namespace
 }  // namespace gpupool::guest

@@ -35,7 +35,8 @@ class Egl:
         devices = (c_void_p * 8)()
         count = c_int()
         query = function("eglQueryDevicesEXT", c_uint, c_int, c_void_p, c_void_p)
-        assert query(8, devices, byref(count)) and count.value >= 1
+        assert query(8, devices, byref(count))
+        assert count.value >= 1
         platform = function("eglGetPlatformDisplayEXT", c_void_p, c_uint, c_void_p, c_void_p)
         self.display = c_void_p(platform(0x313F, devices[0], None))
         assert self.display.value

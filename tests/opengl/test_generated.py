@@ -1,11 +1,12 @@
-"""The generated path of OpenGL: a headless program's context, and what it draws, against native."""
+"""The generated path of OpenGL: what headless programs draw, against native."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.conftest import Host
-from tests.opengl.generated import need_opengl, run_generated, run_native
+from tests.conftest import TRANSPORTS, Host
+from tests.opengl.generated import answer, generated
+from tests.opengl.ways import Way
 
 CLEAR = """
 import json
@@ -20,15 +21,15 @@ print(json.dumps([digest(small), digest(read(512, 300)), error(), small[:4].hex(
 """
 
 
-@pytest.fixture(autouse=True)
-def opengl() -> None:
-    """All of these need the machine's own OpenGL."""
-    need_opengl()
+@pytest.fixture(params=TRANSPORTS)
+def way(request: pytest.FixtureRequest, host: Host) -> Way:
+    """Over each transport in turn."""
+    return generated(host, request.param)
 
 
-def test_clearing_and_reading_back_is_the_same(host: Host, transport: str) -> None:
+def test_clearing_and_reading_back_is_the_same(native: Way, way: Way) -> None:
     """The small image comes in the reply, the large one through the window."""
-    there = run_generated(host, transport, CLEAR)
-    assert there == run_native(CLEAR)
+    there = answer(way, CLEAR)
+    assert there == answer(native, CLEAR)
     assert there[2] == 0
     assert there[3] == "4080bfff"

@@ -66,8 +66,8 @@ def write_opengl(api: Path, templates: Path, out: Path | None, coverage: Path | 
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the generator; returns the exit code."""
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m gpupool.wire.codegen", description=__doc__)
     parser.add_argument("--api", type=Path, default=ROOT / "wire" / "api")
     parser.add_argument("--templates", type=Path, default=ROOT / "templates" / "cuda")
@@ -82,7 +82,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--print-include", action="store_true", help="print the folder of cuda.h")
     parser.add_argument("--opengl", type=Path, help="write the C++ files of OpenGL here, only them")
     parser.add_argument("--opengl-coverage", type=Path, help="write docs/opengl-coverage.md here")
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the generator; returns the exit code."""
+    arguments = read_arguments(argv)
     if arguments.opengl is not None or arguments.opengl_coverage is not None:
         return write_opengl(
             arguments.api,
@@ -90,6 +95,11 @@ def main(argv: list[str] | None = None) -> int:
             arguments.opengl,
             arguments.opengl_coverage,
         )
+    return write_cuda(arguments)
+
+
+def write_cuda(arguments: argparse.Namespace) -> int:
+    """The outputs for CUDA and NVML; returns the exit code."""
     include = arguments.include or find_include_dir()
     if include is None:
         print("cuda.h not found: install the PyPI package nvidia-cuda-runtime", file=sys.stderr)

@@ -2,8 +2,8 @@
 
 Khronos' gl.xml (PyPI package glad2, read at build time, never shipped) gives every command's
 parameters, and in `len` most of the sizes. wire/api/opengl/rows.yaml says what it leaves open.
-wire/api/opengl/core-4.6.txt fixes the numbers. A command that neither describes is unsupported, with
-the reason in docs/opengl-coverage.md; none is guessed.
+wire/api/opengl/core-4.6.txt fixes the numbers. A command that neither describes is unsupported,
+with the reason in docs/opengl-coverage.md; none is guessed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROBED = re.compile(r"glGet(?!Error|GraphicsResetStatus|DebugMessageLog)")
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many elements a pointer leads to: `factor * parameter / divisor`, or a function of one."""
+    """How many elements there are: `factor * parameter / divisor`, or a function of one."""
 
     parameter: str = ""  # empty: the factor alone
     factor: int = 1
@@ -52,7 +52,7 @@ class Count:
 class Parameter:
     """One parameter of a command. `role` says how it travels.
 
-    value, in, out, probe, string, strings, offset, offsets, null (the worker passes a null pointer).
+    value, in, out, probe, string, strings, offset, offsets, null (the worker passes null).
     """
 
     name: str
@@ -123,7 +123,9 @@ class Registry:
 
     commands: tuple[Command, ...]
     enums: tuple[tuple[str, int], ...]  # of gl.xml and egl.xml, by name
-    constants: tuple[tuple[str, int], ...]  # what glGet answers alike for as long as a context lives
+    constants: tuple[
+        tuple[str, int], ...
+    ]  # what glGet answers alike for as long as a context lives
     extensions: tuple[str, ...]  # that need no command beyond the supported ones
 
 
@@ -205,7 +207,9 @@ def _constant(name: str) -> bool:
     return bool(
         re.match(r"GL_(MAX|MIN)_[A-Z0-9_]*$", name)
         or re.match(r"GL_(MAJOR_VERSION|MINOR_VERSION|CONTEXT_FLAGS|CONTEXT_PROFILE_MASK)$", name)
-        or re.match(r"GL_(UNIFORM_BUFFER|SHADER_STORAGE_BUFFER|TEXTURE_BUFFER)_OFFSET_ALIGNMENT$", name)
+        or re.match(
+            r"GL_(UNIFORM_BUFFER|SHADER_STORAGE_BUFFER|TEXTURE_BUFFER)_OFFSET_ALIGNMENT$", name
+        )
         or re.match(r"GL_(ALIASED|SMOOTH)_LINE_WIDTH_(RANGE|GRANULARITY)$", name)
         or re.match(r"GL_(SUBPIXEL_BITS|POINT_SIZE_RANGE|POINT_SIZE_GRANULARITY)$", name)
     )
@@ -239,7 +243,9 @@ def _command(node: ElementTree.Element, number: int, row: dict[str, Any], versio
     reasons: list[str] = []
     parameters = []
     for one in node.findall("param"):
-        parameters.append(_parameter(name, one, str(notes.pop(_text(one.find("name")), "")), reasons))
+        parameters.append(
+            _parameter(name, one, str(notes.pop(_text(one.find("name")), "")), reasons)
+        )
     if notes:
         raise SpecError(f"rows.yaml: {name} has no parameter {', '.join(notes)}")
     proto = node.find("proto")
@@ -261,14 +267,13 @@ def _command(node: ElementTree.Element, number: int, row: dict[str, Any], versio
         guest_manual=row.get("guest") == "manual",
         worker_manual=row.get("worker") == "manual" or disposition == "manual",
         needs=str(row.get("needs", "")),
-        draws=bool(row.get("draws")) or bool(re.match(r"gl(Multi)?Draw[AET]|glDispatch|glClear", name)),
+        draws=bool(row.get("draws"))
+        or bool(re.match(r"gl(Multi)?Draw[AET]|glDispatch|glClear", name)),
         pool=bool(row.get("pool")),
     )
 
 
-def _parameter(
-    command: str, node: ElementTree.Element, note: str, reasons: list[str]
-) -> Parameter:
+def _parameter(command: str, node: ElementTree.Element, note: str, reasons: list[str]) -> Parameter:
     name = _text(node.find("name"))
     declared = re.sub(rf"\b{name}$", "", _text(node)).strip()
     element = _text(node.find("ptype")) or "void"
@@ -277,7 +282,11 @@ def _parameter(
     match = re.fullmatch(r"(\w+)?(?:\[([^\]]+)\])?(!)?", note)
     if match is None:
         raise SpecError(f"rows.yaml: {command}: {name}: cannot read {note!r}")
-    role, size, bulk = match.group(1) or "", match.group(2) or node.get("len", ""), bool(match.group(3))
+    role, size, bulk = (
+        match.group(1) or "",
+        match.group(2) or node.get("len", ""),
+        bool(match.group(3)),
+    )
     const = declared.startswith("const")
     if role == "" and declared.count("*") > 1:
         role = "strings" if element == "GLchar" and const else ""

@@ -1,7 +1,8 @@
 // OpenGL in the ring. A slot gl_batch carries many commands of one context, in the order of the calls; only
-// the last may be one that the client waits for. The slot's payload is a BatchHead and then the commands, each
-// a CommandHead, the command's arguments (generated: wire::gl_args) and the elements of its arrays, everything
-// at multiples of 8 bytes. Images and the contents of buffers may lie beside that, in the slot's bulk piece.
+// the last may be one that the client waits for. The slot's payload is a BatchHead and then the commands,
+// each a CommandHead, the command's arguments (generated: wire::gl_args) and the elements of its arrays,
+// everything at multiples of 8 bytes. Images and the contents of buffers may lie beside that, in the slot's
+// bulk piece.
 #pragma once
 
 #include "wire/cpp/gl_types.hpp"
@@ -27,10 +28,10 @@ struct CommandHead {
 };
 static_assert(sizeof(CommandHead) == 8 && sizeof(BatchHead) == 8);
 
-inline constexpr u64 kNullArray = ~u64{0};       // as a count: the pointer was null
-inline constexpr u32 kMostProbed = 448;          // elements that a question without a size may answer
-inline constexpr u64 kMostGlData = 1ull << 31;   // bytes of one array
-inline constexpr u32 kMostGlContexts = 1024;     // of one session, and so many surfaces
+inline constexpr u64 kNullArray = ~u64{0};        // as a count: the pointer was null
+inline constexpr u32 kMostProbed = 448;           // elements that a question without a size may answer
+inline constexpr u64 kMostGlData = 1ull << 31;    // bytes of one array
+inline constexpr u32 kMostGlContexts = 1024;      // of one session, and so many surfaces
 inline constexpr u64 kMostGlBatch = 64ull << 20;  // bytes of one batch
 
 // The message gl_manage: contexts and surfaces, which EGL makes.

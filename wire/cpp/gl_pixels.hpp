@@ -1,5 +1,5 @@
-// Where the pixels of an image lie in memory: OpenGL 4.6, 8.4.4.1 and 18.2.1. Both ends compute it, the client
-// from what it was told by glPixelStore, the worker from what its driver says.
+// Where the pixels of an image lie in memory: OpenGL 4.6, 8.4.4.1 and 18.2.1. Both ends compute it, the
+// client from what it was told by glPixelStore, the worker from what its driver says.
 #pragma once
 
 #include "gl_enums.hpp"

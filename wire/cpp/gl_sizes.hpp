@@ -1,5 +1,5 @@
-// How much memory a pointer of OpenGL leads to, where that follows from other arguments. Both ends compute it:
-// the client to know what to send, the worker to check what came.
+// How much memory a pointer of OpenGL leads to, where that follows from other arguments. Both ends compute
+// it: the client to know what to send, the worker to check what came.
 #pragma once
 
 #include <limits>

@@ -21,8 +21,7 @@ T last(Request& request) {
 }
 
 void execute(GlContext& context, GlCommand& command) {
-  const GlHandler handler =
-      command.function() < kGlHandlerCount ? kGlHandlers[command.function()] : nullptr;
+  const GlHandler handler = command.function() < kGlHandlerCount ? kGlHandlers[command.function()] : nullptr;
   if (handler == nullptr) throw wire::ProtocolError("no such command of OpenGL");
   handler(context, command);
 }

@@ -39,7 +39,8 @@ class GlCommand {
     if (count == wire::kNullArray) return nullptr;
     if (count != expected || count > wire::kMostGlData / sizeof(T))
       throw wire::ProtocolError("an array of another length than the command's");
-    if (content && (head_.flags & wire::kDataInBulk) != 0) return reinterpret_cast<const T*>(bulk(count * sizeof(T)));
+    if (content && (head_.flags & wire::kDataInBulk) != 0)
+      return reinterpret_cast<const T*>(bulk(count * sizeof(T)));
     return reinterpret_cast<const T*>(take((count * sizeof(T) + 7) / 8 * 8));
   }
   // A string, ended by a NUL here; `length` is what the command says beside it, or negative.

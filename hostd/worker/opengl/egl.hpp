@@ -33,8 +33,8 @@ struct EglApi {
   bool load(std::string& error);
 };
 
-// The display of the device that is the session's first vGPU; Mesa's on a host without an NVIDIA GPU. Null with
-// `error`.
+// The display of the device that is the session's first vGPU; Mesa's on a host without an NVIDIA GPU. Null
+// with `error`.
 void* open_display(const EglApi& egl, const Worker& worker, std::string& error);
 
 }  // namespace gpupool::worker

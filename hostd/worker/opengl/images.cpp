@@ -113,8 +113,7 @@ void handle_glReadPixels(GlContext& context, GlCommand& command) {
   }
   wire::PixelStore tight;
   tight.alignment = 1;
-  const wire::ImageLayout layout =
-      wire::image_layout(tight, a.format, a.type, a.width, a.height, 1, false);
+  const wire::ImageLayout layout = wire::image_layout(tight, a.format, a.type, a.width, a.height, 1, false);
   if ((command.flags() & wire::kDataIsNull) != 0) {
     // For its error: an empty or impossible image. Not one that would be written.
     if (!bound && layout.bytes == 0) read(nullptr);
@@ -122,8 +121,7 @@ void handle_glReadPixels(GlContext& context, GlCommand& command) {
   }
   command.must_answer();
   if (bound || !layout.known) return context.refuse(command);
-  constexpr GLenum kStore[] = {GL_PACK_ALIGNMENT,   GL_PACK_ROW_LENGTH, GL_PACK_SKIP_PIXELS,
-                               GL_PACK_SKIP_ROWS};
+  constexpr GLenum kStore[] = {GL_PACK_ALIGNMENT, GL_PACK_ROW_LENGTH, GL_PACK_SKIP_PIXELS, GL_PACK_SKIP_ROWS};
   GLint before[4] = {};
   for (int i = 0; i < 4; ++i) {
     before[i] = store_value(context, kStore[i]);

@@ -1,6 +1,6 @@
 // Questions whose answer is as long as the driver makes it (glGetIntegerv: one number, or four, or a list).
-// Instead of a table of names that each driver extends, the driver tells: it is asked twice, into memory filled
-// with two patterns, and what is then the same in both it has written.
+// Instead of a table of names that each driver extends, the driver tells: it is asked twice, into memory
+// filled with two patterns, and what is then the same in both it has written.
 #pragma once
 
 #include <cstring>

@@ -16,6 +16,7 @@ class Link:
     def __init__(self, client: socket.socket, host: socket.socket, flow: Flow) -> None:
         self.client, self.host, self._flow = client, host, flow
         self.up = self.down = 0
+        self.said = bytearray()  # by the client, while its Flow records
 
     def carry(self, source: socket.socket, target: socket.socket, way: str) -> None:
         """Passes bytes on until either end closes."""
@@ -23,6 +24,8 @@ class Link:
             while piece := source.recv(_PIECE):
                 self._flow.gates[way].wait()
                 setattr(self, way, getattr(self, way) + len(piece))
+                if self._flow.records and way == "up":
+                    self.said += piece
                 target.sendall(piece)
         self.cut()
 
@@ -38,6 +41,7 @@ class Flow:
 
     def __init__(self, port: int) -> None:
         self.links: list[Link] = []
+        self.records = False
         self.gates = {"up": threading.Event(), "down": threading.Event()}
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)

@@ -1,4 +1,4 @@
-"""Draws scenes with moderngl, headless through EGL: `python -m tests.opengl.scenes_moderngl FILE`.
+"""Draws scenes with moderngl, headless: `python -m tests.opengl.scenes_moderngl FILE [SCENE...]`.
 
 FILE (.npz) gets every scene's pixels or numbers under the scene's name; the standard output is one
 JSON object with what OpenGL said of itself and why a scene could not be drawn. Nothing here knows
@@ -270,7 +270,8 @@ SCENES: dict[str, tuple[int, Scene]] = {  # the version of OpenGL that each need
 
 
 def main() -> None:
-    """Draws all of them."""
+    """Draws all of them, or those named."""
+    names = sys.argv[2:] or list(SCENES)
     made: Any = moderngl  # whose stubs know backends as dictionaries alone
     context: Context = made.create_context(standalone=True, backend="egl")
     told: dict[str, Any] = {
@@ -281,7 +282,8 @@ def main() -> None:
         "skipped": {},
     }
     drawn = {}
-    for name, (needs, scene) in SCENES.items():
+    for name in names:
+        needs, scene = SCENES[name]
         if context.version_code < needs:
             told["skipped"][name] = f"OpenGL {context.version_code}"
             continue

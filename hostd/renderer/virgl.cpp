@@ -42,16 +42,18 @@ void note_text(const char* format, va_list arguments) {
   if (size > 0) worker::log(worker::LogLevel::debug, "virglrenderer", text);
 }
 
-// Mesa in the guest gives OpenGL 4.3, and with it compute shaders, to hosts with 14 uniform blocks in vertex
-// shaders. NVIDIA's driver has exactly those, the least that 4.3 allows, and virglrenderer reports one less,
-// which it may need for itself. So it is told again: what then fails to link is a program that uses all 14.
+// Mesa in the guest gives OpenGL 4.3, and with it compute shaders, to hosts that report 15 uniform blocks:
+// the default one and 14 of the program's. NVIDIA's driver has exactly these 14, the least that 4.3 allows,
+// and virglrenderer counts the default one in and one that it may need for itself out: 14 (vrend_renderer.c
+// of 0.10.4 to 1.3.0). So it is told again: what then fails to link is a program that uses all 14.
 void allow_compute(std::vector<u8>& caps) {
   constexpr size_t kUniformBlocks = 296;  // max_uniform_blocks of virgl_caps_v1 (virgl_hw.h)
-  constexpr u32 kWanted = 14;
+  constexpr u32 kReported = 14;
+  constexpr u32 kWanted = 15;
   u32 blocks = 0;
   if (caps.size() < kUniformBlocks + sizeof blocks) return;
   std::memcpy(&blocks, &caps[kUniformBlocks], sizeof blocks);
-  if (blocks == kWanted - 1) std::memcpy(&caps[kUniformBlocks], &kWanted, sizeof kWanted);
+  if (blocks == kReported) std::memcpy(&caps[kUniformBlocks], &kWanted, sizeof kWanted);
 }
 
 virgl_box convert(const Box& box) {

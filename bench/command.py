@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-from gpupool.bench import environment, load, report
+from gpupool.bench import environment, load, report, shares
 from gpupool.bench.host import HostError, no_tls
 from gpupool.bench.modes import MODES
 from gpupool.bench.results import Run
@@ -25,6 +25,9 @@ Times workloads natively and through gpupool: one process for each mode lives th
 for each workload they take turns within seconds. Results are compared with native's; a difference
 is a failure. Prints a Markdown report. Starts a hostd of its own.
 
+With --shares it times something else: how well compute shares are kept between clients of one GPU,
+and what they cost (docs/shares.md says what is promised).
+
 Driver-level workloads need nothing but a GPU (or the software GPU); those of PyTorch, JAX and CuPy
 are skipped where --python has no such package.
 """
@@ -37,6 +40,7 @@ examples:
   gpupool bench --modes native,shm 'launch*' item  some workloads
   gpupool bench --small --gpu software             a functional check without a GPU
   gpupool bench --read a.json --read b.json --out report
+  gpupool bench --shares --window-s 4 --policies hard    four minutes on a GPU
 """
 _CUT_SHORT = 3
 _NO_LIMIT_S = 1e9
@@ -91,12 +95,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--commit", default="", metavar="ID", help="for a checkout without git")
     parser.add_argument("--list", action="store_true", help="name the workloads and modes")
+    parser.add_argument(
+        "--shares",
+        action="store_true",
+        help="how well compute shares are kept; of the options above only --gpu and --json go with "
+        "it, and those below only with it",
+    )
+    shares.add_arguments(parser)
     # Runs PyTorch's workloads without a GPU in every mode: a check of their own code.
     parser.add_argument("--torch-device", default="cuda", help=argparse.SUPPRESS)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """The exit code."""
+    if arguments.shares:
+        return _shares(arguments)
     if arguments.list:
         return _list()
     if arguments.read:
@@ -129,6 +142,18 @@ def main(arguments: argparse.Namespace) -> int:
     if run.failures():
         return 1
     return _CUT_SHORT if run.incomplete else 0
+
+
+def _shares(arguments: argparse.Namespace) -> int:
+    left = ("names", "needs", "set", "out", "read", "list", "small", "time_limit")
+    if said := [name for name in left if getattr(arguments, name)]:
+        tell(f"--shares does not go with {', '.join(said)}; with it go --gpu and --json")
+        return 2
+    try:
+        return shares.run(arguments)
+    except HostError as error:
+        tell(str(error))
+        return 1
 
 
 def _again(arguments: argparse.Namespace) -> int:

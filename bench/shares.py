@@ -1,6 +1,6 @@
 """How well compute shares are kept, and what they cost, by clients on one GPU.
 
-    python -m bench.shares [--gpu nvidia] [--window-s 10] [--kinds small,long] [--percents 25,75]
+    gpupool bench --shares [--gpu nvidia] [--window-s 10] [--kinds small,long] [--percents 25,75]
 
 Starts a hostd of its own, with two vGPUs that are resized while their clients run. A share that was
 achieved is a client's rate in one window over the rate of the same client alone on the GPU. That is
@@ -345,7 +345,9 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> None:
     for kind in arguments.kinds.split(",") if arguments.kinds else ():
         try:
             bench.shares(
-                kind, [int(each) for each in arguments.percents.split(",")], arguments.policies
+                kind,
+                [int(each) for each in arguments.percents.split(",")],
+                arguments.policies.split(","),
             )
         except HostError as error:
             bench.figures.notes.append(f"{kind}: {error}")
@@ -356,21 +358,62 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> None:
             bench.figures.notes.append(f"{name}: {error}")
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those that `gpupool bench` has not got already."""
+    parser.add_argument(
+        "--window-s", type=float, default=10.0, metavar="S", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--kinds", default=",".join(KINDS), metavar="K,...", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--percents",
+        default=",".join(map(str, PERCENTS)),
+        metavar="P,...",
+        help="quotas; default: %(default)s",
+    )
+    parser.add_argument(
+        "--policies",
+        default=",".join(POLICIES),
+        metavar="P,...",
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--extras", default=",".join(EXTRAS), metavar="E,...", help="default: %(default)s"
+    )
+
+
 def main() -> int:
-    """Prints the tables; 1 when a share was not kept or something could not be measured."""
+    """`python -m bench.shares`: the same as `gpupool bench --shares`."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.shares",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--gpu", default="auto", choices=("auto", "nvidia", "software"))
-    parser.add_argument("--window-s", type=float, default=10.0, help="default: %(default)s")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="default: %(default)s")
-    parser.add_argument("--percents", default=",".join(map(str, PERCENTS)))
-    parser.add_argument("--policies", default=",".join(POLICIES), type=lambda text: text.split(","))
-    parser.add_argument("--extras", default=",".join(EXTRAS), help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
+    add_arguments(parser)
+    return run(parser.parse_args())
+
+
+def unknown(arguments: argparse.Namespace) -> str:
+    """What of the lists there is not; empty: all is known."""
+    for option, known in (("kinds", KINDS), ("policies", POLICIES), ("extras", EXTRAS)):
+        said = [one for one in getattr(arguments, option).split(",") if one]
+        if wrong := [one for one in said if one not in known]:
+            return f"--{option} {','.join(wrong)}: there are {', '.join(known)}"
+    if not all(one.isdigit() and 1 <= int(one) <= 99 for one in arguments.percents.split(",")):
+        return f"--percents {arguments.percents}: allowed are numbers from 1 to 99"
+    return ""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the tables; 1 when a share was not kept or something could not be measured, 2 when it
+    was asked for wrongly.
+    """
+    if problem := unknown(arguments):
+        print(problem, file=sys.stderr)
+        return 2
     os.environ.setdefault("GPUPOOL_BENCH_LOOPS", str(helper("libgpupool-bench-loops.so")))
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpupool-bench-")))

@@ -19,7 +19,12 @@ def endpoint(url: str, vgpu: str) -> str:
         )
     from gpupool.cli.rest_backend import RestBackend
 
-    found = [place for place in RestBackend(chosen, _TIMEOUT_S).places(vgpu) if place]
+    backend = RestBackend(chosen, _TIMEOUT_S)
+    first, *others = vgpu.split(",")
+    found = [place for place in backend.places(first) if place]
+    for name in others:  # all of them at one node
+        there = backend.places(name)
+        found = [place for place in found if place in there]
     if not found:
         raise BackendError(
             f"no node has room for vGPU {vgpu} now, or tells where clients dial it; see `gpupool "

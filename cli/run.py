@@ -150,7 +150,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="elastic (default): the share, and more while others leave it idle; hard: never more",
     )
     parser.add_argument(
-        "--vgpu", metavar="NAME", help="use this vGPU of the host (`gpupool vgpu list` there)"
+        "--vgpu",
+        metavar="NAME",
+        help="use this vGPU of the host (`gpupool vgpu list` there); several, each on another GPU, "
+        "with commas between: as many devices",
     )
     parser.add_argument(
         "--wait",

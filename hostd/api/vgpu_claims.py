@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gpupool.hostd.api.room_waiters import MOMENT_S, has_left, tell
-from gpupool.hostd.core.admission import Door, Refusal
+from gpupool.hostd.core.admission import Door, Refusal, names_of
 from gpupool.hostd.core.controlled import Controlled, Found, Missing, Mistaken
 from gpupool.hostd.core.link import Claim, ClaimAnswer, ClaimOutcome, LinkError
 from gpupool.hostd.core.ports import PortError
@@ -34,10 +34,10 @@ AskController = Callable[[Claim, Callable[[ClaimAnswer], None]], Awaitable[Claim
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The client may go on, to the vGPU of that local name."""
+    """The client may go on, to the vGPU of that local name (several: with commas between)."""
 
     vgpu: str
-    claim_id: str = ""
+    claim_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class VgpuClaims:
     def concern(self, hello: Hello) -> bool:
         """Whether a client may mean a vGPU of the controller's."""
         named = bool(hello.vgpu) and not hello.vgpu.startswith("~")
-        return named and not self._controlled.is_local(hello.vgpu)
+        return named and not all(map(self._controlled.is_local, names_of(hello.vgpu)))
 
     async def settle(
         self, connection: socket.socket, hello: Hello, door: Door
@@ -98,22 +98,38 @@ class VgpuClaims:
 
     def closed(self, settled: Settled) -> None:
         """The client has a session now, or none: the controller is told."""
-        if settled.claim_id:
-            self._controlled.closed(settled.claim_id)
+        for claim_id in settled.claim_ids:
+            self._controlled.closed(claim_id)
+        if settled.claim_ids:
             self._changed()
 
     async def _try(self, hello: Hello, door: Door) -> Settled | Refusal | _NotYet:
-        found = self._controlled.look_up(hello.vgpu, door.tenant)
+        """All that it names, or none: two clients must not wait for what the other one holds."""
+        names: list[str] = []
+        claims: tuple[str, ...] = ()
+        for name in names_of(hello.vgpu):
+            answer = await self._try_one(name, hello, door)
+            if not isinstance(answer, Settled):
+                self.closed(Settled("", claims))
+                return answer
+            names.append(answer.vgpu)
+            claims += answer.claim_ids
+        return Settled(",".join(names), claims)
+
+    async def _try_one(self, name: str, hello: Hello, door: Door) -> Settled | Refusal | _NotYet:
+        if self._controlled.is_local(name):
+            return Settled(name)
+        found = self._controlled.look_up(name, door.tenant)
         if isinstance(found, Found):
             return Settled(found.name)
         if isinstance(found, Mistaken):
             return Refusal(WelcomeStatus.LIMIT, _fit(found.text))
         if isinstance(found, Missing):
             return _NotYet(found.text)
-        return await self._claim(hello, door)
+        return await self._claim(name, hello, door)
 
-    async def _claim(self, hello: Hello, door: Door) -> Settled | Refusal | _NotYet:
-        claim = Claim(f"claim-{secrets.token_hex(8)}", hello.vgpu, door.tenant, hello.program)
+    async def _claim(self, name: str, hello: Hello, door: Door) -> Settled | Refusal | _NotYet:
+        claim = Claim(f"claim-{secrets.token_hex(8)}", name, door.tenant, hello.program)
         granted: list[Found | Missing] = []
 
         def settle(answer: ClaimAnswer) -> None:
@@ -133,7 +149,7 @@ class VgpuClaims:
         if not granted:
             return _NotYet(answer.text)
         if isinstance(granted[0], Found):
-            return Settled(granted[0].name, claim.id)
+            return Settled(granted[0].name, (claim.id,))
         self._drop(claim)
         return _NotYet(granted[0].text)
 

@@ -110,7 +110,13 @@ def wanted_of(asking: Hello | Query, limits: Limits) -> Wanted:
         _policy(asking.policy) if isinstance(asking, Hello) else SharePolicy.ELASTIC,
     )
     shares = asking.vgpu.startswith("~") and not quota.holds
-    return Wanted(quota, "" if shares else asking.vgpu)
+    first, *more = names_of(asking.vgpu)
+    return Wanted(quota, "" if shares else first, more=tuple(more), all_of_them=bool(more))
+
+
+def names_of(vgpu: str) -> list[str]:
+    """A client that names several vGPUs sees as many devices; there is always one, "" for none."""
+    return [vgpu] if vgpu.startswith("~") else vgpu.split(",")
 
 
 def _policy(number: int) -> SharePolicy:
@@ -225,7 +231,7 @@ def of_vm(asking: Asking, door: Door) -> Asking | Refusal:
         )
     if asking.vgpu.startswith("~"):
         return replace(asking, vgpu="")
-    if not asking.vgpu or asking.vgpu in door.vgpus:
+    if not asking.vgpu or all(one in door.vgpus for one in names_of(asking.vgpu)):
         return asking
     return Refusal(
         WelcomeStatus.LIMIT,
@@ -307,7 +313,10 @@ def _check_limits(
 def _check_vgpu(hello: Hello, limits: Limits) -> Refusal | None:
     problem = check_quota(wanted_of(hello, limits).quota)
     if hello.vgpu and not problem:
-        problem = check_name(hello.vgpu, or_key=True)
+        names = names_of(hello.vgpu)
+        problem = next(filter(None, (check_name(one, or_key=True) for one in names)), "")
+        if len(set(names)) < len(names):
+            problem = f"vGPUs {hello.vgpu} were asked for, one of them twice; name each once"
         if not hello.vgpu.startswith("~") and (
             hello.compute_percent or hello.memory_mib or hello.policy
         ):

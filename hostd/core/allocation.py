@@ -90,7 +90,7 @@ class Allocations:
         return wanted.quota.holds
 
     def priority_of(self, wanted: Wanted) -> int:
-        """Of the vGPU that a client asks for."""
+        """Of the vGPU that a client asks for, of several the first."""
         vgpu = None if wanted.group else self.table.find(wanted.vgpu)
         return vgpu.quota.priority if vgpu else wanted.quota.priority
 
@@ -122,19 +122,34 @@ class Allocations:
         """Each of the named ones on a GPU of its own, as far as there are GPUs: a session has one
         vGPU on a GPU.
         """
-        plan = self._plan_named(wanted, inventory, ())
-        for name in wanted.more:
+        names = [wanted.vgpu, *wanted.more]
+        if wanted.all_of_them:  # those that have a place cannot give way to the others
+            names.sort(key=lambda name: self._gpu_of(name) == "")
+        plan = self._plan_named(replace(wanted, vgpu=names[0]), inventory, ())
+        for name in names[1:]:
             if isinstance(plan, NoPlace):
                 break
-            found = self.table.find(name)
-            placed = self.table.place_of(found.id) if found is not None else None
-            if placed.gpu in plan.gpus if placed else len(plan.gpus) == len(inventory.gpus):
-                continue
+            gpu = self._gpu_of(name)
+            if gpu in plan.gpus if gpu else len(plan.gpus) == len(inventory.gpus):
+                if not wanted.all_of_them:
+                    continue
+                return NoPlace(
+                    f"vGPUs {', '.join((wanted.vgpu, *wanted.more))} were asked for; {name} is on "
+                    "the GPU of another of them, or there are too few GPUs: a program has one vGPU "
+                    "on a GPU",
+                    may_wait=False,
+                )
             more = self._plan_named(replace(wanted, vgpu=name), inventory, plan.gpus)
             if isinstance(more, NoPlace):
                 return more
             plan = replace(plan, gpus=(*plan.gpus, *more.gpus), vgpus=(*plan.vgpus, *more.vgpus))
         return plan if isinstance(plan, NoPlace) else _in_order(plan, inventory)
+
+    def _gpu_of(self, name: str) -> str:
+        """Where the vGPU of that name is; empty: nowhere yet."""
+        found = self.table.find(name)
+        placed = self.table.place_of(found.id) if found is not None else None
+        return placed.gpu if placed is not None else ""
 
     def _plan_named(
         self, wanted: Wanted, inventory: Inventory, taken: tuple[str, ...]

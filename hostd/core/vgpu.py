@@ -116,7 +116,8 @@ class Wanted:
     uid: int = -1  # of the client; -1: not known
     owner: str = ""  # who may share a KEY
     vm: str = ""  # UUID of the domain that the client runs in; empty: in none of ours
-    more: tuple[str, ...] = ()  # further named ones, as far as they are on other GPUs
+    more: tuple[str, ...] = ()  # further named ones, each on a GPU of its own
+    all_of_them: bool = False  # or none; else as many as there are GPUs for
 
     @property
     def group(self) -> str:

@@ -39,7 +39,7 @@ def test_it_measures_shares_of_real_clients(tmp_path: Path) -> None:
     out = tmp_path / "shares.json"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "gpupool.bench.shares", "--gpu", "software"),
+            *(sys.executable, "-m", "gpupool.cli", "bench", "--shares", "--gpu", "software"),
             *("--window-s", "0.5", "--kinds", "graphs,two_clients", "--percents", "10,50"),
             *("--policies", "hard", "--extras", "latency", "--json", str(out)),
         ],

@@ -151,6 +151,32 @@ def test_a_node_is_emptied_while_a_program_runs(plane: Plane) -> None:
     again.communicate(timeout=30)
 
 
+# So many devices it has.
+COUNT = """
+import ctypes
+from tests.guest.cuda import Driver
+driver = Driver()
+count = ctypes.c_int()
+driver.call("cuDeviceGetCount", ctypes.byref(count))
+print(count.value)
+"""
+
+
+def test_a_program_has_several_vgpus_of_the_controllers(plane: Plane) -> None:
+    """One that is reserved and one on demand, each on its own GPU."""
+    host = plane.host(plane.folder / "n1", devices=2)
+    eventually(lambda: plane.node_state("n1") == "ready", "the node")
+    kept = plane.vgpu("kept", 60, 64)
+    lent = plane.vgpu("lent", 60, 64, mode="on-demand")
+    eventually(lambda: plane.state(kept) == "ready", "the vGPU")
+    done = host.run("shm", sys.executable, "-c", COUNT, GPUPOOL_VGPU="lent,kept")
+    assert done.stdout.strip() == "2", done.stderr
+    eventually(lambda: plane.state(lent) == "idle", "its place to be free")
+    refused = host.run("shm", sys.executable, "-c", COUNT, GPUPOOL_VGPU="lent,none")
+    assert refused.returncode != 0
+    eventually(lambda: plane.state(lent) == "idle", "what was claimed for it to be free")
+
+
 def eventually_some(plane: Plane, path: str) -> Any:
     eventually(lambda: plane.must("GET", path)["items"], path)
     return plane.must("GET", path)["items"]

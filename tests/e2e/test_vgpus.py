@@ -219,3 +219,42 @@ def test_who_asks_is_on_the_gpu_with_room(pair: Clients) -> None:
     assert [line.split()[0] for line in found] == ["1", "1"]
     assert found[0] == found[1]  # one vGPU for both processes: two would not fit
     assert found[0].split()[1] not in [uuid.removeprefix("GPU-").replace("-", "") for uuid in taken]
+
+
+# How much memory each of its devices has, what is left where all of it was taken, and a kernel's
+# work on each.
+MEMORY = """
+import ctypes
+from tests.guest.cuda import Driver
+driver = Driver()
+count = ctypes.c_int()
+driver.call("cuDeviceGetCount", ctypes.byref(count))
+for number in range(count.value):
+    total, left, context = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_void_p()
+    driver.call("cuDeviceTotalMem_v2", ctypes.byref(total), ctypes.c_int(number))
+    driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), ctypes.c_int(number))
+    driver.call("cuCtxSetCurrent", context)
+    pointer = ctypes.c_uint64()
+    driver.call("cuMemAlloc_v2", ctypes.byref(pointer), total)
+    driver.call("cuMemGetInfo_v2", ctypes.byref(left), ctypes.byref(ctypes.c_size_t()))
+    driver.call("cuMemsetD8_v2", pointer, ctypes.c_ubyte(7), ctypes.c_size_t(1 << 20))
+    byte = ctypes.c_ubyte()
+    driver.call("cuMemcpyDtoH_v2", ctypes.byref(byte), pointer, ctypes.c_size_t(1))
+    print(total.value >> 20, left.value >> 20, byte.value, flush=True)
+"""
+
+
+@pytest.mark.softgpu
+def test_a_program_has_two_vgpus_on_two_gpus(pair: Clients) -> None:
+    """Each with its own memory and share; both are the neighbours' again when it has ended."""
+    pair.call("vgpu_create", name="large", compute_percent=60, memory_mib=96)
+    pair.call("vgpu_create", name="small", compute_percent=20, memory_mib=32)
+    done = pair.host.run(pair.transport, sys.executable, "-c", MEMORY, GPUPOOL_VGPU="large,small")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["32 0 7", "96 0 7"]
+    client = pair.running(GPUPOOL_VGPU="large,small")
+    assert len(only_session(pair.host)["devices"]) == 2
+    alone = pair.running(GPUPOOL_VGPU="small")
+    for one in (client, alone):
+        one.communicate(timeout=60)
+    pair.host.wait_until(lambda: pair.rows() == {}, "nothing to be held")

@@ -310,6 +310,38 @@ def test_one_of_several_vgpus_of_a_session_keeps_its_size() -> None:
         admin(one, host).resize(session.seats[0].vgpu, Quota(50))
 
 
+def test_a_client_that_names_several_has_as_many_devices() -> None:
+    one = machine(2)
+    host = one.host()
+    vgpus = admin(one, host)
+    vgpus.create(vgpu("lent", 30))
+    vgpus.create(vgpu("kept", 60, mode=RESERVED))
+    kept = next(facts.gpu for facts in vgpus.all() if facts.vgpu.name == "kept")
+    vgpus.create(replace(vgpu("beside", 20, mode=RESERVED), gpu=kept))
+    session = got(ask(host, vgpu="lent,kept"))
+    assert list(session.devices) == [gpu.uuid for gpu in one.inventory.gpus]
+    assert set(session.vgpu.split(",")) == {"lent", "kept"}
+    by_gpu = {seat.gpu: seat.vgpu for seat in session.seats}
+    assert next(f.vgpu.name for f in vgpus.all() if f.vgpu.id == by_gpu[kept]) == "kept"
+    for asked, why in (
+        ("kept,beside", "kept, beside were asked for; beside is on the GPU of another"),
+        ("kept,none", "there is no vGPU 'none'"),
+        ("kept,kept", "one of them twice"),
+        ("kept,", "vGPU name ''"),
+        ("kept,~key", "there is no vGPU '~key'"),
+    ):
+        assert why in text(ask(host, vgpu=asked))
+    assert "a share or memory besides" in text(ask(host, 10, vgpu="kept,lent"))
+    assert len(host.sessions) == 1
+    # While one of them finds no room, nothing of the others is held.
+    vgpus.create(vgpu("large", 90))
+    assert len(host.sessions) == 1
+    assert isinstance(ask(host, vgpu="large,kept"), NoPlace)
+    one.workers.end(session.id)
+    assert {facts.vgpu.name for facts in vgpus.all() if facts.gpu} == {"kept", "beside"}
+    assert len(got(ask(host, vgpu="large,kept")).seats) == 2
+
+
 def test_deleting() -> None:
     one = machine()
     host = one.host()

@@ -6,6 +6,8 @@
 //   gpupool-opengl exec --socket PATH [--optional yes] -- PROGRAM...
 //       runs a program with the fixed name that older Mesa dials leading to PATH; where that cannot be, only
 //       if it is optional.
+//   gpupool-opengl run -- PROGRAM...
+//       both for one program, with the variables set: for containers, where there is no `gpupool run`.
 //
 // A process each connection: it is the session's client to the host, and what breaks there ends one program.
 #include <fcntl.h>
@@ -148,22 +150,29 @@ void accept_one(const Options& options, int listener, u32& sessions) {
   if (child < 0) log_line("no process for an OpenGL session: %s", std::strerror(errno));
 }
 
-int serve(const Options& options) {
-  std::vector<pollfd> waits;
+// With the folder that was made for it alone, by run() or `gpupool run`, which may have been killed.
+void remove_socket(const std::string& path) {
+  unlink(path.c_str());
+  const std::string folder = path.substr(0, path.rfind('/'));
+  if (folder.find("/gpupool-opengl-") != std::string::npos) rmdir(folder.c_str());
+}
+
+bool listen_at_all(const Options& options, std::vector<pollfd>& waits) {
   for (const std::string& path : options.sockets) {
     const int listener = listen_at(path, options.any_user);
     if (listener < 0) {
       log_line("cannot listen at %s: %s", path.c_str(), std::strerror(errno));
-      return kFailed;
+      return false;
     }
     waits.push_back({listener, POLLIN, 0});
   }
+  return true;
+}
+
+// Until `parent` has ended; a negative one never does.
+int serve_until(const Options& options, std::vector<pollfd> waits, const Descriptor& parent) {
   const size_t listeners = waits.size();
-  const Descriptor parent(options.parent > 0 ? open_pidfd(options.parent) : -1);
-  if (options.parent > 0 && parent.get() < 0) return 0;  // it has ended already
   waits.push_back({parent.get(), POLLIN, 0});
-  std::printf("ready\n");
-  std::fclose(stdout);
   u32 sessions = 0;
   while (waits.back().revents == 0) {
     if (poll(waits.data(), waits.size(), sessions > 0 ? 1000 : -1) < 0 && errno != EINTR) return kFailed;
@@ -171,8 +180,18 @@ int serve(const Options& options) {
     for (size_t i = 0; i < listeners; ++i)
       if (waits[i].revents != 0) accept_one(options, waits[i].fd, sessions);
   }
-  for (const std::string& path : options.sockets) unlink(path.c_str());
+  for (const std::string& path : options.sockets) remove_socket(path);
   return 0;
+}
+
+int serve(const Options& options) {
+  std::vector<pollfd> listeners;
+  if (!listen_at_all(options, listeners)) return kFailed;
+  const Descriptor parent(options.parent > 0 ? open_pidfd(options.parent) : -1);
+  if (options.parent > 0 && parent.get() < 0) return 0;  // it has ended already
+  std::printf("ready\n");
+  std::fclose(stdout);
+  return serve_until(options, listeners, parent);
 }
 
 int execute(const Options& options, char** words) {
@@ -190,6 +209,39 @@ int execute(const Options& options, char** words) {
   return code;
 }
 
+// The program takes this process over; the relay is a child, which lives as long.
+int run(char** words) {
+  char folder[] = "/tmp/gpupool-opengl-XXXXXX";
+  if (mkdtemp(folder) == nullptr) {
+    log_line("cannot make a folder in /tmp: %s", std::strerror(errno));
+    return kFailed;
+  }
+  Options options;
+  options.sockets = {std::string(folder) + "/socket"};
+  options.optional = true;
+  std::vector<pollfd> listeners;
+  const Descriptor self(open_pidfd(getpid()));
+  if (self.get() < 0 || !listen_at_all(options, listeners)) return kFailed;
+  const pid_t child = fork();
+  if (child < 0) {
+    log_line("no process for the relay: %s", std::strerror(errno));
+    return kFailed;
+  }
+  if (child == 0) {
+    setsid();  // what the terminal's keys end is the program
+    // Who reads the program's output reads to its end, not to ours.
+    const Descriptor nothing(open("/dev/null", O_RDWR | O_CLOEXEC));
+    dup2(nothing.get(), STDIN_FILENO);
+    dup2(nothing.get(), STDOUT_FILENO);
+    _exit(serve_until(options, listeners, self));
+  }
+  setenv("GALLIUM_DRIVER", "virpipe", 1);
+  setenv("LIBGL_ALWAYS_SOFTWARE", "1", 1);
+  setenv("VTEST_SOCKET_NAME", options.sockets.front().c_str(), 1);
+  setenv("__GLX_VENDOR_LIBRARY_NAME", "mesa", 0);
+  return execute(options, words);
+}
+
 bool parse(int argc, char** argv, Options& options) {
   enum { kSocket = 1, kParent, kAnyUser, kOptional };
   static constexpr option kOptions[] = {{"socket", required_argument, nullptr, kSocket},
@@ -204,7 +256,7 @@ bool parse(int argc, char** argv, Options& options) {
     if (found == kOptional) options.optional = std::strcmp(optarg, "yes") == 0;
     if (found == kAnyUser) options.any_user = std::strcmp(optarg, "yes") == 0;
   }
-  return !options.sockets.empty();
+  return true;
 }
 
 }  // namespace
@@ -216,8 +268,10 @@ int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "";
   const bool understood = argc > 1 && parse(argc - 1, argv + 1, options);
   char** rest = argv + 1 + optind;
-  if (understood && what == "serve") return serve(options);
-  if (understood && what == "exec" && *rest != nullptr) return execute(options, rest);
-  gpupool::guest::log_line("gpupool-opengl serve|exec --socket PATH; docs/opengl.md");
+  if (understood && what == "run" && *rest != nullptr) return run(rest);
+  if (understood && what == "serve" && !options.sockets.empty()) return serve(options);
+  if (understood && what == "exec" && !options.sockets.empty() && *rest != nullptr)
+    return execute(options, rest);
+  gpupool::guest::log_line("gpupool-opengl run -- PROGRAM, or serve|exec --socket PATH; docs/opengl.md");
   return kUsage;
 }

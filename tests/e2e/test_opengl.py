@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,18 @@ print(context.error)
 """
     done = host.run("shm", *run(sys.executable, "-c", text), GPUPOOL_MEMORY_MIB="64")
     assert done.stdout.split() == ["GL_NO_ERROR", "GL_OUT_OF_MEMORY", "GL_NO_ERROR"], done.stderr
+
+
+def relays() -> set[Path]:
+    """Folders of those that no `gpupool run` has started."""
+    return set(Path("/tmp").glob("gpupool-opengl-??????"))  # noqa: S108
+
+
+def test_a_program_draws_without_gpupool_run(host: Host, transport: str) -> None:
+    relay = native_dir() / "lib" / "guest" / "gpupool-opengl"
+    before = relays()
+    done = host.run(transport, str(relay), "run", "--", sys.executable, "-c", CLEAR)
+    assert (done.stdout, done.stderr) == ("virgl 12288 {64} {128}\n", "")
+    assert host.run(transport, str(relay), "run", "--", "/bin/sh", "-c", "exit 7").returncode == 7
+    assert host.run(transport, str(relay), "run", "--", "/no/program").returncode == 127
+    host.wait_until(lambda: relays() <= before, "the relays' folders to go")

@@ -226,3 +226,30 @@ def test_cuda_and_opengl_share_one_vgpu(own_host: Host) -> None:
     finally:
         cuda.kill()
         cuda.communicate(timeout=60)
+
+
+def test_a_session_outlives_hostd(own_host: Host) -> None:
+    with Client(own_host, "shm", vgpu="", memory_mib=128) as one:
+        assert one.make(1, 1024, 1024) is not None
+        own_host.stop()
+        one.wait()
+        assert one.make(2, 1024, 1024) is not None
+        own_host.start()
+        assert mine(own_host)["state"] == "running"
+        assert used_mib(own_host) == 8
+        one.say(vtest.UNREF, 1)
+        one.wait()
+        assert used_mib(own_host) == 4
+    own_host.wait_until(lambda: not own_host.sessions(), "the session to end")
+
+
+@pytest.mark.parametrize("capset", [1, 2])
+def test_a_guest_is_told_enough_uniform_blocks_for_compute_shaders(
+    client: Client, capset: int
+) -> None:
+    client.say(vtest.GET_CAPS if capset == 1 else vtest.GET_CAPS2)
+    size, number = struct.unpack("<II", vtest.receive(client.stream, 8))
+    assert number == capset
+    caps = vtest.receive(client.stream, size - 1)
+    (blocks,) = struct.unpack_from("<I", caps, 296)  # max_uniform_blocks
+    assert blocks >= 14

@@ -38,7 +38,7 @@ class Bytes : public Stream {
   }
   bool read(void* data, size_t size) override {
     if (size > bytes_.size() - at_) return false;
-    std::memcpy(data, bytes_.data() + at_, size);
+    if (size != 0) std::memcpy(data, bytes_.data() + at_, size);  // an empty vector's data may be null
     at_ += size;
     return true;
   }

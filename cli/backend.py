@@ -9,6 +9,7 @@ from gpupool.cli.model import (
     Event,
     Gpu,
     KataDevice,
+    KataHost,
     NewToken,
     Node,
     Operation,
@@ -112,10 +113,10 @@ class Local(Backend, Protocol):
         """Its sessions end."""
         ...
 
-    def kata_devices(self) -> list[KataDevice]: ...
+    def kata_host(self) -> KataHost: ...
 
-    def allow_kata(self, device: KataDevice) -> str:
-        """Makes or replaces it; the folder that its container gets."""
+    def allow_kata(self, device: KataDevice) -> None:
+        """Makes or replaces it."""
         ...
 
     def disallow_kata(self, name: str) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 from pathlib import Path
@@ -24,7 +25,7 @@ time, wherever that runs; which pods may use it is said when it is allowed (docs
 """
 APP = layout.group("kata", DESCRIPTION, EXITS)
 
-_known = names(lambda asking: [one.name for one in asking.local.kata_devices()])
+_known = names(lambda asking: [one.name for one in asking.local.kata_host().devices])
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", autocompletion=_known, help="what the device is called")
@@ -90,6 +91,9 @@ def allow(
     container: Annotated[str, Pattern] = "",
     libraries: Where = Libraries.HOST,
     cdi_folder: CdiFolder = kata_device.DEFAULT_FOLDER,
+    check: Annotated[
+        bool, typer.Option("--check", help="say whether that changes anything, and change nothing")
+    ] = False,
 ) -> int:
     """Does it."""
     percent = parameters.share_percent(compute) if compute else 0
@@ -113,20 +117,21 @@ def allow(
         pod,
         container,
     )
-    folder = asking.local.allow_kata(device)
+    host = asking.local.kata_host()
     guest_dir = found.guest_dir if libraries is Libraries.HOST else None
     socket = asking.said.admin_socket or kata_device.ADMIN_SOCKET
-    content = kata_device.specification(name, folder, guest_dir, socket)
+    content = kata_device.specification(name, f"{host.folder}/{name}", guest_dir, socket)
     file = kata_device.path(cdi_folder, name)
-    try:
-        cdi.write_whole(file, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise BackendError(
-            f"hostd allows device {name}, but {file} cannot be written: {error.strerror}; name "
-            "another --cdi-folder, or do it as root"
-        ) from error
+    known = any(_allowed(one) == device for one in host.devices)
+    text = json.dumps(content, indent=2) + "\n"
+    changed = not known or not _holds(file, text)
+    if changed and not check:
+        asking.local.allow_kata(device)
+        _write(file, text, name)
     if asking.as_json:
-        asking.answer(device=device, file=str(file))
+        asking.answer(device=device, file=str(file), changed=changed)
+    elif check:
+        asking.done(f"device {name} {'would change' if changed else 'is as it should be'}")
     else:
         asking.done(f"{content['kind']}={name} may have {_size(device)}; it is in {file}")
     return 0
@@ -198,9 +203,9 @@ examples:
 )
 def list_all(asking: Asking) -> int:
     """Shows them."""
-    devices = asking.local.kata_devices()
+    devices = asking.local.kata_host().devices
     if asking.as_json:
-        asking.answer(devices=devices)
+        asking.answer(devices=list(devices))
         return 0
     header = ("DEVICE", "VGPUS", "FOR", "TENANT", "USED BY", "SANDBOX", "HYPERVISOR", "SESSIONS")
     rows = [
@@ -293,6 +298,28 @@ def package(
     else:
         asking.also(f"wrote {archive}: {archive.stat().st_size >> 10} KiB, libraries from {used}")
     return 0
+
+
+def _allowed(device: KataDevice) -> KataDevice:
+    """Without who has it."""
+    return dataclasses.replace(device, used_by="", sandbox="", hypervisor="", vgpus=(), sessions=())
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return file.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
+
+
+def _write(file: Path, text: str, name: str) -> None:
+    try:
+        cdi.write_whole(file, text)
+    except OSError as error:
+        raise BackendError(
+            f"hostd allows device {name}, but {file} cannot be written: {error.strerror}; name "
+            "another --cdi-folder, or do it as root"
+        ) from error
 
 
 def _size(device: KataDevice) -> str:

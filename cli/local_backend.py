@@ -12,6 +12,7 @@ from gpupool.cli.backend import BackendError, RefusedError
 from gpupool.cli.model import (
     Gpu,
     KataDevice,
+    KataHost,
     Operation,
     PoolMove,
     Quota,
@@ -177,12 +178,13 @@ class LocalBackend:
         """As the hook does."""
         self._call("vm_release", uuid=uuid)
 
-    def kata_devices(self) -> list[KataDevice]:
-        """By name."""
-        return self._ask("kata_list").each("devices", _kata_device)
+    def kata_host(self) -> KataHost:
+        """Its Kata devices, by name."""
+        answer = self._ask("kata_list")
+        return KataHost(answer.text("folder"), tuple(answer.each("devices", _kata_device)))
 
-    def allow_kata(self, device: KataDevice) -> str:
-        """Makes or replaces it; the folder that its container gets."""
+    def allow_kata(self, device: KataDevice) -> None:
+        """Makes or replaces it."""
         vgpu = {
             "compute_percent": device.compute_percent,
             "memory_mib": device.memory_mib,
@@ -191,8 +193,7 @@ class LocalBackend:
             "policy": device.policy,
         }
         texts = {key: getattr(device, key) for key in ("tenant", "namespace", "pod", "container")}
-        answer = self._call("kata_allow", name=device.name, vgpus=[vgpu], **texts)
-        return Record(answer, "hostd's answer").text("folder")
+        self._call("kata_allow", name=device.name, vgpus=[vgpu], **texts)
 
     def disallow_kata(self, name: str) -> None:
         """Nobody uses it."""

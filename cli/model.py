@@ -289,6 +289,14 @@ class KataDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class KataHost:
+    """The Kata devices of one host."""
+
+    folder: str  # of each one's folder
+    devices: tuple[KataDevice, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VmHost:
     """The virtual machines of one host."""
 

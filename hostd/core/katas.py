@@ -136,9 +136,9 @@ class Katas:
                 f"container {container} has device {second.device} already, and a container finds "
                 "one only; allow a device with more vGPUs (gpupool kata allow --count)"
             )
-        if old is not None:
-            self._end(old)
         self._drive_out(hypervisor)
+        if name in self._uses:
+            self._end(self._uses[name])
         self._store.save_use(use)
         self._uses[name] = use
         try:
@@ -260,13 +260,20 @@ class Katas:
 
     def _drive_out(self, hypervisor: Hypervisor) -> None:
         """The kernel gives a CID, and the file system a socket, to one at a time: whoever had them
-        before is over, noticed or not.
+        before is over, noticed or not. Raises KataError where it is not over: a process may write
+        into its command line what it likes.
         """
         for use in tuple(self._uses.values()):
             other = use.hypervisor
             same = (other.cid, other.socket) == (hypervisor.cid, hypervisor.socket)
-            if same and other != hypervisor:
-                self._try_end(use)
+            if not same or other == hypervisor:
+                continue
+            if self._places.lives(other):
+                raise KataError(
+                    f"hypervisor {hypervisor.pid} says that it has cid {other.cid or '-'}, socket "
+                    f"{other.socket or '-'}, which sandbox {use.container.sandbox} has"
+                )
+            self._try_end(use)
 
     def _end(self, use: KataUse) -> None:
         """Raises VmError and PortError; it is then tried again with the device's next use."""

@@ -71,13 +71,22 @@ class Pods:
 
     def allow(self, name: str, *words: str, percent: int = 25) -> dict[str, Any]:
         """What a container with that device gets."""
-        size = ("--compute", str(percent), "--memory", f"{MEMORY_MIB}M")
-        folder = self.host.folder / "cdi"
-        done = self.cli("allow", name, *size, "--cdi-folder", str(folder), *words)
-        assert done.returncode == 0, done.stderr
-        content = json.loads((folder / f"gpupool.dev-kata_{name}.json").read_text())
+        self.told(name, *words, percent=percent)
+        content = json.loads((self.cdi / f"gpupool.dev-kata_{name}.json").read_text())
         edits: dict[str, Any] = content["devices"][0]["containerEdits"]
         return edits
+
+    @property
+    def cdi(self) -> Path:
+        """The folder of CDI files."""
+        return self.host.folder / "cdi"
+
+    def told(self, name: str, *words: str, percent: int = 25) -> str:
+        """What `gpupool kata allow` says."""
+        size = ("--compute", str(percent), "--memory", f"{MEMORY_MIB}M")
+        done = self.cli("allow", name, *size, "--cdi-folder", str(self.cdi), *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def sandbox(self, pod: str = "trainer-0", **more: Any) -> Sandbox:
         """One that runs."""
@@ -284,7 +293,12 @@ def test_hostd_restarts_while_a_sandbox_lives(pods: Pods, kill: bool) -> None:
 
 
 def test_a_hook_says_what_is_wrong(pods: Pods) -> None:
-    edits = pods.allow("trainer", "--namespace", "research", "--pod", "trainer-*")
+    words = ("--namespace", "research", "--pod", "trainer-*", "--json")
+    assert '"changed": true' in pods.told("trainer", *words, "--check")
+    assert pods.call("kata_list")["devices"] == []
+    edits = pods.allow("trainer", *words)
+    assert '"changed": false' in pods.told("trainer", *words)
+    assert '"changed": true' in pods.told("trainer", *words, "--policy", "hard", "--check")
     sandbox, other = pods.sandbox(), pods.sandbox("web-0")
     done = other.container("main").begin(edits)
     assert done.returncode == 1

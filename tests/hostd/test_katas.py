@@ -159,9 +159,13 @@ def test_a_cid_that_is_another_sandboxs_now(rig: Rig) -> None:
     """The end of the first one was not noticed."""
     rig.begin()
     old = rig.places.tokens["trainer"]
-    del rig.places.hypervisors[100]
     rig.places.hypervisors[300] = replace(QEMU, pid=300)
-    rig.begin(replace(ONE, id="c9", sandbox="s9", bundle="/bundles/c9"), 300, "other")
+    other = replace(ONE, id="c9", sandbox="s9", bundle="/bundles/c9")
+    with pytest.raises(KataError, match=r"says that it has cid 77, .* which sandbox s1 has"):
+        rig.begin(other, 300, "other")  # a lie: the first one lives
+    assert set(rig.store.uses) == {"trainer"}
+    del rig.places.hypervisors[100]
+    rig.begin(other, 300, "other")
     assert set(rig.store.uses) == {"other"}
     assert isinstance(rig.come(77, old), Refusal)
     assert isinstance(rig.come(77, rig.places.tokens["other"]), Door)

@@ -287,11 +287,16 @@ def disallow(asking: Asking, name: DomainName, connect: Connect = DEFAULT_URI) -
     """\
 Writes an archive with the guest's libraries, the guest agent and its systemd unit. Unpacked at the
 root of a guest's file system, it makes the guest's programs find their vGPU. Asks nobody.
+
+A .deb or .rpm also enables the agent when it is installed, and takes everything back when it is
+removed. dpkg-deb or rpmbuild make them, and have to be on this machine.
 """,
     """\
 examples:
   gpupool vm package gpupool-guest.tar.gz
   tar -C / -xzf gpupool-guest.tar.gz && systemctl enable --now gpupool-guest-agent   # in the guest
+  gpupool vm package gpupool-guest.deb
+  apt install ./gpupool-guest.deb                                                       # in it
 """,
 )
 def package(
@@ -301,11 +306,20 @@ def package(
         Path | None,
         typer.Option(metavar="FOLDER", help="with libcuda.so.1 for the guest, in place of our own"),
     ] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="KIND", help="tar, deb or rpm; default: as FILE's name says"
+        ),
+    ] = "",
 ) -> int:
+    from gpupool.guest import distribution
     from gpupool.guest import package as guest
 
+    if kind not in ("", *distribution.KINDS):
+        raise UsageError(f"--format: given {kind!r}, allowed is {', '.join(distribution.KINDS)}")
     try:
-        used = guest.make(archive, libraries)
+        used = distribution.make_kind(kind or distribution.kind_of(archive), archive, libraries)
     except (guest.PackageError, OSError) as problem:
         raise RefusedError(str(problem)) from problem
     if asking.as_json:

@@ -1,7 +1,8 @@
 """The guest package: all that a virtual machine needs, as one archive to unpack at its root.
 
 `gpupool vm package gpupool-guest.tar.gz` on the host; docs/vms.md has the rest. In the guest it
-is /opt/gpupool-guest with the libraries and the agent (a zipapp), and a systemd unit.
+is /opt/gpupool-guest with the libraries and the agent (a zipapp), and a systemd unit. Packages for
+dpkg and rpm are made of the same (distribution.py).
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = "opt/gpupool-guest"
 UNIT = "etc/systemd/system/gpupool-guest-agent.service"
 LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
 OPENGL = "gpupool-opengl"
+PACKAGE = Path(__file__).absolute().parents[1]
+TEMPLATES = PACKAGE / "templates" / "guest"
 _TIME = (2020, 1, 1, 0, 0, 0)  # the same content makes the same archive
 _SHEBANG = b"#!/usr/bin/env python3\n"
 
@@ -24,31 +28,51 @@ class PackageError(Exception):
     """It cannot be made; the text says what is missing."""
 
 
-def write(target: Path, libraries: Path, template: Path) -> None:
-    """Makes the archive, with the libraries of a folder. Raises PackageError and OSError."""
-    _check(libraries)
-    unit = template.read_text(encoding="utf-8").replace("{{ folder }}", f"/{FOLDER}")
-    with tarfile.open(target, "w:gz") as archive:
-        _add_libraries(archive, libraries)
-        if (libraries / OPENGL).is_file():  # a package without it has no OpenGL
-            _add(archive, f"{FOLDER}/lib/{OPENGL}", (libraries / OPENGL).read_bytes(), 0o755)
-        _add(archive, f"{FOLDER}/agent", agent(), 0o755)
-        _add(archive, UNIT, unit.encode(), 0o644)
+@dataclass(frozen=True)
+class Entry:
+    """A file of the package, or a link."""
+
+    name: str  # below the root
+    data: bytes = b""
+    mode: int = 0o644
+    link: str = ""  # where it points to
 
 
-def write_kata(target: Path, libraries: Path, specification: str, template: Path) -> None:
-    """Makes the archive for a guest image of Kata's: the libraries, and a CDI specification where
-    Kata's agent finds it. Raises PackageError and OSError.
+def entries(libraries: Path, template: Path, unit: str = UNIT) -> list[Entry]:
+    """All that a guest needs, with the libraries of a folder; `unit`: where systemd's file goes.
+    Raises PackageError and OSError.
     """
-    _check(libraries)
+    found = _libraries(libraries)
+    if (libraries / OPENGL).is_file():  # a package without it has no OpenGL
+        found.append(Entry(f"{FOLDER}/lib/{OPENGL}", (libraries / OPENGL).read_bytes(), 0o755))
+    text = template.read_text(encoding="utf-8").replace("{{ folder }}", f"/{FOLDER}")
+    return [*found, Entry(f"{FOLDER}/agent", agent(), 0o755), Entry(unit, text.encode())]
+
+
+def write(target: Path, content: Iterable[Entry]) -> None:
+    """Makes an archive of it. Raises OSError."""
+    with tarfile.open(target, "w:gz") as archive:
+        for entry in content:
+            header = tarfile.TarInfo(entry.name)
+            header.size, header.mode = len(entry.data), entry.mode
+            if entry.link:
+                header.type, header.linkname = tarfile.SYMTYPE, entry.link
+            archive.addfile(header, io.BytesIO(entry.data))
+
+
+def kata_entries(libraries: Path, specification: str, template: Path) -> list[Entry]:
+    """For a guest image of Kata's: the libraries, and a CDI specification where Kata's agent finds
+    it. Raises PackageError and OSError.
+    """
     name, path = "gpupool.dev-vgpu.json", f"{FOLDER}/gpupool.dev-vgpu.json"
     text = template.read_text(encoding="utf-8")
     for key, value in (("name", name), ("path", path)):
         text = text.replace(f"{{{{ {key} }}}}", value)
-    with tarfile.open(target, "w:gz") as archive:
-        _add_libraries(archive, libraries)
-        _add(archive, path, specification.encode(), 0o644)
-        _add(archive, "usr/lib/tmpfiles.d/gpupool-kata.conf", text.encode(), 0o644)
+    return [
+        *_libraries(libraries),
+        Entry(path, specification.encode()),
+        Entry("usr/lib/tmpfiles.d/gpupool-kata.conf", text.encode()),
+    ]
 
 
 def agent() -> bytes:
@@ -70,43 +94,31 @@ def _sources(package: Path) -> Iterable[tuple[str, str]]:
     yield "__main__.py", (package / "__main__.py").read_text(encoding="utf-8")
 
 
-def _add_libraries(archive: tarfile.TarFile, libraries: Path) -> None:
-    for name in LIBRARIES:
-        _add(archive, f"{FOLDER}/lib/{name}", (libraries / name).read_bytes(), 0o644)
-        link = tarfile.TarInfo(f"{FOLDER}/lib/{name.removesuffix('.1')}")
-        link.type, link.linkname = tarfile.SYMTYPE, name
-        archive.addfile(link)
-
-
-def _check(libraries: Path) -> None:
-    missing = [name for name in LIBRARIES if not (libraries / name).is_file()]
+def _libraries(folder: Path) -> list[Entry]:
+    missing = [name for name in LIBRARIES if not (folder / name).is_file()]
     if missing:
-        raise PackageError(f"{libraries} has no {' and no '.join(missing)}")
-
-
-def _add(archive: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mode = len(data), mode
-    archive.addfile(entry, io.BytesIO(data))
+        raise PackageError(f"{folder} has no {' and no '.join(missing)}")
+    found = []
+    for name in LIBRARIES:
+        found.append(Entry(f"{FOLDER}/lib/{name}", (folder / name).read_bytes()))
+        found.append(Entry(f"{FOLDER}/lib/{name.removesuffix('.1')}", mode=0o777, link=name))
+    return found
 
 
 def make(target: Path, libraries: Path | None = None) -> Path:
     """Makes the archive, with the libraries of that folder or of the gpupool that this is; which
     folder it was. Raises PackageError and OSError.
     """
-    package = Path(__file__).absolute().parents[1]
-    template = package / "templates" / "guest" / "gpupool-guest-agent.service.j2"
-    folder = libraries or find_libraries(package)
-    write(target, folder, template)
+    folder = libraries or find_libraries(PACKAGE)
+    write(target, entries(folder, TEMPLATES / "gpupool-guest-agent.service.j2"))
     return folder
 
 
 def make_kata(target: Path, specification: str, libraries: Path | None = None) -> Path:
     """The same for a guest image of Kata's."""
-    package = Path(__file__).absolute().parents[1]
-    folder = libraries or find_libraries(package)
-    template = package / "templates" / "kata" / "tmpfiles.conf.j2"
-    write_kata(target, folder, specification, template)
+    folder = libraries or find_libraries(PACKAGE)
+    template = PACKAGE / "templates" / "kata" / "tmpfiles.conf.j2"
+    write(target, kata_entries(folder, specification, template))
     return folder
 
 

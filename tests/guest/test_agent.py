@@ -285,10 +285,10 @@ def test_the_package_is_whole_and_the_same_each_time(tmp_path: Path) -> None:
     libraries = tmp_path / "libraries"
     libraries.mkdir()
     with pytest.raises(package.PackageError, match="no libcuda"):
-        package.write(tmp_path / "x.tar.gz", libraries, template)
+        package.write(tmp_path / "x.tar.gz", package.entries(libraries, template))
     for name in package.LIBRARIES:
         (libraries / name).write_bytes(b"library")
-    package.write(tmp_path / "x.tar.gz", libraries, template)
+    package.write(tmp_path / "x.tar.gz", package.entries(libraries, template))
     with tarfile.open(tmp_path / "x.tar.gz") as archive:
         members = {one.name: one for one in archive.getmembers()}
         unit = archive.extractfile(package.UNIT)

@@ -1,4 +1,4 @@
-"""What CDI devices of ours have in common: the guest's libraries, as mounts."""
+"""What CDI devices of ours have in common: the guest's libraries and OpenGL's relay, as mounts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def libraries(guest_dir: Path, *, elsewhere: bool = False) -> list[dict[str, Any
     """Mounts of the libraries in that folder, wherever loaders look. `elsewhere`: the folder is not
     this machine's.
     """
-    return [
+    mounts = [
         {
             "hostPath": str(guest_dir / library if elsewhere else (guest_dir / library).resolve()),
             "containerPath": f"{folder}/{library}",
@@ -25,3 +25,9 @@ def libraries(guest_dir: Path, *, elsewhere: bool = False) -> list[dict[str, Any
         for folder in _FOLDERS
         for library in _LIBRARIES
     ]
+    program = (guest_dir / "gpupool-opengl").resolve()
+    if not elsewhere and program.is_file():  # docs/opengl.md
+        options = list(READ_ONLY)
+        place = "/usr/bin/gpupool-opengl"
+        mounts.append({"hostPath": str(program), "containerPath": place, "options": options})
+    return mounts

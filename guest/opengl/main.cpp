@@ -194,6 +194,14 @@ int serve(const Options& options) {
   return serve_until(options, listeners, parent);
 }
 
+// The program, in this process's place.
+int start(char** words) {
+  execvp(words[0], words);
+  const int code = errno == ENOENT ? kNotFound : kNotExecutable;
+  log_line("%s: %s", words[0], std::strerror(errno));
+  return code;
+}
+
 int execute(const Options& options, char** words) {
   std::string why;
   if (!enter(options.sockets.front(), why)) {
@@ -203,10 +211,21 @@ int execute(const Options& options, char** words) {
     }
     log_debug("no place for this Mesa's OpenGL: %s", why.c_str());
   }
-  execvp(words[0], words);
-  const int code = errno == ENOENT ? kNotFound : kNotExecutable;
-  log_line("%s: %s", words[0], std::strerror(errno));
-  return code;
+  return start(words);
+}
+
+// Older Mesa's name leads here: in a mount namespace, or, where there can be none (most containers, which
+// have a /tmp of their own), because the relay listens there itself.
+void take_fixed_name(Options& options, std::vector<pollfd>& listeners) {
+  std::string why;
+  if (enter(options.sockets.front(), why)) return;
+  struct stat facts {};
+  const bool ours = lstat(kFixedName, &facts) == 0 && facts.st_uid == geteuid();
+  if (ours && S_ISREG(facts.st_mode) && facts.st_size == 0) unlink(kFixedName);  // enter() has made it
+  const int listener = listen_at(kFixedName, false);
+  if (listener < 0) return log_debug("no place for older Mesa's OpenGL: %s", why.c_str());
+  listeners.push_back({listener, POLLIN, 0});
+  options.sockets.emplace_back(kFixedName);
 }
 
 // The program takes this process over; the relay is a child, which lives as long.
@@ -218,10 +237,10 @@ int run(char** words) {
   }
   Options options;
   options.sockets = {std::string(folder) + "/socket"};
-  options.optional = true;
   std::vector<pollfd> listeners;
   const Descriptor self(open_pidfd(getpid()));
   if (self.get() < 0 || !listen_at_all(options, listeners)) return kFailed;
+  take_fixed_name(options, listeners);
   const pid_t child = fork();
   if (child < 0) {
     log_line("no process for the relay: %s", std::strerror(errno));
@@ -239,7 +258,7 @@ int run(char** words) {
   setenv("LIBGL_ALWAYS_SOFTWARE", "1", 1);
   setenv("VTEST_SOCKET_NAME", options.sockets.front().c_str(), 1);
   setenv("__GLX_VENDOR_LIBRARY_NAME", "mesa", 0);
-  return execute(options, words);
+  return start(words);
 }
 
 bool parse(int argc, char** argv, Options& options) {

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Host, end_host, make_host
+from tests.e2e.test_opengl import CLEAR
 from tests.tree import ROOT
 
 pytestmark = pytest.mark.softgpu
@@ -145,6 +146,16 @@ def test_a_container_computes_with_nothing_but_the_edits(host: Host, tmp_path: P
     code, output = run_container(tmp_path / "without", {}, sys.executable, "-c", PROGRAM)
     assert code != 0
     assert "libcuda.so.1" in output
+
+
+@needs_crun
+def test_a_container_draws(host: Host, tmp_path: Path) -> None:
+    pytest.importorskip("moderngl")
+    if not (host.native / "libexec" / "gpupool-renderer").exists():
+        pytest.skip("gpupool-renderer is not built (libvirglrenderer-dev, libegl-dev)")
+    words = ("/usr/bin/gpupool-opengl", "run", "--", sys.executable, "-c", CLEAR)
+    code, output = run_container(tmp_path / "draws", device(host), *words)
+    assert (code, output) == (0, "virgl 12288 {64} {128}\n"), host.log[-2000:]
 
 
 @needs_crun

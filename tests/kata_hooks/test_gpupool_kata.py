@@ -98,6 +98,20 @@ def test_a_container_is_told(
     ]
 
 
+@pytest.mark.parametrize(
+    "more", [{"io.kubernetes.cri.sandbox-namespace": "x"}, {"io.kubernetes.cri.sandbox-name": "x"}]
+)
+def test_annotations_of_another_runtime_do_not_count(
+    container: Container, hostd: AdminSocket, more: dict[str, str]
+) -> None:
+    """A pod may have set them."""
+    assert container.call(hostd, annotations={**CRIO, **more}) == (0, "")
+    assert {key: hostd.asked[0][key] for key in IN_POD} == IN_POD
+    code, said = container.call(hostd, annotations={**CRIO, **CONTAINERD})
+    assert code == 1
+    assert "annotations of two runtimes" in said
+
+
 def test_its_end_is_told_by_its_bundle(container: Container, hostd: AdminSocket) -> None:
     (container.bundle / "config.json").unlink()  # it may be gone by then
     assert container.call(hostd, "end", id="s1", pid=0) == (0, "")

@@ -58,7 +58,8 @@ def _is_ours(path: Path) -> bool:
     except OSError:
         return False
     ours = stat.S_ISDIR(folder.st_mode) and folder.st_uid == os.geteuid()
-    return ours and not folder.st_mode & stat.S_IWOTH and stat.S_ISSOCK(here.st_mode)
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return ours and not folder.st_mode & others and stat.S_ISSOCK(here.st_mode)
 
 
 class HypervisorWatch:

@@ -151,11 +151,12 @@ def test_a_process_is_found_by_its_cid(folder: Path) -> None:
         sandbox.stop()
 
 
-def test_a_folder_that_others_may_write_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_folder_that_others_may_write_is_refused(folder: Path, mode: int) -> None:
     sandbox = Sandbox(folder)
     sandbox.start()
     try:
-        sandbox.place.chmod(0o777)
+        sandbox.place.chmod(mode)
         with pytest.raises(PortError, match="in a folder that is root's"):
             hypervisor_process.find(sandbox.pid)
     finally:

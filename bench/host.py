@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpupool.bench import vm
 from gpupool.hostd.adapters import native_files, usage_page
 from gpupool.hostd.adapters.certificate import fingerprint
 
@@ -49,6 +50,7 @@ class Host:
         endpoints = {
             "shm": f"unix:{self.folder}/hostd.sock",
             "vsock": f"vsock://2:{_VSOCK_PORT}",
+            "window": f"vsock://2:{vm.PORT}",
             "tcp": f"tcp://127.0.0.1:{port}",
             "tls": f"tls://127.0.0.1:{port}",
         }
@@ -57,10 +59,12 @@ class Host:
             "GPUPOOL_TRANSPORT": transport,
             "LD_LIBRARY_PATH": library_path(guest_folder()),
         }
-        if transport == "vsock":
+        if transport in ("vsock", "window"):
             # No virtual machine here: connections to its device arrive at a unix socket instead.
             variables["LD_PRELOAD"] = str(helper("libgpupool-bench-vsock.so"))
             variables["VSOCK_FOLDER"] = str(self.folder)
+        if transport == "window":
+            variables |= vm.variables(self.folder)
         if transport in self.ports:
             variables["GPUPOOL_TOKEN_FILE"] = f"{self.folder}/token"
         if transport == "tls":
@@ -180,7 +184,10 @@ def hostd(
         f'vgpu_dir = "{folder}/kept"',
         *(f'admin_socket = "{folder}/admin.sock"', f"idle_timeout_s = {_IDLE_TIMEOUT_S}"),
     )
-    endpoints = [_endpoint(each, folder, ports.get(each, 0)) for each in transports]
+    has_vm = "window" in transports
+    dialled = [each for each in transports if each != "window"]
+    endpoints = [_endpoint(each, folder, ports.get(each, 0)) for each in dialled]
+    endpoints += [vm.settings(folder)] if has_vm else []
     configuration = folder / "hostd.toml"
     configuration.write_text("\n".join((*first, *settings, *endpoints)))
     readable, writable = os.pipe()
@@ -202,7 +209,8 @@ def hostd(
         if word != "ready":
             said = (folder / "hostd.log").read_text(errors="replace")[-2000:]
             raise HostError(f"hostd did not start: {word or 'no reason given'}\n{said}")
-        yield Host(folder, process.pid, ports)
+        with vm.prepared(folder) if has_vm else contextlib.nullcontext():
+            yield Host(folder, process.pid, ports)
     finally:
         process.terminate()
         process.wait(timeout=_START_TIMEOUT_S)

@@ -25,6 +25,7 @@ MODES = {
         Mode(NATIVE, what="the GPU's own driver (software GPU: its library loaded directly)"),
         Mode("shm", "shm", what="shared memory"),
         Mode("stream", "vsock", what="the stream transport of vsock, over a unix socket"),
+        Mode("window", "window", what="a VM's window, without the VM: bells over a unix socket"),
         Mode("tcp", "tcp", what="TCP, loopback"),
         Mode("tls", "tls", what="TCP with TLS 1.3, loopback"),
         Mode("tcp+50us", "tcp", 50, what="TCP with 50 us added to a round trip"),

@@ -23,7 +23,7 @@ docs/vms.md) and this machine's hostd allows it so much (`vm allow`; `vm attach`
 needs no GPU and no NVIDIA driver. A DOMAIN is named as virsh names it, or by its UUID.
 """
 APP = layout.group("vm", DESCRIPTION, EXITS)
-DEFAULT_WINDOW_MIB = 256
+DEFAULT_WINDOW_MIB = 4096  # hostd allows no more unless told; only what is touched is used
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _known = names(lambda _asking: sorted(Libvirt(DEFAULT_URI).names().values()))

@@ -125,6 +125,7 @@ class Session {
   // Hands a descriptor to the worker; the number that the message which needs it must name, or 0.
   u64 send_descriptor(int fd);
   bool shared_memory() const { return shared_memory_; }  // false over TCP: host memory cannot be mapped
+  bool in_machine_window() const { return weakly_ordered_; }
   // What is read from the window after this was not read before it (Transport::weakly_ordered).
   void order_reads() const {
     if (weakly_ordered_) [[unlikely]]

@@ -309,3 +309,35 @@ def test_status_shows_the_transport(house: House) -> None:
     (session,) = json.loads(shown)["sessions"]
     assert (session["transport"], session["window_bytes"]) == ("window", 64 * MIB)
     assert " window " in house.host.command("status").stdout
+
+
+# More pinned memory than a piece has, there and back again; then what only memory in the piece can.
+PINNED = """
+import ctypes
+from ctypes import byref, c_size_t, c_uint, c_uint64, c_void_p
+from tests.guest.cuda import Driver
+driver = Driver()
+call, lib = driver.call, driver.lib
+size = 40 << 20
+blocks = [driver.pinned(size) for _ in range(3)] + [driver.pinned(1 << 20)]
+device = driver.alloc(size)
+pattern = bytes(range(256)) * (size // 256)
+ctypes.memmove(blocks[0], pattern, size)
+call("cuMemcpyHtoDAsync_v2", c_uint64(device), c_void_p(blocks[0]), c_size_t(size), None)
+call("cuMemcpyDtoHAsync_v2", c_void_p(blocks[1]), c_uint64(device), c_size_t(size), None)
+call("cuCtxSynchronize")
+print(ctypes.string_at(blocks[1], size) == pattern)
+address = byref(c_uint64())
+print([lib.cuMemHostGetDevicePointer_v2(address, c_void_p(each), 0) for each in blocks])
+mapped = lib.cuMemHostAlloc(byref(c_void_p()), c_size_t(size), c_uint(2))
+print(mapped, [lib.cuMemFreeHost(c_void_p(each)) for each in blocks])
+"""
+
+
+def test_more_pinned_memory_than_a_piece_has(house: House) -> None:
+    program = house.begin(house.b, PINNED, GPUPOOL_TRANSPORT="window")
+    output, errors = program.communicate("", timeout=120)
+    assert program.returncode == 0, errors
+    assert output.splitlines() == ["True", "[801, 801, 801, 0]", "2 [0, 0, 0, 0]"]
+    assert errors.count("\n") == 1
+    assert "pins more memory than its piece" in errors

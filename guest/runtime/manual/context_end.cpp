@@ -22,8 +22,7 @@ void free_allocation(Session& session, const Allocation& allocation) {
       forget_advice(allocation);
       [[fallthrough]];
     case MemoryKind::pinned:
-      session.heap_free(
-          Bulk{allocation.block, allocation.reserved, reinterpret_cast<u8*>(allocation.address)});
+      give_back(session, allocation);
       return;
     case MemoryKind::graph:
     case MemoryKind::mapped:

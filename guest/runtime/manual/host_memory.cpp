@@ -3,6 +3,7 @@
 // pages behind its back would break fork, so registered memory is bookkeeping and its copies are staged.
 // Memory that it shares with others already (a file of /dev/shm, a memfd) is mapped in the worker as well, at
 // the same address, so that kernels reach it.
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <mutex>
@@ -67,6 +68,46 @@ void map_in_worker(Session& session, Allocation& allocation) {
               reinterpret_cast<void*>(allocation.address), static_cast<int>(result));
 }
 
+// What pinned and managed memory has of the window.
+std::atomic<u64> g_in_window{0};
+
+// A piece of a virtual machine's window is small, and code images and copies need some of it, so a program's
+// pinned memory gets half of its heap. What comes beyond that is memory of this process alone, whose copies
+// are staged as those of registered memory; but not for whoever says that kernels will reach it.
+bool has_room(const Session& session, u64 bytes, unsigned flags) {
+  if (!session.in_machine_window() || (flags & CU_MEMHOSTALLOC_DEVICEMAP) != 0) return true;
+  const u64 most = (session.window().size - wire::kHeapOffset) / 2;
+  const u64 used = g_in_window.load(std::memory_order_relaxed);
+  return used <= most && bytes <= most - used;
+}
+
+CUresult allocate_aside(Allocation& allocation, Context& context, u64 bytes) {
+  constexpr u64 kPage = 4096;
+  if (bytes > ~u64{0} - kPage) return CUDA_ERROR_OUT_OF_MEMORY;
+  const u64 size = (bytes + kPage - 1) / kPage * kPage;
+  void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+  static std::once_flag once;
+  std::call_once(once, [] {
+    log_line(
+        "this program pins more memory than its piece of the machine's window is for: copies of what is "
+        "beyond are staged, and kernels do not reach it; a larger window (gpupool vm attach --window, on the "
+        "host) has room");
+  });
+  allocation.address = address_of(memory);
+  allocation.size = bytes;
+  allocation.context = &context;
+  allocation.device = context.device;
+  allocation.reserved = size;
+  if (address_space().insert(allocation)) return CUDA_SUCCESS;
+  munmap(memory, size);
+  return CUDA_ERROR_UNKNOWN;
+}
+
+bool is_aside(const Allocation& allocation) {
+  return allocation.kind == MemoryKind::pinned && allocation.block == 0;
+}
+
 }  // namespace
 
 CUresult allocate_from_window(Allocation& allocation, Context& context, u64 bytes) {
@@ -80,16 +121,27 @@ CUresult allocate_from_window(Allocation& allocation, Context& context, u64 byte
   allocation.device = context.device;
   allocation.block = bulk.offset;
   allocation.reserved = bulk.size;
+  g_in_window.fetch_add(bulk.size, std::memory_order_relaxed);
   if (address_space().insert(allocation)) return CUDA_SUCCESS;
-  session->heap_free(bulk);
+  give_back(*session, allocation);
   return CUDA_ERROR_UNKNOWN;
 }
 
 CUresult free_to_window(const Allocation& allocation) {
   Session* session = Session::current();
   const CUresult result = wait_for_everything(*session);
-  session->heap_free(Bulk{allocation.block, allocation.reserved, reinterpret_cast<u8*>(allocation.address)});
+  give_back(*session, allocation);
   return result;
+}
+
+void give_back(Session& session, const Allocation& allocation) {
+  auto* address = reinterpret_cast<u8*>(allocation.address);
+  if (allocation.block == 0) {
+    munmap(address, allocation.reserved);
+    return;
+  }
+  g_in_window.fetch_sub(allocation.reserved, std::memory_order_relaxed);
+  session.heap_free(Bulk{allocation.block, allocation.reserved, address});
 }
 
 CUresult unmap_registered(const Allocation& allocation) {
@@ -115,7 +167,9 @@ CUresult cuMemHostAlloc(void** pointer, size_t bytes, unsigned int flags) {
   Allocation allocation;
   allocation.kind = MemoryKind::pinned;
   allocation.flags = flags;
-  const CUresult result = allocate_from_window(allocation, *context, bytes);
+  const CUresult result = has_room(*Session::current(), bytes, flags)
+                              ? allocate_from_window(allocation, *context, bytes)
+                              : allocate_aside(allocation, *context, bytes);
   if (result == CUDA_SUCCESS) *pointer = reinterpret_cast<void*>(allocation.address);
   return result;
 }
@@ -137,6 +191,7 @@ CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* device, void* pointer, unsign
   if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
   const std::optional<Allocation> allocation = address_space().find(address_of(pointer));
   if (!allocation || !allocation->on_host()) return CUDA_ERROR_INVALID_VALUE;
+  if (is_aside(*allocation)) return CUDA_ERROR_NOT_SUPPORTED;
   if (allocation->kind == MemoryKind::registered) {
     if (allocation->host_map != 0) {
       *device = address_of(pointer);

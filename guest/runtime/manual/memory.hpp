@@ -9,6 +9,8 @@
 
 namespace gpupool::guest {
 
+class Session;
+
 // Calls `allocate` (which asks the worker for at least so many bytes, and fills in the address and size)
 // until the address is free in this process, and enters the result into the table. Blocks that fell on the
 // program's own mappings are given back through `give_back` once a good one was found. OUT_OF_MEMORY when the
@@ -22,6 +24,8 @@ CUresult allocate_from_window(Allocation& allocation, Context& context, u64 byte
 // Gives it back once every context's work is done, as the driver waits too: the next owner of this memory
 // must not see copies that are still under way.
 CUresult free_to_window(const Allocation& allocation);
+// The same without waiting.
+void give_back(Session& session, const Allocation& allocation);
 
 // Undoes the worker's mapping of registered memory, if there is one, once the work that may use it is done.
 CUresult unmap_registered(const Allocation& allocation);

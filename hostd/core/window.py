@@ -101,6 +101,11 @@ def take_piece(
             f"the guest says that its window has 2^{hello.window_bits} bytes; it has "
             f"{window_bytes} (a new start of the domain brings both together)"
         )
+    elif window_bytes < WINDOW_MIN_BYTES:
+        why = (
+            f"a window of {door.window_mib} MiB is too small for a session, which needs "
+            f"{WINDOW_MIN_BYTES // MIB} (gpupool vm attach --window)"
+        )
     elif piece is None:
         why = f"{len(taken)} sessions have all of it (gpupool vm attach --window: a larger one)"
     else:

@@ -44,7 +44,7 @@ struct Allocation {
   int device = 0;
   u64 id = 0;            // CU_POINTER_ATTRIBUTE_BUFFER_ID; filled in by insert()
   u64 pool = 0;          // wire handle of its memory pool, for stream_ordered
-  u64 block = 0;         // mapped: wire handle of the physical memory; pinned, managed: offset in the window, or 0
+  u64 block = 0;         // mapped: wire handle of the physical memory; pinned, managed: offset in the window
   u64 host_map = 0;      // registered: where the worker has mapped it too, page by page; 0: nowhere
   u64 reserved = 0;      // pinned, managed: size of the piece of the window, at least `size`
   u32 flags = 0;         // CU_MEMHOSTALLOC_*, CU_MEMHOSTREGISTER_* or CU_MEM_ATTACH_*, by kind

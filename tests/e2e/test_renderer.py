@@ -9,6 +9,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -253,3 +254,18 @@ def test_a_guest_is_told_enough_uniform_blocks_for_compute_shaders(
     caps = vtest.receive(client.stream, size - 1)
     (blocks,) = struct.unpack_from("<I", caps, 296)  # max_uniform_blocks
     assert blocks >= 14
+
+
+def test_it_is_locked_in_as_a_worker_is(host: Host, client: Client) -> None:
+    client.wait()
+    session = mine(host)
+    status = Path(f"/proc/{session['worker_pid']}/status").read_text()
+    facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    isolation = " ".join(str(one) for one in session["isolation"])  # type: ignore[attr-defined]
+    if "seccomp" in isolation:
+        assert (facts["Seccomp"], facts["NoNewPrivs"]) == ("2", "1")
+    if "user" in isolation:
+        uids = facts["Uid"].split()
+        assert "0" not in uids
+        assert f"user {uids[0]}" in isolation
+    assert facts["CapEff"] == "0" * 16 or "user" not in isolation

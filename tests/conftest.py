@@ -8,6 +8,7 @@ the machine's NVIDIA GPUs; what only the software GPU has is marked `softgpu`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -95,7 +96,12 @@ class Host:
                 text=True,
                 env=dict(os.environ, **self.environment),
             )
-        self.wait_until(lambda: self._listens(), "hostd to listen")
+        try:
+            self.wait_until(lambda: self._listens(), "hostd to listen")
+        except BaseException:  # nobody else would end it
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def _listens(self) -> bool:
         assert self.process is not None
@@ -276,19 +282,39 @@ def check_log(host: Host) -> None:
     assert not wrong, "\n".join(wrong[:20])
 
 
+def processes_below(folder: Path) -> list[int]:
+    """Processes whose command line names the folder; they read it while it may be going."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if str(folder).encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
 def end_host(host: Host) -> None:
-    """Stops hostd and every worker it started."""
-    if host.stand_in is not None:
-        host.stand_in.end()
-    workers = [session["worker_pid"] for session in host.sessions()]
-    for pid in workers:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue  # ended with its client
-    host.wait_until(lambda: not host.sessions(), "the sessions to end")  # hostd clears up
-    host.stop()
-    check_log(host)
+    """Stops hostd and every worker it started, also where it does not answer any more."""
+    try:
+        if host.stand_in is not None:
+            host.stand_in.end()
+        workers = [session["worker_pid"] for session in host.sessions()]
+        for pid in workers:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # ended with its client
+        host.wait_until(lambda: not host.sessions(), "the sessions to end")  # hostd clears up
+        host.stop()
+        check_log(host)
+    except BaseException:
+        if host.process is not None:
+            host.process.kill()
+            host.process.wait()
+        for pid in processes_below(host.folder):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        raise
 
 
 @pytest.fixture(scope="session")

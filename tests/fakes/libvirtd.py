@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -120,10 +122,15 @@ class Libvirtd:
             stderr=(self.folder / "stderr").open("wb"),
         )
         deadline_s = time.monotonic() + 30
-        while self.virsh("uri").returncode != 0:
-            if process.poll() is not None or time.monotonic() > deadline_s:
-                raise AssertionError(f"libvirtd did not start: {self.log()}")
-            time.sleep(0.05)
+        try:
+            while self.virsh("uri").returncode != 0:
+                if process.poll() is not None or time.monotonic() > deadline_s:
+                    raise AssertionError(f"libvirtd did not start: {self.log()}")
+                time.sleep(0.05)
+        except BaseException:  # nobody else would end it
+            process.kill()
+            process.wait()
+            raise
         return process
 
     @property
@@ -189,10 +196,22 @@ class Libvirtd:
         return int((self.folder / "run" / "qemu" / f"{name}.pid").read_text())
 
     def close(self) -> None:
-        """Leaves no process and no file behind."""
-        self.clear()
-        self._stop()
-        shutil.rmtree(self.folder)
+        """Leaves no process and no file behind, also where libvirtd does not answer any more."""
+        try:
+            self.clear()
+        finally:
+            self._stop()
+            self._kill_domains()
+            shutil.rmtree(self.folder)
+
+    def _kill_domains(self) -> None:
+        """QEMU outlives libvirtd."""
+        for path in (self.folder / "run" / "qemu").glob("*.pid"):
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(path.read_text())
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if b"qemu" in command and path.stem.encode() in command:
+                    os.kill(pid, signal.SIGKILL)
 
     def _stop(self) -> None:
         self._process.terminate()

@@ -12,6 +12,7 @@ import socket
 import stat
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,26 @@ def test_the_last_share(domains: Domains) -> None:
     assert not (domains.daemon.folder / "vms" / domains.b).exists()
 
 
+def test_two_domains_ask_for_the_last_share_at_once(domains: Domains) -> None:
+    def ask(domain: str) -> str:
+        try:
+            domains.prepare(domain, 60, window_mib=1)
+        except AdminError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(2) as both:
+        said = list(both.map(ask, (domains.a, domains.b)))
+    assert sorted(map(bool, said)) == [False, True], said
+    winner, loser = sorted((domains.a, domains.b), key=lambda one: said[one == domains.b] != "")
+    assert "left is" in said[loser == domains.b]
+    assert domains.window(winner).exists()
+    assert not domains.window(loser).exists()
+    assert not (domains.daemon.folder / "vms" / loser).exists()
+    domains.call("vm_release", uuid=winner)
+    assert ask(loser) == ""
+
+
 @pytest.mark.parametrize(
     ("method", "more", "text"),
     [
@@ -248,10 +269,11 @@ def test_hostd_restarts_while_a_session_runs(domains: Domains, kill: bool) -> No
     eventually(lambda: not daemon.sessions(), "both end")
 
 
-def test_a_start_removes_what_belongs_to_no_vm(domains: Domains) -> None:
+@pytest.mark.parametrize("kill", [False, True], ids=["SIGTERM", "SIGKILL"])
+def test_a_start_removes_what_belongs_to_no_vm(domains: Domains, kill: bool) -> None:
     a, daemon = domains.a, domains.daemon
     domains.prepare(a, window_mib=1)
-    daemon.stop()
+    daemon.stop(kill=kill)
     (daemon.folder / "state" / "vms" / f"{a}.json").unlink()  # as a reboot does
     stranger = daemon.folder / "vms" / "not-a-uuid"
     stranger.mkdir()

@@ -270,6 +270,18 @@ def test_a_cid_is_one_domains_until_its_release(rig: Rig) -> None:
     assert rig.vms.prepare(order(A, cid=78)).cid == 78
 
 
+def test_a_cid_that_another_domain_has_later_opens_nothing_of_the_first(rig: Rig) -> None:
+    kernel(rig)
+    rig.vms.prepare(order(A, cid=77))
+    session = rig.client(A)
+    assert isinstance(session, Session)
+    rig.vms.release(A)
+    assert rig.machine.workers.stopped  # its sessions end with it, before anybody else has its CID
+    rig.vms.prepare(order(B, cid=77))
+    assert (come(rig, 77).vm, come(rig, 77).vgpus) == (B, ("web-b",))
+    assert rig.vms.sessions_of(B) == ()
+
+
 def test_unknown_cids_are_refused_where_only_vms_come_in(rig: Rig) -> None:
     kernel(rig)
     rig.vms.prepare(order())  # its CID is not known yet

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 import uuid
@@ -102,11 +101,15 @@ class House:
 
     def end(self) -> None:
         """Everything, whatever a test has left."""
-        for machine in self.machines:
-            machine.kill()
-        for domain in self.domains:
-            with contextlib.suppress(admin.AdminError):
-                self.call("vm_release", uuid=domain.uuid)
+        with contextlib.ExitStack() as all_of_it:  # each of them, whatever becomes of the others
+            for domain in self.domains:
+                all_of_it.callback(self._release, domain)
+            for machine in self.machines:
+                all_of_it.callback(machine.kill)
+
+    def _release(self, domain: Domain) -> None:
+        with contextlib.suppress(admin.AdminError):
+            self.call("vm_release", uuid=domain.uuid)
 
 
 @contextlib.contextmanager
@@ -119,20 +122,11 @@ def open_house(kernel: Kernel, gpu: str = TEST_GPU) -> Iterator[House]:
             house = House(host, kernel)
             yield house
         finally:
-            if house is not None:
-                house.end()
-            end_host(host)
-
-
-def processes_below(folder: Path) -> list[int]:
-    """Processes whose command line names the folder; they read it while it may be going."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if str(folder).encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-    return found
+            try:
+                if house is not None:
+                    house.end()
+            finally:
+                end_host(host)
 
 
 def seconds_since(start: float) -> float:

@@ -6,6 +6,7 @@ import json
 import queue
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ INSIDE = Path(__file__).parent / "inside.py"
 BOOT_WORDS = f"console=ttyS0 quiet panic=-1 gpupool.python={sys.executable} gpupool.inside={INSIDE}"
 # Under emulation, beside other work on two cores.
 BOOT_TIMEOUT_S = 120
+_SEND_TIMEOUT = struct.pack("ll", 20, 0)  # struct timeval
 
 
 def qemu() -> str:
@@ -199,6 +201,8 @@ class Machine:
         deadline = time.monotonic() + 30
         while True:
             connection = socket.socket(socket.AF_UNIX)
+            # A guest that does not read must not stop the test for ever; the reader may wait.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
             try:
                 connection.connect(str(self.folder / name))
             except OSError:
@@ -277,5 +281,7 @@ class Machine:
         if self.process is None:
             return
         self.process.kill()
-        self.process.wait(timeout=30)
-        self.disconnect()
+        try:
+            self.process.wait(timeout=30)
+        finally:
+            self.disconnect()

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.vm.house import House, open_house, processes_below
+from tests.conftest import processes_below
+from tests.vm.house import House, open_house
 from tests.vm.kernel import Kernel
 from tests.vm.test_guest import COUNT, Guest, start
 

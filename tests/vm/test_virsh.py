@@ -104,17 +104,17 @@ def test_a_domain_that_virsh_starts_computes(
     domain = Domain(define(libvirtd, machine, "web"), "web", 0, host.folder)
     vm = Command(libvirtd, host.folder / "admin.sock")
     vm.says("attach", "web", "--compute", "30", "--memory", "256", "--window", "64")
-    began = time.monotonic()
-    libvirtd.does("start", "web")
-    machine.connect()
+    began, load = time.monotonic(), os.getloadavg()[0]
     try:
+        libvirtd.does("start", "web")
+        machine.connect()
         machine.wait_ready()
         said = house.install(machine)
         assert "web: 30 % compute (elastic), 256 MiB" in said
         assert machine.python(COUNT).split() == ["3", "True"]
         took_s = time.monotonic() - began
         # Whoever else computes here takes his part of the processors.
-        share = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        share = max(1.0, max(load, os.getloadavg()[0]) / (os.cpu_count() or 1))
         print(f"first result after {took_s:.1f} s, {share:.1f} programs a processor")
         assert took_s < FIRST_RESULT_S * share
         assert house.shown(domain)["health"]["state"] == "ready"

@@ -26,7 +26,7 @@
 namespace gpupool::guest {
 namespace {
 
-constexpr int kAgentTimeoutSeconds = 5;
+constexpr int kAgentTimeoutSeconds = 20;  // a machine whose processors are busy
 constexpr u64 kPage = 4096;
 
 class MachineWindowTransport final : public Transport {
@@ -120,6 +120,7 @@ bool receive_offer(int socket, MachineWindow& window) {
   message.msg_control = control;
   message.msg_controllen = sizeof control;
   ssize_t got = 0;
+  errno = 0;
   do got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
   while (got < 0 && errno == EINTR);
   for (cmsghdr* header = got < 0 ? nullptr : CMSG_FIRSTHDR(&message); header != nullptr;
@@ -151,7 +152,8 @@ bool fetch_machine_window(const std::string& socket_path, MachineWindow& window,
     return false;
   }
   if (!receive_offer(socket.get(), window)) {
-    why = "the guest agent has no window to give (its log says why)";
+    why = errno == EAGAIN ? "the guest agent does not answer at " + socket_path + " in time"
+                          : "the guest agent has no window to give (its log says why)";
     return false;
   }
   struct stat facts {};

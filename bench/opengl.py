@@ -150,10 +150,8 @@ class Bench:
             library = guest_folder() / "libEGL_gpupool.so"
             if not library.exists():
                 raise ModeError(f"{library.name} is not built")
-            vendor = self._folder / "10_gpupool.json"
-            about = {"file_format_version": "1.0.0", "ICD": {"library_path": str(library)}}
-            vendor.write_text(json.dumps(about))
-            variables["__EGL_VENDOR_LIBRARY_FILENAMES"] = str(vendor)
+            # Found by the loader in LD_LIBRARY_PATH, as the guest's libcuda is.
+            variables["__EGL_VENDOR_LIBRARY_FILENAMES"] = str(guest_folder() / "10_gpupool.json")
             return Mode((), variables)
         if self._arguments.mesa_vendor:
             variables["__EGL_VENDOR_LIBRARY_FILENAMES"] = str(self._arguments.mesa_vendor)

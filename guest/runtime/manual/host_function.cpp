@@ -5,7 +5,10 @@
 #include <signal.h>
 #include <sys/prctl.h>
 
+#include <algorithm>
+#include <atomic>
 #include <condition_variable>
+#include <iterator>
 #include <mutex>
 #include <thread>
 #include <unordered_map>
@@ -38,7 +41,8 @@ struct Waiter {
 struct HostThread {
   std::mutex mutex;
   std::condition_variable changed;
-  std::vector<Waiter> waiters;
+  std::vector<Waiter> added;      // and not yet taken over by the thread
+  std::atomic<u64> additions{0};  // ever: tells the thread that there are some, without the mutex
   std::unordered_map<u32, std::weak_ptr<HostCall>> calls;
   u32 next_id = 1;
   bool started = false;
@@ -84,18 +88,28 @@ bool serve_request(Session& session, u32& served) {
   return true;
 }
 
-// Takes out the waiters that are done; all of them when the session has failed.
-std::vector<Waiter> take_done(HostThread& host, const Session& session, bool failed) {
-  std::vector<Waiter> done;
+// Takes over what was added since. The thread spins: with a mutex in each turn the program's threads would
+// sleep for it again and again.
+void take_added(HostThread& host, u64& taken, std::vector<Waiter>& waiters) {
+  const u64 additions = host.additions.load(std::memory_order_acquire);
+  if (additions == taken) return;
+  taken = additions;
   const std::lock_guard lock(host.mutex);
-  for (size_t i = 0; i < host.waiters.size();) {
-    Waiter& waiter = host.waiters[i];
+  std::ranges::move(host.added, std::back_inserter(waiters));
+  host.added.clear();
+}
+
+// Takes out the waiters that are done; all of them when the session has failed.
+std::vector<Waiter> take_done(std::vector<Waiter>& waiters, const Session& session, bool failed) {
+  std::vector<Waiter> done;
+  for (size_t i = 0; i < waiters.size();) {
+    Waiter& waiter = waiters[i];
     if (!failed && waiter.word != 0 && session.word(waiter.word) < waiter.value) {
       ++i;
       continue;
     }
     done.push_back(std::move(waiter));
-    host.waiters.erase(host.waiters.begin() + static_cast<std::ptrdiff_t>(i));
+    waiters.erase(waiters.begin() + static_cast<std::ptrdiff_t>(i));
   }
   return done;
 }
@@ -112,24 +126,24 @@ void finish(std::vector<Waiter>& done, CUresult status) {
 
 void serve(HostThread& host) {
   u32 served = 0;
+  u64 taken = 0;
+  std::vector<Waiter> waiters;
   while (true) {
     {
       std::unique_lock lock(host.mutex);
-      host.changed.wait(lock, [&] { return !host.waiters.empty(); });
+      host.changed.wait(lock, [&] { return !host.added.empty(); });
     }
     wire::Backoff backoff(kSpinUs, kLongestNapUs);
     while (true) {
       Session* session = Session::current();
       if (session == nullptr) return;
+      take_added(host, taken, waiters);
       const bool ran = serve_request(*session, served);
       const CUresult failed = backoff.elapsed_ns() > 5'000'000 ? session->check_alive() : session->failed();
-      std::vector<Waiter> done = take_done(host, *session, failed != CUDA_SUCCESS);
+      std::vector<Waiter> done = take_done(waiters, *session, failed != CUDA_SUCCESS);
       finish(done, failed);
       if (ran) backoff = wire::Backoff(kSpinUs, kLongestNapUs);
-      {
-        const std::lock_guard lock(host.mutex);
-        if (host.waiters.empty()) break;
-      }
+      if (waiters.empty()) break;
       if (!ran) backoff.step();
     }
   }
@@ -138,7 +152,8 @@ void serve(HostThread& host) {
 void add_waiter(Waiter waiter) {
   HostThread& host = host_thread();
   const std::lock_guard lock(host.mutex);
-  host.waiters.push_back(std::move(waiter));
+  host.added.push_back(std::move(waiter));
+  host.additions.fetch_add(1, std::memory_order_release);
   if (!host.started) {
     // Signals are the program's: none of them may be delivered to our thread.
     sigset_t all;

@@ -305,7 +305,12 @@ def main() -> int:
         bench = Bench(figures, arguments, place)
         try:
             host = stack.enter_context(
-                hostd(place / "host", arguments.gpu, arguments.set, ("shm", "tcp"))
+                hostd(
+                    place / "host",
+                    arguments.gpu,
+                    ("limits.generated_opengl = true", *arguments.set),
+                    ("shm", "tcp"),
+                )
             )
             stack.callback(bench.end)
             bench.prepare(host)

@@ -169,6 +169,7 @@ def parse(document: Mapping[str, Any]) -> Config:
                 handles=top["limits.handles"],
                 streams=top["limits.streams"],
                 launch_threads=top["limits.launch_threads"],
+                opengl=top["limits.generated_opengl"],
             ),
         ),
         sandbox=SandboxSettings(

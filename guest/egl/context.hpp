@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -121,7 +122,17 @@ class Context {
   std::unordered_map<u32, std::string> texts;      // what glGetString has answered
   std::vector<std::string> extensions;             // what glGetStringi answers, once asked
   std::unordered_map<u32, std::vector<u8>> facts;  // by name: what glGet has answered
-  bool destroyed = false;                          // by EGL, while it is current
+  std::unordered_map<u32, u32> bindings;           // glBindBuffer's, by target
+  // A mapped buffer: what the program sees of it is here.
+  struct Mapping {
+    u32 target = 0;  // 0: mapped by name
+    u32 buffer = 0;
+    i64 offset = 0;
+    u32 access = 0;
+    std::vector<u8> bytes;
+  };
+  std::vector<std::unique_ptr<Mapping>> mappings;
+  bool destroyed = false;  // by EGL, while it is current
 
  private:
   static constexpr u64 kGather = 48u << 10;  // so many bytes are sent without being asked for

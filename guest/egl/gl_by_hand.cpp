@@ -44,6 +44,15 @@ bool is_alignment(GLenum name) {
   return name == GL_PACK_ALIGNMENT || name == GL_UNPACK_ALIGNMENT;
 }
 
+constexpr GLsizeiptr kPiece = 2 << 20;
+
+template <typename Send>
+void in_pieces(GLsizeiptr size, const void* data, Send send) {
+  if (size <= kPiece || data == nullptr) return send(0, size, data);
+  for (GLsizeiptr from = 0; from < size; from += kPiece)
+    send(from, std::min(kPiece, size - from), static_cast<const u8*>(data) + from);
+}
+
 // The driver's answer, asked for once a context.
 const std::string& text_of(Context& context, GLenum name) {
   const auto found = context.texts.find(name);
@@ -113,6 +122,7 @@ void glPixelStoref(GLenum pname, GLfloat param) {
 void glBindBuffer(GLenum target, GLuint buffer) {
   Context* const context = current_context();
   if (context == nullptr) return;
+  context->bindings[target] = buffer;
   if (target == GL_PIXEL_PACK_BUFFER) context->pack_buffer = buffer;
   if (target == GL_PIXEL_UNPACK_BUFFER) context->unpack_buffer = buffer;
   plain::glBindBuffer(target, buffer);
@@ -124,8 +134,32 @@ void glDeleteBuffers(GLsizei n, const GLuint* buffers) {
   for (GLsizei i = 0; buffers != nullptr && i < n; ++i) {
     if (buffers[i] == context->pack_buffer) context->pack_buffer = 0;
     if (buffers[i] == context->unpack_buffer) context->unpack_buffer = 0;
+    std::erase_if(context->mappings, [&](const auto& each) { return each->buffer == buffers[i]; });
   }
   plain::glDeleteBuffers(n, buffers);
+}
+
+// Much goes in pieces: they use memory of the window that is there already, and the worker copies one while
+// we copy the next. A range beyond the buffer is refused whole, as long as its first piece is beyond it, too.
+void glBufferSubData(GLenum target, GLintptr offset, GLsizeiptr size, const void* data) {
+  in_pieces(size, data, [&](GLsizeiptr from, GLsizeiptr bytes, const void* piece) {
+    plain::glBufferSubData(target, offset + from, bytes, piece);
+  });
+}
+void glNamedBufferSubData(GLuint buffer, GLintptr offset, GLsizeiptr size, const void* data) {
+  in_pieces(size, data, [&](GLsizeiptr from, GLsizeiptr bytes, const void* piece) {
+    plain::glNamedBufferSubData(buffer, offset + from, bytes, piece);
+  });
+}
+void glBufferData(GLenum target, GLsizeiptr size, const void* data, GLenum usage) {
+  const bool much = data != nullptr && size > kPiece;
+  plain::glBufferData(target, size, much ? nullptr : data, usage);
+  if (much) glBufferSubData(target, 0, size, data);
+}
+void glNamedBufferData(GLuint buffer, GLsizeiptr size, const void* data, GLenum usage) {
+  const bool much = data != nullptr && size > kPiece;
+  plain::glNamedBufferData(buffer, size, much ? nullptr : data, usage);
+  if (much) glNamedBufferSubData(buffer, 0, size, data);
 }
 
 void glShaderSource(GLuint shader, GLsizei count, const GLchar* const* string, const GLint* length) {

@@ -123,6 +123,74 @@ void glTexSubImage3D(GLenum target, GLint level, GLint xoffset, GLint yoffset, G
                                        });
 }
 
+void glTextureSubImage1D(GLuint texture, GLint level, GLint xoffset, GLsizei width, GLenum format,
+                         GLenum type, const void* pixels) {
+  upload<wire::gl_args::TextureSubImage1D>(wire::GlFunction::glTextureSubImage1D,
+                                           {format, type, width, 1, 1, false}, pixels, [&](auto& a) {
+                                             a.texture = texture;
+                                             a.level = level;
+                                             a.xoffset = xoffset;
+                                             a.width = width;
+                                             a.format = format;
+                                             a.type = type;
+                                           });
+}
+
+void glTextureSubImage2D(GLuint texture, GLint level, GLint xoffset, GLint yoffset, GLsizei width,
+                         GLsizei height, GLenum format, GLenum type, const void* pixels) {
+  upload<wire::gl_args::TextureSubImage2D>(wire::GlFunction::glTextureSubImage2D,
+                                           {format, type, width, height, 1, false}, pixels, [&](auto& a) {
+                                             a.texture = texture;
+                                             a.level = level;
+                                             a.xoffset = xoffset;
+                                             a.yoffset = yoffset;
+                                             a.width = width;
+                                             a.height = height;
+                                             a.format = format;
+                                             a.type = type;
+                                           });
+}
+
+void glTextureSubImage3D(GLuint texture, GLint level, GLint xoffset, GLint yoffset, GLint zoffset,
+                         GLsizei width, GLsizei height, GLsizei depth, GLenum format, GLenum type,
+                         const void* pixels) {
+  upload<wire::gl_args::TextureSubImage3D>(wire::GlFunction::glTextureSubImage3D,
+                                           {format, type, width, height, depth, true}, pixels, [&](auto& a) {
+                                             a.texture = texture;
+                                             a.level = level;
+                                             a.xoffset = xoffset;
+                                             a.yoffset = yoffset;
+                                             a.zoffset = zoffset;
+                                             a.width = width;
+                                             a.height = height;
+                                             a.depth = depth;
+                                             a.format = format;
+                                             a.type = type;
+                                           });
+}
+
+namespace {
+
+// Tightly packed pixels of the driver's, put where the program's pixel storage wants them; nothing else of
+// its memory is touched.
+void spread(const wire::ImageLayout& layout, u64 rows, u64 images, const u8* from, u64 size, void* pixels) {
+  if (size != layout.row * rows * images) return;
+  auto* const out = static_cast<u8*>(pixels) + layout.skip;
+  if (images == 1 && layout.row == layout.row_stride) {
+    std::memcpy(out, from, size);
+    return;
+  }
+  for (u64 image = 0; image < images; ++image)
+    for (u64 row = 0; row < rows; ++row, from += layout.row)
+      std::memcpy(out + image * layout.image_stride + row * layout.row_stride, from, layout.row);
+}
+
+bool has_images(GLenum target) {
+  return target == GL_TEXTURE_3D || target == GL_TEXTURE_2D_ARRAY || target == GL_TEXTURE_CUBE_MAP_ARRAY;
+}
+
+}  // namespace
+
 // The pixels come tightly packed, right into the window, and only they are written to the program's memory.
 void glReadPixels(GLint x, GLint y, GLsizei width, GLsizei height, GLenum format, GLenum type, void* pixels) {
   Context* const context = current_context();
@@ -143,16 +211,40 @@ void glReadPixels(GLint x, GLint y, GLsizei width, GLsizei height, GLenum format
   a->pixels = reinterpret_cast<u64>(pixels);
   if (!data) return context->end(true);
   const u64 rows = static_cast<u64>(height);
-  auto* const out = static_cast<u8*>(pixels) + layout.skip;
-  context->ask_large(layout.row * rows, [&](const u8* from, u64 size) {
-    if (size != layout.row * rows) return;
-    if (layout.row == layout.row_stride) {
-      std::memcpy(out, from, size);
-      return;
-    }
-    for (u64 row = 0; row < rows; ++row)
-      std::memcpy(out + row * layout.row_stride, from + row * layout.row, layout.row);
-  });
+  context->ask_large(layout.row * rows,
+                     [&](const u8* from, u64 size) { spread(layout, rows, 1, from, size, pixels); });
+}
+
+void glGetTexImage(GLenum target, GLint level, GLenum format, GLenum type, void* pixels) {
+  Context* const context = current_context();
+  if (context == nullptr) return;
+  const bool offset = context->pack_buffer != 0;
+  GLint width = 0;
+  GLint height = 1;
+  GLint depth = 1;
+  if (!offset) {
+    glGetTexLevelParameteriv(target, level, GL_TEXTURE_WIDTH, &width);
+    glGetTexLevelParameteriv(target, level, GL_TEXTURE_HEIGHT, &height);
+    glGetTexLevelParameteriv(target, level, GL_TEXTURE_DEPTH, &depth);
+  }
+  const bool images = has_images(target);
+  const wire::ImageLayout layout =
+      wire::image_layout(context->pack, format, type, width, height, depth, images);
+  const bool data = !offset && pixels != nullptr && layout.bytes != 0;
+  auto* const a =
+      context->begin<wire::gl_args::GetTexImage>(wire::GlFunction::glGetTexImage, offset ? wire::kDataIsOffset
+                                                                                  : data ? 0
+                                                                                         : wire::kDataIsNull);
+  a->target = target;
+  a->level = level;
+  a->format = format;
+  a->type = type;
+  a->pixels = reinterpret_cast<u64>(pixels);
+  if (!data) return context->end(true);
+  const auto rows = static_cast<u64>(height);
+  const auto count = static_cast<u64>(depth);
+  context->ask_large(layout.row * rows * count,
+                     [&](const u8* from, u64 size) { spread(layout, rows, count, from, size, pixels); });
 }
 
 }  // namespace gpupool::guest::gl_api

@@ -331,5 +331,6 @@ def arguments(order: WorkerOrder, name: Callable[[int], str] = str) -> list[str]
     words += ["--pinned-mib", str(caps.pinned_mib), "--image-mib", str(caps.image_mib)]
     words += ["--handles", str(caps.handles), "--streams", str(caps.streams)]
     words += ["--launch-threads", str(caps.launch_threads)]
+    words += ["--opengl", "yes" if caps.opengl else "no"]
     words += ["--scrub", "yes" if caps.scrub else "no"]
     return words

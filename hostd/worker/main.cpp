@@ -239,6 +239,7 @@ int serve(Options& options, int argc, char** argv) {
     end_session(kExitUsage, "bad command line; this program is started by hostd", error);
   worker->exchange = Exchange(options.exchange_fd);
   worker->set_caps(options.caps);
+  worker->may_use_opengl = options.opengl;
   if (const u32 threads = launch_threads(options); threads != 0)
     worker->crew = std::make_shared<LaunchCrew>(threads);
   map_window(options, *worker);

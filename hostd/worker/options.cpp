@@ -123,6 +123,7 @@ enum Option {
   kOrder,
   kContext,
   kLaunchThreads,
+  kOpenGl,
   kQuotaFds,
   kAccountFds,
   kLeaseFds,
@@ -254,6 +255,8 @@ bool take(int option, const char* text, Options& options) {
       return true;
     case kOrder:
       return parse_fd(text, options.order_fd);
+    case kOpenGl:
+      return parse_yes(text, options.opengl);
     case kLaunchThreads:
       return parse_u32(text, options.launch_threads) && options.launch_threads <= kMostLaunchThreads;
     case kContext:
@@ -302,6 +305,7 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
                                         {"host-version", required_argument, nullptr, kHost},
                                         {"order-fd", required_argument, nullptr, kOrder},
                                         {"launch-threads", required_argument, nullptr, kLaunchThreads},
+                                        {"opengl", required_argument, nullptr, kOpenGl},
                                         {"prepare-context", required_argument, nullptr, kContext},
                                         {"quota-fds", required_argument, nullptr, kQuotaFds},
                                         {"account-fds", required_argument, nullptr, kAccountFds},

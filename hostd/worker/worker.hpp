@@ -141,7 +141,8 @@ class Worker {
   // Issues launches of several streams at once (launch_crew.hpp); null where only the dispatcher launches.
   std::shared_ptr<LaunchCrew> crew;
 
-  // OpenGL of this session (hostd/worker/opengl); null until the client asks for it.
+  // OpenGL of this session (hostd/worker/opengl); null until the client asks for it, and where it may not.
+  bool may_use_opengl = false;
   std::shared_ptr<GlServer> opengl;
 
   // A handler that makes another context current in the driver (or destroys one) sets this.

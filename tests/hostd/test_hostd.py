@@ -177,6 +177,7 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
         "--handles": "1048575",
         "--streams": "8191",
         "--launch-threads": "0",
+        "--opengl": "no",
         "--scrub": "yes",
         "--log-level": "info",
         "--protocol": "1.2",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.conftest import TRANSPORTS, Host
 from tests.opengl.generated import answer, generated
+from tests.opengl.test_pixels import compare, drawn
 from tests.opengl.ways import Way
 
 CLEAR = """
@@ -33,3 +36,9 @@ def test_clearing_and_reading_back_is_the_same(native: Way, way: Way) -> None:
     assert there == answer(native, CLEAR)
     assert there[2] == 0
     assert there[3] == "4080bfff"
+
+
+def test_scenes_of_moderngl_are_the_same(native: Way, way: Way, tmp_path: Path) -> None:
+    says, pictures = drawn(way, "moderngl", tmp_path)
+    compare(drawn(native, "moderngl", tmp_path)[1], pictures)
+    assert "llvmpipe" in str(says)

@@ -41,7 +41,8 @@ class Count:
         if not self.parameter:
             return f"gpupool::u64{{{self.factor}}}"
         if self.function:
-            return f"gpupool::wire::gl_sizes::{self.function}({prefix}{self.parameter})"
+            arguments = ", ".join(prefix + each for each in self.parameter.split(","))
+            return f"gpupool::wire::gl_sizes::{self.function}({arguments})"
         return (
             f"gpupool::wire::gl_sizes::elements({prefix}{self.parameter}, "
             f"{self.factor}, {self.divisor})"
@@ -314,7 +315,7 @@ def _count(size: str) -> Count | None:
     match = re.fullmatch(r"(\w+)(?:\*(\d+)|/(\d+))?", text)
     if match:
         return Count(match.group(1), int(match.group(2) or 1), int(match.group(3) or 1))
-    match = re.fullmatch(r"([a-z_]+)\((\w+)\)", text)
+    match = re.fullmatch(r"([a-z_]+)\((\w+(?:,\w+)*)\)", text)
     if match:
         return Count(match.group(2), function=match.group(1))
     return None

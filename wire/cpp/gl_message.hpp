@@ -34,6 +34,14 @@ inline constexpr u64 kMostGlData = 1ull << 31;    // bytes of one array
 inline constexpr u32 kMostGlContexts = 1024;      // of one session, and so many surfaces
 inline constexpr u64 kMostGlBatch = 64ull << 20;  // bytes of one batch
 
+// glFenceSync: the client names the sync.
+struct GlFence {
+  u64 sync = 0;
+  u32 condition = 0;
+  u32 flags = 0;
+};
+inline constexpr u32 kMostGlSyncs = 1u << 16;  // of one session
+
 // The message gl_manage: contexts and surfaces, which EGL makes.
 enum class GlManage : u32 {
   open = 1,             // answers what the host's OpenGL is: GlHost

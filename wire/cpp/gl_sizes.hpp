@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "gl_enums.hpp"  // generated
+#include "wire/cpp/gl_pixels.hpp"
 #include "wire/cpp/gl_types.hpp"
 
 namespace gpupool::wire::gl_sizes {
@@ -26,6 +27,11 @@ constexpr u64 texture_parameter(gl::GLenum name) {
 
 constexpr u64 patch_parameter(gl::GLenum name) {
   return name == gl::GL_PATCH_DEFAULT_OUTER_LEVEL ? 4 : 2;
+}
+
+// One pixel: glClearTexImage and glClearBufferData.
+constexpr u64 pixel(gl::GLenum format, gl::GLenum type) {
+  return pixel_size(format, type).group;
 }
 
 // glClearBuffer.

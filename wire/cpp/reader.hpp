@@ -115,6 +115,11 @@ class Writer {
     put(count);
     if (count != 0) std::memcpy(grow(count * sizeof(T), 8), values, count * sizeof(T));
   }
+  // As they are, without a count.
+  void put_span(const void* data, u64 bytes) {
+    const auto* const from = static_cast<const u8*>(data);
+    bytes_.insert(bytes_.end(), from, from + bytes);
+  }
   [[nodiscard]] std::span<const u8> bytes() const { return bytes_; }
   void clear() { bytes_.clear(); }
 

@@ -42,7 +42,9 @@ CUresult handle_gl_manage(Worker& worker, Request& request) {
   switch (what) {
     case wire::GlManage::open: {
       request.in.finish();
-      if (worker.opengl == nullptr) {
+      if (!worker.may_use_opengl) {
+        text = "hostd's configuration does not allow it; set limits.generated_opengl = true there";
+      } else if (worker.opengl == nullptr) {
         auto server = std::make_shared<GlServer>();
         if (server->open(worker, text))
           worker.opengl = std::move(server);

@@ -34,8 +34,7 @@ void GlCommand::align() {
 
 void GlCommand::put_bytes(const void* data, u64 bytes) {
   must_answer();
-  const auto* const from = static_cast<const u8*>(data);
-  for (u64 i = 0; i < bytes; ++i) out_->put(from[i]);
+  out_->put_span(data, bytes);
 }
 
 }  // namespace gpupool::worker

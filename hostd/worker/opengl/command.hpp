@@ -8,6 +8,7 @@
 #include <deque>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "gl_api.hpp"  // generated
@@ -39,6 +40,9 @@ class GlCommand {
     if (count == wire::kNullArray) return nullptr;
     if (count != expected || count > wire::kMostGlData / sizeof(T))
       throw wire::ProtocolError("an array of another length than the command's");
+    // Of a format that we do not know a pixel has no size, and a driver that knows it reads one all the same.
+    static constexpr u64 kNothing[32] = {};
+    if (count == 0) return reinterpret_cast<const T*>(kNothing);
     if (content && (head_.flags & wire::kDataInBulk) != 0)
       return reinterpret_cast<const T*>(bulk(count * sizeof(T)));
     return reinterpret_cast<const T*>(take((count * sizeof(T) + 7) / 8 * 8));
@@ -77,7 +81,7 @@ class GlCommand {
   void put_room(const T* values, u64 count) {
     if (values == nullptr) return;
     align();
-    for (u64 i = 0; i < count; ++i) out_->put(values[i]);
+    out_->put_span(values, count * sizeof(T));
   }
   void put_bytes(const void* data, u64 bytes);
   template <typename T>
@@ -127,8 +131,9 @@ struct GlContext {
   void* context = nullptr;  // EGL's
   void* draw = nullptr;     // EGL's surfaces; null for none
   void* read = nullptr;
-  u32 client_api = 0;  // EGL_OPENGL_API or EGL_OPENGL_ES_API
-  u32 error = 0;       // one that we found, until glGetError takes it
+  u32 client_api = 0;                                    // EGL_OPENGL_API or EGL_OPENGL_ES_API
+  std::unordered_map<u64, gl::GLsync>* syncs = nullptr;  // the session's, by the client's names
+  u32 error = 0;                                         // one that we found, until glGetError takes it
 
   // An error of the program's that the driver is not asked about.
   void fail(u32 which) {

@@ -99,7 +99,65 @@ void handle_glTexSubImage3D(GlContext& context, GlCommand& command) {
                               a.format, a.type, pixels);
 }
 
-// Tightly packed, whatever the program's own pixel storage says, and right into the window where it is large.
+void handle_glTextureSubImage1D(GlContext& context, GlCommand& command) {
+  const auto a = command.arguments<wire::gl_args::TextureSubImage1D>();
+  const void* pixels = nullptr;
+  if (!pixels_of(context, command, a, a.width, 1, 1, false, pixels)) return;
+  if (context.api.glTextureSubImage1D == nullptr) return context.refuse(command);
+  context.api.glTextureSubImage1D(a.texture, a.level, a.xoffset, a.width, a.format, a.type, pixels);
+}
+
+void handle_glTextureSubImage2D(GlContext& context, GlCommand& command) {
+  const auto a = command.arguments<wire::gl_args::TextureSubImage2D>();
+  const void* pixels = nullptr;
+  if (!pixels_of(context, command, a, a.width, a.height, 1, false, pixels)) return;
+  if (context.api.glTextureSubImage2D == nullptr) return context.refuse(command);
+  context.api.glTextureSubImage2D(a.texture, a.level, a.xoffset, a.yoffset, a.width, a.height, a.format,
+                                  a.type, pixels);
+}
+
+void handle_glTextureSubImage3D(GlContext& context, GlCommand& command) {
+  const auto a = command.arguments<wire::gl_args::TextureSubImage3D>();
+  const void* pixels = nullptr;
+  if (!pixels_of(context, command, a, a.width, a.height, a.depth, true, pixels)) return;
+  if (context.api.glTextureSubImage3D == nullptr) return context.refuse(command);
+  context.api.glTextureSubImage3D(a.texture, a.level, a.xoffset, a.yoffset, a.zoffset, a.width, a.height,
+                                  a.depth, a.format, a.type, pixels);
+}
+
+namespace {
+
+// Reads an image of so many bytes, tightly packed whatever the program's own pixel storage says, right into
+// the window where it is large. `read` gets the memory, of which it is sure that the driver writes no more.
+template <typename Read>
+void read_tightly(GlContext& context, GlCommand& command, u64 bytes, Read read) {
+  constexpr GLenum kStore[] = {GL_PACK_ALIGNMENT, GL_PACK_ROW_LENGTH,   GL_PACK_SKIP_PIXELS,
+                               GL_PACK_SKIP_ROWS, GL_PACK_IMAGE_HEIGHT, GL_PACK_SKIP_IMAGES};
+  constexpr int kStores = sizeof kStore / sizeof *kStore;
+  const int known = context.client_api == EGL_OPENGL_ES_API ? 4 : kStores;
+  const bool in_window = !command.window().empty();
+  if (bytes > (in_window ? command.window().size() : command.room_left()))
+    throw wire::ProtocolError("too little room for an image");
+  GLint before[kStores] = {};
+  for (int i = 0; i < known; ++i) {
+    before[i] = store_value(context, kStore[i]);
+    if (before[i] != (i == 0)) context.api.glPixelStorei(kStore[i], i == 0);
+  }
+  std::vector<u8> small(in_window ? 0 : bytes);
+  context.collect();
+  read(in_window ? command.window().data() : small.data());
+  const bool done = context.collect();
+  for (int i = 0; i < known; ++i)
+    if (before[i] != (i == 0)) context.api.glPixelStorei(kStore[i], before[i]);
+  if (!done) return;  // then nothing was written, and the program's memory stays as it is
+  if (in_window)
+    command.answered_in_window(bytes);
+  else
+    command.put_bytes(small.data(), small.size());
+}
+
+}  // namespace
+
 void handle_glReadPixels(GlContext& context, GlCommand& command) {
   const auto a = command.arguments<wire::gl_args::ReadPixels>();
   command.finish();
@@ -121,25 +179,34 @@ void handle_glReadPixels(GlContext& context, GlCommand& command) {
   }
   command.must_answer();
   if (bound || !layout.known) return context.refuse(command);
-  constexpr GLenum kStore[] = {GL_PACK_ALIGNMENT, GL_PACK_ROW_LENGTH, GL_PACK_SKIP_PIXELS, GL_PACK_SKIP_ROWS};
-  GLint before[4] = {};
-  for (int i = 0; i < 4; ++i) {
-    before[i] = store_value(context, kStore[i]);
-    if (before[i] != (i == 0)) context.api.glPixelStorei(kStore[i], i == 0);
+  read_tightly(context, command, layout.bytes, read);
+}
+
+void handle_glGetTexImage(GlContext& context, GlCommand& command) {
+  const auto a = command.arguments<wire::gl_args::GetTexImage>();
+  command.finish();
+  if (context.api.glGetTexImage == nullptr) return context.refuse(command);
+  const bool bound = context.bound(GL_PIXEL_PACK_BUFFER_BINDING) != 0;
+  const auto read = [&](void* pixels) {
+    context.api.glGetTexImage(a.target, a.level, a.format, a.type, pixels);
+  };
+  if ((command.flags() & wire::kDataIsOffset) != 0) {
+    if (!bound) return context.refuse(command);
+    return read(reinterpret_cast<void*>(a.pixels));
   }
-  const bool in_window = !command.window().empty();
-  if (layout.bytes > (in_window ? command.window().size() : command.room_left()))
-    throw wire::ProtocolError("too little room for an image");
-  std::vector<u8> small(in_window ? 0 : layout.bytes);
-  context.collect();
-  read(in_window ? command.window().data() : small.data());
-  for (int i = 0; i < 4; ++i)
-    if (before[i] != (i == 0)) context.api.glPixelStorei(kStore[i], before[i]);
-  if (!context.collect()) return;  // then nothing was written, and the program's memory stays as it is
-  if (in_window)
-    command.answered_in_window(layout.bytes);
-  else
-    command.put_bytes(small.data(), small.size());
+  if ((command.flags() & wire::kDataIsNull) != 0) return;
+  command.must_answer();
+  // What the driver writes follows from what it says of the texture itself.
+  GLint size[3] = {0, 0, 0};
+  context.api.glGetTexLevelParameteriv(a.target, a.level, GL_TEXTURE_WIDTH, &size[0]);
+  context.api.glGetTexLevelParameteriv(a.target, a.level, GL_TEXTURE_HEIGHT, &size[1]);
+  context.api.glGetTexLevelParameteriv(a.target, a.level, GL_TEXTURE_DEPTH, &size[2]);
+  wire::PixelStore tight;
+  tight.alignment = 1;
+  const wire::ImageLayout layout =
+      wire::image_layout(tight, a.format, a.type, size[0], size[1], size[2], true);
+  if (bound || !layout.known) return context.refuse(command);
+  read_tightly(context, command, layout.bytes, read);
 }
 
 }  // namespace gpupool::worker

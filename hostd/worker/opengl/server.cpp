@@ -55,7 +55,8 @@ i32 GlServer::create_context(const wire::GlContextWish& wish) {
   void* const made = egl_.create_context(display_, nullptr, wish.share == 0 ? nullptr : share->second.context,
                                          attributes.data());
   if (made == nullptr) return egl_.get_error();
-  contexts_.emplace(wish.index, GlContext{.api = api_, .context = made, .client_api = wish.api});
+  contexts_.emplace(wish.index,
+                    GlContext{.api = api_, .context = made, .client_api = wish.api, .syncs = &syncs_});
   return EGL_SUCCESS;
 }
 

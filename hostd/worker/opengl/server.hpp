@@ -35,6 +35,7 @@ class GlServer {
   u32 current_ = 0;
   std::map<u32, GlContext> contexts_;
   std::map<u32, void*> surfaces_;
+  std::unordered_map<u64, gl::GLsync> syncs_;
 };
 
 }  // namespace gpupool::worker

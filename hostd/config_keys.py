@@ -214,8 +214,8 @@ KEYS: tuple[Key, ...] = (
         "limits.generated_opengl",
         bool,
         False,
-        "let clients use OpenGL in their CUDA session's worker (docs/opengl.md): its memory and time are "
-        "not yet counted as the vGPU's",
+        "let clients use OpenGL in their CUDA session's worker (docs/opengl.md): its memory and "
+        "time are not yet counted as the vGPU's",
     ),
     Key(
         "limits.end_grace_s",

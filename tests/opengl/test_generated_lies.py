@@ -1,4 +1,4 @@
-"""A client that sends messages of its own making to the worker's OpenGL ends its own session, or gets
+"""A client that sends the worker's OpenGL messages of its own making ends its own session, or gets
 an error; the worker never dies of it.
 """
 
@@ -21,10 +21,11 @@ gl.target(16, 16)
 clear(1, 0, 0, 1)
 assert read(16, 16)[:4] == bytes([255, 0, 0, 255])
 class Message(Structure):
-    _fields_ = [("function", c_uint16), ("flags", c_uint16), ("bytes", c_uint32), ("payload", c_char_p),
-                ("offset", c_uint64), ("size", c_uint64)]
+    _fields_ = [("function", c_uint16), ("flags", c_uint16), ("bytes", c_uint32),
+                ("payload", c_char_p), ("offset", c_uint64), ("size", c_uint64)]
 class Table(Structure):
-    _fields_ = [("version", c_uint32), ("bytes", c_uint32), ("connect", c_void_p), ("send", c_void_p),
+    _fields_ = [("version", c_uint32), ("bytes", c_uint32), ("connect", c_void_p),
+                ("send", c_void_p),
                 ("wait", CFUNCTYPE(c_int, POINTER(Message), POINTER(c_uint64), c_char_p, c_uint32,
                                    POINTER(c_uint32)))]
 find = CDLL("libcuda.so.1").gpupool_private_table

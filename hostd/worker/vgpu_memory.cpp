@@ -93,6 +93,8 @@ VgpuMemory::Look VgpuMemory::look() const {
 // or its row changed, tries again. A request that is refused by rows that were settled, twice the same, does
 // not fit.
 bool VgpuMemory::reserve(u64 bytes) {
+  // A sum that was cut short could not be given back: what the session has would be forgotten with it.
+  if (bytes > ~u64{0} - own_) return false;
   u64 deadline = 0;
   u64 pause = kFirstPauseNs;
   while (true) {

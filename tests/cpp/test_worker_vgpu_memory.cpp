@@ -307,4 +307,18 @@ TEST_CASE("pages that are none are refused, and the quota is only read") {
   for (const int fd : {quota_fd, account_fd, read_only}) close(fd);
 }
 
+// An array whose size does not fit into 64 bits, on a vGPU without a limit.
+TEST_CASE("what cannot be counted is refused and forgets nothing") {
+  Pages pages;
+  for (const u64 limit : {u64{0}, ~u64{0}}) {
+    pages->limit(limit);
+    VgpuMemory memory = pages->session(3);
+    REQUIRE(memory.reserve(3 * kMib));
+    CHECK(!memory.reserve(~u64{0}));
+    CHECK(memory.own_bytes() == 3 * kMib);
+    CHECK(pages->account().row[3].bytes == 3 * kMib);
+    memory.give_back(3 * kMib);
+  }
+}
+
 }  // namespace gpupool::worker

@@ -136,7 +136,9 @@ class Bench:
                     self.figures.failed.append(f"{name}: {error}")
 
     def _mode(self, name: str, host: Host) -> Mode:
-        variables = {**os.environ, "PYTHONPATH": str(_root())}
+        before = os.environ.get("PYTHONPATH")
+        path = os.pathsep.join([str(_root()), *([before] if before else [])])
+        variables = {**os.environ, "PYTHONPATH": path}
         nvidia = self._arguments.gpu == "nvidia"
         if name == NATIVE:
             own = (

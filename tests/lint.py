@@ -49,7 +49,7 @@ def commands(fix: bool) -> dict[str, list[str]]:
         "clang-format": ["clang-format", "-i" if fix else "--dry-run", "--Werror", *cpp],
         "codespell": [
             "codespell",
-            "--ignore-words-list=inout,nd,ans,fo,ro,te,lod,leas,groupin",
+            "--ignore-words-list=inout,nd,ans,fo,ro,te,lod,leas,groupin,drainin",
             *text,
         ],
         "yamllint": ["yamllint", "--strict", "-c", ".yamllint.yaml", *named(".yaml", ".yml")],

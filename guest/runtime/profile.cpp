@@ -237,8 +237,7 @@ ProfiledCall::~ProfiledCall() {
          {start_ns_, now - start_ns_, waited_ns_, to_device_bytes_, from_device_bytes_,
           static_cast<u32>(function_), thread->thread},
          waits_ != 0);
-  thread->header->messages.store(session->tickets(),
-                                 std::memory_order_relaxed);
+  thread->header->messages.store(session->tickets(), std::memory_order_relaxed);
 }
 
 ProfiledWait::ProfiledWait() {

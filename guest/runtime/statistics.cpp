@@ -32,8 +32,7 @@ std::string describe() {
   const wire::DeviceInfo& device = session->devices().front();
   std::string text = R"({"transport": ")" + std::string(session->transport_name()) + R"(", "device": ")" +
                      plain(device.name, sizeof device.name) + R"(", "messages": )" +
-                     std::to_string(session->tickets()) +
-                     R"(, "waits": {)";
+                     std::to_string(session->tickets()) + R"(, "waits": {)";
   const char* separator = "";
   for (size_t i = 0; i < g_waits.size(); ++i) {
     const u64 count = g_waits[i].load(std::memory_order_relaxed);

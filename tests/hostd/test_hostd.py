@@ -167,6 +167,7 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
         "--transport": "shm",
         "--window-base": "0x200000000000",
         "--window-bytes": str(16384 << 20),
+        "--window-offset": "0",
         "--library": str(daemon.native / "lib/host/libgpupool-softgpu.so"),
         "--devices": GPU_UUID,
         "--session-id": str(answer.welcome.session_id),

@@ -17,8 +17,8 @@ import pytest
 from tests.opengl import suites
 from tests.opengl.ways import Way
 
-# Names of tests, and why they differ. All of them do so with virgl_test_server, too, and with Mesa
-# 26.1.6 and virglrenderer 1.3.0.
+# Names of tests, and why they differ. All of them but imageStore-array do so with
+# virgl_test_server, too, and with Mesa 26.1.6 and virglrenderer 1.3.0.
 _DEPTH = "a depth texture is read back with 16 bits"
 KNOWN_MODERNGL = {
     "test_compute_shader::test_texture_cube_image": "GLSL 4.50; virgl has 4.30",

@@ -193,11 +193,11 @@ class Bench:
                 if mode == "generated":
                     continue
                 try:
-                    row.rates.setdefault(mode, []).append(
-                        self._scene(mode, scene, program, display)
-                    )
+                    rate = self._scene(mode, scene, program, display)
                 except ModeError as error:
                     self._fail(mode, f"{row.name}: {error}")
+                    continue
+                row.rates.setdefault(mode, []).append(rate)
 
     def _turns(self) -> Iterator[str]:
         """Modes, each round beginning with another one."""

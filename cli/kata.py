@@ -72,19 +72,11 @@ def allow(
     name: Name,
     compute: parameters.Compute = None,
     memory: parameters.Memory = None,
-    count: Annotated[
-        int, typer.Option(metavar="N", min=1, max=16, help="how many vGPUs of this size")
-    ] = 1,
-    mode: Annotated[
-        parameters.Mode,
-        typer.Option(
-            help="reserved while the container runs, or on-demand: while its programs run",
-            metavar="reserved|on-demand",
-        ),
-    ] = parameters.Mode.RESERVED,
-    policy: Annotated[
-        parameters.Policy, typer.Option(help="elastic or hard", metavar="elastic|hard")
-    ] = parameters.Policy.ELASTIC,
+    count: parameters.Count = 1,
+    mode: Annotated[parameters.Mode, parameters.reserved_while("the container runs")] = (
+        parameters.Mode.RESERVED
+    ),
+    policy: parameters.SharePolicy = parameters.Policy.ELASTIC,
     tenant: Annotated[str, typer.Option(metavar="TENANT", help="whose containers they are")] = "",
     namespace: Annotated[str, Pattern] = "",
     pod: Annotated[str, Pattern] = "",

@@ -139,3 +139,14 @@ Memory = Annotated[
         help="memory in MiB, or like 512M, 10G; 0: not limited",
     ),
 ]
+# Of the vGPUs of a virtual machine or container.
+Count = Annotated[int, typer.Option(metavar="N", min=1, max=16, help="how many vGPUs of this size")]
+SharePolicy = Annotated[Policy, typer.Option(help="elastic or hard", metavar="elastic|hard")]
+
+
+def reserved_while(runs: str) -> Any:
+    """The option --mode: how long what is reserved stays so."""
+    return typer.Option(
+        help=f"reserved while {runs}, or on-demand: while its programs run",
+        metavar="reserved|on-demand",
+    )

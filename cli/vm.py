@@ -16,6 +16,7 @@ from gpupool.cli.backend import BackendError, Local, RefusedError, UsageError
 from gpupool.cli.libvirt_domains import DEFAULT_URI, Libvirt
 from gpupool.cli.model import Vm, VmRight
 from gpupool.cli.vm_edit import Editor, Outcome, Wish
+from gpupool.wire.hello import WINDOW_MIN_BYTES
 
 DESCRIPTION = """\
 A virtual machine of libvirt has vGPUs when its definition asks for them (`vm attach`, or by hand:
@@ -24,6 +25,7 @@ needs no GPU and no NVIDIA driver. A DOMAIN is named as virsh names it, or by it
 """
 APP = layout.group("vm", DESCRIPTION, EXITS)
 DEFAULT_WINDOW_MIB = 4096  # hostd allows no more unless told; only what is touched is used
+_MIN_WINDOW_MIB = WINDOW_MIN_BYTES >> 20
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _known = names(lambda _asking: sorted(Libvirt(DEFAULT_URI).names().values()))
@@ -57,19 +59,11 @@ def attach(
     name: DomainName,
     compute: parameters.Compute = None,
     memory: parameters.Memory = None,
-    count: Annotated[
-        int, typer.Option(metavar="N", min=1, max=16, help="how many vGPUs of this size")
-    ] = 1,
-    mode: Annotated[
-        parameters.Mode,
-        typer.Option(
-            help="reserved while it runs, or on-demand: while its programs run",
-            metavar="reserved|on-demand",
-        ),
-    ] = parameters.Mode.RESERVED,
-    policy: Annotated[
-        parameters.Policy, typer.Option(help="elastic or hard", metavar="elastic|hard")
-    ] = parameters.Policy.ELASTIC,
+    count: parameters.Count = 1,
+    mode: Annotated[parameters.Mode, parameters.reserved_while("it runs")] = (
+        parameters.Mode.RESERVED
+    ),
+    policy: parameters.SharePolicy = parameters.Policy.ELASTIC,
     window: Annotated[
         str | None,
         typer.Option(
@@ -103,6 +97,11 @@ def attach(
     window_mib = parameters.quota_mib(window) if window is not None else DEFAULT_WINDOW_MIB
     if window_mib & (window_mib - 1):
         raise UsageError(f"given --window {window}, allowed is a power of two, as QEMU wants it")
+    if 0 < window_mib < _MIN_WINDOW_MIB:
+        raise UsageError(
+            f"given --window {window}, which holds no session: one needs {_MIN_WINDOW_MIB}M; say "
+            "as much or more, or --no-window"
+        )
     vgpu = domain.AskedVgpu(percent, memory_mib, count, mode.value, policy.value)
     wish = Wish(vgpu, 0 if no_window else window_mib, relay, tenant)
     libvirt = Libvirt(connect)

@@ -17,7 +17,7 @@ from tests.fakes.libvirtd import Libvirtd
 from tests.fakes.vm_command import Command
 
 CONFIG = '[vm]\nrelay = "{}"\ngroup = "root"'
-WINDOW = ("--window", "16")
+WINDOW = ("--window", "64")
 
 
 class Host:
@@ -52,11 +52,11 @@ def test_from_attach_to_destroy(host: Host) -> None:
     host.libvirtd.does("start", "--paused", uuid)
     now = host.now(uuid)
     assert now is not None
-    assert (now["state"], now["relay"], now["window_mib"]) == ("started", True, 16)
+    assert (now["state"], now["relay"], now["window_mib"]) == ("started", True, 64)
     assert now["cid"] > 2
     assert [one["compute_percent"] for one in now["vgpus"]] == [25]
     window, folder = host.left(uuid)
-    assert window.stat().st_size == 16 << 20
+    assert window.stat().st_size == 64 << 20
     assert stat.S_IMODE(window.stat().st_mode) == 0o660  # QEMU did not make it
     assert "started" in host.vm.says("list")
     host.libvirtd.does("destroy", uuid)

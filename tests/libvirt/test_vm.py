@@ -10,7 +10,7 @@ from tests.fakes.admin_socket import AdminSocket
 from tests.fakes.libvirtd import Libvirtd
 from tests.fakes.vm_command import Command
 
-GIVEN = ("--compute", "25", "--memory", "4G", "--window", "16")
+GIVEN = ("--compute", "25", "--memory", "4G", "--window", "64")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_attach_and_detach_leave_the_domain_as_it_was(
     stand_in.results["vm_list"] |= {"relay": relay}
     before = libvirtd.xml(uuid)
     said = vm.says("attach", uuid, *GIVEN)
-    assert "from its next start: 1 vGPU of 25% and 4096 MiB, a window of 16 MiB, vsock" in said
+    assert "from its next start: 1 vGPU of 25% and 4096 MiB, a window of 64 MiB, vsock" in said
     attached = libvirtd.xml(uuid)
     valid(libvirtd, attached)
     assert f"<shmem name='gpupool-{uuid}'>" in attached
@@ -121,9 +121,9 @@ def test_show_tells_what_it_asks_for(libvirtd: Libvirtd, vm: Command) -> None:
             "policy": "hard",
         }
     ]
-    assert shown["asks"]["window_mib"] == 16
+    assert shown["asks"]["window_mib"] == 64
     assert shown["asks"]["channel"] == "vsock"
-    assert "2 x 25%, 4096 MiB, on-demand, hard; window 16 MiB; vsock" in vm.says("show", uuid)
+    assert "2 x 25%, 4096 MiB, on-demand, hard; window 64 MiB; vsock" in vm.says("show", uuid)
 
 
 def test_a_name_that_no_domain_has_is_refused(vm: Command) -> None:
@@ -137,7 +137,16 @@ def test_a_command_line_that_is_wrong(vm: Command) -> None:
         (),
         ("--compute", "0"),
         ("--compute", "5", "--window", "3"),
-        ("--compute", "5", "--window", "4", "--no-window"),
+        ("--compute", "5", "--window", "64", "--no-window"),
         ("--compute", "101"),
     ):
         assert vm.call("attach", "x", *words).returncode == 2, words
+
+
+@pytest.mark.parametrize("size", ["1", "16", "32M"])
+def test_a_window_that_holds_no_session_is_refused(vm: Command, size: str) -> None:
+    done = vm.call("attach", "x", "--compute", "5", "--window", size)
+    assert done.returncode == 2
+    assert f"given --window {size}, which holds no session" in done.stderr
+    assert "64M" in done.stderr
+    assert "--no-window" in done.stderr

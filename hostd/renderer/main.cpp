@@ -253,5 +253,7 @@ int main(int argc, char** argv) {
   for (const int fd : given)
     if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
   prctl(PR_SET_NAME, "gpupool-gl");
+  // A nap while a fence is waited for is as long as it says: the 50 us that Linux adds are more than a frame.
+  prctl(PR_SET_TIMERSLACK, 1000);
   renderer::serve(options);
 }

@@ -27,6 +27,7 @@ from typing import Any
 from gpupool.bench import environment
 from gpupool.bench.host import Host, HostError, guest_folder, hostd
 from gpupool.bench.opengl_report import NATIVE, Figures, Row, as_json, as_markdown
+from gpupool.bench.x_server import x_server
 
 MODES = (NATIVE, "shm", "tcp", "generated")
 _VIRGL = ("shm", "tcp")
@@ -242,31 +243,6 @@ def _root() -> Path:
     return Path(str(gpupool.__file__)).absolute().parent.parent
 
 
-@contextlib.contextmanager
-def x_server() -> Iterator[str]:
-    """DISPLAY of an Xvfb of the bench's own; empty where there is none."""
-    program = shutil.which("Xvfb")
-    if program is None:
-        yield ""
-        return
-    told, tells = os.pipe()
-    server = subprocess.Popen(  # noqa: S603 (Xvfb)
-        [program, "-displayfd", str(tells), "-screen", "0", "1024x768x24", "-nolisten", "tcp"],
-        pass_fds=(tells,),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(tells)
-    try:
-        with os.fdopen(told) as answer:
-            number = answer.readline().strip()
-        yield f":{number}" if number else ""
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
@@ -317,7 +293,8 @@ def main() -> int:
             stack.callback(bench.end)
             bench.prepare(host)
             bench.works()
-            bench.glmark(stack.enter_context(x_server()))
+            has_x = shutil.which("Xvfb") is not None
+            bench.glmark(stack.enter_context(x_server()) if has_x else "")
         except HostError as error:
             figures.failed.append(str(error))
     text = as_markdown(figures)

@@ -9,19 +9,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import select
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 
+from gpupool.cli.relay_process import RelayProcess
 from gpupool.hostd.adapters import native_files
 
 CHOICES = ("auto", "yes", "no")
-_READY_TIMEOUT_S = 20.0
-_END_TIMEOUT_S = 5.0
 _DRIVER = b"virpipe"
 _NAMED = b"VTEST_SOCKET_NAME"  # in Mesa's driver: it dials where we say
 _VENDOR = Path("/usr/share/glvnd/egl_vendor.d/50_mesa.json")
@@ -94,7 +90,7 @@ def wanted(choice: str, environment: Mapping[str, str] = os.environ) -> tuple[bo
     return (choice == "yes" or not private or may_mount()), private
 
 
-class Relay:
+class Relay(RelayProcess):
     """A running gpupool-opengl for one program; it ends with the `with` block."""
 
     def __init__(self, variables: Mapping[str, str], choice: str, *, private: bool) -> None:
@@ -111,21 +107,9 @@ class Relay:
         self._folder = Path(tempfile.mkdtemp(prefix="gpupool-opengl-"))
         self._socket = self._folder / "socket"
         command = [str(program), "serve", "--socket", str(self._socket)]
-        readable, writable = os.pipe()
-        with os.fdopen(readable, encoding="utf-8") as output:
-            # In a session of its own: what the terminal's keys end is the program.
-            self._process = subprocess.Popen(  # noqa: S603 (our own program)
-                [*command, "--parent", str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=writable,
-                env=dict(variables),
-                start_new_session=True,
-            )
-            os.close(writable)
-            ready, _, _ = select.select([output], [], [], _READY_TIMEOUT_S)
-            if not ready or output.readline().strip() != "ready":
-                self._end()
-                raise OpenGlError("gpupool-opengl did not start; its own line, if any, is above")
+        super().__init__([*command, "--parent", str(os.getpid())], variables)
+        if not self.said:
+            raise OpenGlError("gpupool-opengl did not start; its own line, if any, is above")
 
     def variables(self, given: Mapping[str, str]) -> dict[str, str]:
         """For the program: Mesa and no other OpenGL, virpipe, and where it dials."""
@@ -148,22 +132,7 @@ class Relay:
         command = [str(self._program), "exec", "--optional", self._optional]
         return [*command, "--socket", str(self._socket), "--", *words]
 
-    def _end(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+    def end(self) -> None:
+        """With its folder."""
+        super().end()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __enter__(self) -> Relay:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end()

@@ -10,7 +10,6 @@ import mmap
 import os
 import socket
 import struct
-from types import TracebackType
 
 from gpupool.wire.hello import (
     WELCOME_BYTES,
@@ -155,10 +154,5 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

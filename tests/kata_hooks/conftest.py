@@ -1,19 +1,17 @@
-"""A stand-in for hostd."""
+"""A stand-in hostd for each test that asks for one."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.fakes import hooks
 from tests.fakes.admin_socket import AdminSocket
 
 
 @pytest.fixture
 def hostd() -> Iterator[AdminSocket]:
-    with tempfile.TemporaryDirectory(prefix="gpupool-test-") as name:
-        one = AdminSocket(Path(name) / "admin.sock")
+    """It admits everything until it is told otherwise."""
+    with hooks.admin_socket() as one:
         yield one
-        one.close()

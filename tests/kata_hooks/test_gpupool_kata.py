@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import subprocess
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.fakes import hooks
 from tests.fakes.admin_socket import AdminSocket
 from tests.tree import ROOT
 
@@ -31,19 +29,7 @@ CRIO = {
 }
 IN_POD = {"sandbox": "s1", "namespace": "research", "pod": "trainer-0", "container_name": "train"}
 ALONE = {"sandbox": "c1", "namespace": "", "pod": "", "container_name": ""}
-
-
-def load() -> ModuleType:
-    """The hook as a module: it does nothing when it is imported."""
-    loader = importlib.machinery.SourceFileLoader("gpupool_kata_hook", str(HOOK))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-hook = load()
+hook = hooks.load(HOOK)
 
 
 class Container:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
+from gpupool.bench.x_server import x_server
 from tests.conftest import TRANSPORTS, Host
 from tests.opengl import ways
 from tests.opengl.ways import Way
@@ -16,24 +15,9 @@ from tests.opengl.ways import Way
 @pytest.fixture(scope="session")
 def display() -> Iterator[str]:
     """DISPLAY of an Xvfb of the tests' own."""
-    program = ways.need_program("Xvfb", "xvfb")
-    told, tells = os.pipe()
-    server = subprocess.Popen(
-        [program, "-displayfd", str(tells), "-screen", "0", "1024x768x24", "-nolisten", "tcp"],
-        pass_fds=(tells,),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(tells)
-    try:
-        with os.fdopen(told) as answer:
-            number = answer.readline().strip()  # empty when it has ended
-        assert number, f"Xvfb ended with {server.wait(20)}"
-        yield f":{number}"
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
+    ways.need_program("Xvfb", "xvfb")
+    with x_server() as number:
+        yield number
 
 
 @pytest.fixture(scope="session")

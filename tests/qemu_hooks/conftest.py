@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.fakes import hooks
 from tests.fakes.admin_socket import AdminSocket
 
 
 @pytest.fixture
 def hostd() -> Iterator[AdminSocket]:
     """It admits everything until it is told otherwise."""
-    # Of a short name: a socket's has 107 bytes in all.
-    with tempfile.TemporaryDirectory(prefix="gpupool-test-") as folder:
-        one = AdminSocket(Path(folder) / "admin.sock")
+    with hooks.admin_socket() as one:
         yield one
-        one.close()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests.fakes import hooks
 from tests.fakes.admin_socket import AdminSocket
 from tests.tree import ROOT
 
@@ -24,19 +22,7 @@ WINDOW = (
     f"<shmem name='gpupool-{UUID}'><model type='ivshmem-plain'/><size unit='M'>64</size></shmem>"
 )
 PLAIN = {"compute_percent": 25, "memory_mib": 4096, "count": 1}
-
-
-def load() -> ModuleType:
-    """The hook as a module: it does nothing when it is imported."""
-    loader = importlib.machinery.SourceFileLoader("gpupool_qemu_hook", str(HOOK))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-hook = load()
+hook = hooks.load(HOOK)
 
 
 def domain(metadata: str = "", devices: str = "", more: str = "") -> bytes:

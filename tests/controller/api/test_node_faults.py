@@ -129,7 +129,7 @@ def own_cluster() -> Iterator[postgres.Cluster]:
     why_not = postgres.missing()
     if why_not:
         pytest.skip(why_not)
-    with postgres.cluster() as one:
+    with postgres.cluster(durable=True) as one:  # what was answered must be there
         yield one
 
 

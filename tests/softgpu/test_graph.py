@@ -9,7 +9,7 @@ import pytest
 
 from tests.softgpu.driver import COUNTER, INVALID_VALUE, Driver, pointers
 from tests.softgpu.test_module import counter, global_of
-from tests.softgpu.test_stream import HOST_FUNCTION, stream, word, write
+from tests.softgpu.test_stream import HOST_FUNCTION, stream, wait, word, write
 
 GLOBAL, THREAD_LOCAL, RELAXED = 0, 1, 2
 UNSUPPORTED, INVALIDATED, UNJOINED, UNMATCHED, IMPLICIT, CAPTURED_EVENT = (
@@ -291,3 +291,44 @@ def test_updating_an_executable_graph(driver: Driver) -> None:
     assert (result, info[0] & 0xFFFFFFFF) == (910, 2)
     launch(driver, executable)
     assert driver.download(address, 4)[0] == 2
+
+
+class AllocationParams(ctypes.Structure):
+    """CUDA_MEM_ALLOC_NODE_PARAMS of cuda.h, with its CUmemPoolProps."""
+
+    _fields_ = [
+        ("kind", c_int),
+        ("handles", c_int),
+        ("location", c_int * 2),
+        ("others", c_uint64 * 9),
+        ("access", c_void_p),
+        ("accesses", c_size_t),
+        ("size", c_size_t),
+        ("address", c_uint64),
+    ]
+
+
+def memory_of_graphs(driver: Driver) -> int:
+    value = c_uint64()
+    driver.cuDeviceGetGraphMemAttribute(0, 0, byref(value))
+    return value.value
+
+
+def test_memory_of_a_destroyed_graph_is_gone_when_its_launch_is_done(driver: Driver) -> None:
+    gate, value = word(driver)
+    on = stream(driver, 1)
+    graph = driver.handle("cuGraphCreate", 0)
+    for _ in range(5000):  # taking them back takes a moment
+        params = AllocationParams(1, 0, (c_int * 2)(1, 0), size=512)
+        driver.cuGraphAddMemAllocNode(
+            byref(c_void_p()), c_void_p(graph), None, c_size_t(0), byref(params)
+        )
+    executable = instantiate(driver, graph)
+    wait(driver, on, gate, 1)
+    driver.cuGraphLaunch(c_void_p(executable), c_void_p(on))
+    driver.cuGraphExecDestroy(c_void_p(executable))
+    driver.cuGraphDestroy(c_void_p(graph))
+    assert memory_of_graphs(driver) > 0
+    value.value = 1
+    driver.cuStreamSynchronize(c_void_p(on))
+    assert memory_of_graphs(driver) == 0

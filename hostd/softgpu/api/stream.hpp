@@ -87,7 +87,7 @@ struct Stream : std::enable_shared_from_this<Stream> {
   Work prepare(OperationPtr operation, std::vector<Fence> after);  // submit_mutex held
   void enqueue(Work work);
   Fence run_or_submit(OperationPtr operation, bool at_once);
-  void execute(const Work& work);
+  void execute(Work& work);
   void executor_loop();
   std::vector<Fence> outstanding();
 

@@ -33,7 +33,7 @@ void Stream::enqueue(Work work) {
   }
 }
 
-void Stream::execute(const Work& work) {
+void Stream::execute(Work& work) {
   for (const Fence& fence : work.after) fence->wait();
   if (context->state() == CUDA_SUCCESS || work.operation->runs_after_fault()) {
     CUresult result = CUDA_ERROR_UNKNOWN;
@@ -48,6 +48,10 @@ void Stream::execute(const Work& work) {
     }
     if (result != CUDA_SUCCESS) context->set_fault(result);
   }
+  // What it owned goes before anybody hears that it is done: memory of a graph that is gone already is
+  // counted until its last launch lets go.
+  work.operation.reset();
+  work.after.clear();
   work.done->set();
 }
 
@@ -61,7 +65,7 @@ void Stream::executor_loop() {
     busy_ = true;
     lock.unlock();
     execute(work);
-    work = Work{};  // what it owned goes before anybody sees the stream idle
+    work.done.reset();
     lock.lock();
     busy_ = false;
     queue_changed_.notify_all();

@@ -56,6 +56,7 @@ TARGETS = {
     for target in (
         Target("decoder", 2048, "every message handler, with a driver that does nothing"),
         Target("session", 4096, "whole sessions against the software GPU"),
+        Target("quota", 1024, "the account of a vGPU's memory, against the software GPU"),
         Target("stream", 16384, "the worker's end of a TCP connection"),
         Target("guest", 4096, "the client's end of a TCP connection"),
         Target("image", 4096, "the measuring of code images"),

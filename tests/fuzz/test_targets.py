@@ -17,7 +17,7 @@ from tests.fuzz.targets import BUILD, TARGETS, missing, run_target
 NEW_INPUTS_S = 5
 TIMEOUT_S = 240
 # All of the worker or the software GPU is in these: compiling that takes minutes.
-SLOW = ("decoder", "session", "ptx")
+SLOW = ("decoder", "session", "quota", "ptx")
 QUICK = tuple(name for name in TARGETS if name not in SLOW)
 
 

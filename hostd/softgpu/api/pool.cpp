@@ -231,7 +231,7 @@ void see_frees() {
 
 void forget_pooled(const Allocation& allocation) {
   if (allocation.kind != MemoryKind::pooled || allocation.mapping != 0) return;
-  if (const auto pool = pools().find(reinterpret_cast<CUmemoryPool>(allocation.pool)))
+  if (const auto pool = pools().still_there(reinterpret_cast<CUmemoryPool>(allocation.pool)))
     pool->release(allocation.reserved);
 }
 
@@ -411,7 +411,7 @@ GPUPOOL_CUDA CUresult cuMemPoolExportPointer(CUmemPoolPtrExportData* out, CUdevi
     require(out != nullptr);
     const auto found = memory_table().find(address);
     require(found && found->base == address && found->kind == MemoryKind::pooled);
-    const auto pool = pools().find(reinterpret_cast<CUmemoryPool>(found->pool));
+    const auto pool = pools().still_there(reinterpret_cast<CUmemoryPool>(found->pool));
     require(pool != nullptr && pool->exportable);
     const SharedHandle handle = share_memory(*found);
     static_assert(sizeof handle == sizeof *out);

@@ -47,6 +47,13 @@ class Registry {
     return object;
   }
 
+  // The same for a handle that this library has kept itself, and that may be gone.
+  std::shared_ptr<T> still_there(H handle) const {
+    const std::shared_lock lock(mutex_);
+    const auto found = objects_.find(to_number(handle));
+    return found == objects_.end() ? nullptr : found->second;
+  }
+
   // Removes and returns the object; null when there is none.
   std::shared_ptr<T> take(H handle) {
     const std::unique_lock lock(mutex_);

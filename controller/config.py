@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     # Installed where Python needs it (pyproject.toml).
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+    import tomli as tomllib
 
 DEFAULT_PATH = Path("/etc/gpupool/controller.toml")
 _PATHS = ("tls.certificate", "tls.key", "nodes.client_ca", "database.password_file", "licence.file")

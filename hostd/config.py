@@ -31,7 +31,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     # Installed where Python needs it (pyproject.toml).
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+    import tomli as tomllib
 
 OWN_CERTIFICATE, OWN_KEY = "tls-certificate.pem", "tls-key.pem"
 DEFAULT_PATH = Path("/etc/gpupool/hostd.toml")

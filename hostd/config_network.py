@@ -26,7 +26,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     # Installed where Python needs it (pyproject.toml).
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+    import tomli as tomllib
 
 NETWORK_PATH = Path("/etc/gpupool/network.toml")
 _MOST_MTU, _MOST_MBIT = 65535, 1_000_000

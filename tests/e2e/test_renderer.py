@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def client(host: Host, transport: str) -> Iterator[Client]:
         yield one
 
 
-def mine(host: Host) -> dict[str, object]:
+def mine(host: Host) -> dict[str, Any]:
     """The one session of OpenGL."""
     (found,) = [one for one in host.sessions() if one["kind"] == "opengl"]
     return found
@@ -261,7 +262,7 @@ def test_it_is_locked_in_as_a_worker_is(host: Host, client: Client) -> None:
     session = mine(host)
     status = Path(f"/proc/{session['worker_pid']}/status").read_text()
     facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    isolation = " ".join(str(one) for one in session["isolation"])  # type: ignore[attr-defined]
+    isolation = " ".join(str(one) for one in session["isolation"])
     if "seccomp" in isolation:
         assert (facts["Seccomp"], facts["NoNewPrivs"]) == ("2", "1")
     if "user" in isolation:

@@ -10,6 +10,7 @@ import mmap
 import os
 import socket
 import struct
+from typing import Any
 
 from gpupool.wire.hello import (
     WELCOME_BYTES,
@@ -42,7 +43,7 @@ def receive(connection: socket.socket, size: int) -> bytes:
 class Client:
     """One session; its connection ends with the `with` block."""
 
-    def __init__(self, host: Host, transport: str = "shm", context: bool = True, **hello: object):
+    def __init__(self, host: Host, transport: str = "shm", context: bool = True, **hello: Any):
         """Dials and is welcomed. `hello`: fields of the Hello."""
         self.shared = transport == "shm"
         asked = Hello(
@@ -53,7 +54,7 @@ class Client:
             program="by-hand",
             client_version="0.1.0",
             token=b"" if self.shared else (host.folder / "token").read_bytes().strip(),
-            **hello,  # type: ignore[arg-type]
+            **hello,
         )
         if self.shared:
             self.control = socket.socket(socket.AF_UNIX)

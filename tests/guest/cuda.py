@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from typing import Any
 
 SUCCESS = 0
 INVALID_VALUE = 1
@@ -119,9 +120,9 @@ class Driver:
         self.call("cuModuleGetFunction", byref(function), module, name.encode())
         return function
 
-    def launch(self, function: c_void_p, grid: int, block: int, *arguments: object) -> None:
+    def launch(self, function: c_void_p, grid: int, block: int, *arguments: Any) -> None:
         """Launches a kernel on the default stream; every argument is a ctypes value."""
-        places = (c_void_p * len(arguments))(*[ctypes.addressof(each) for each in arguments])  # type: ignore[arg-type]
+        places = (c_void_p * len(arguments))(*[ctypes.addressof(each) for each in arguments])
         self.call("cuLaunchKernel", function, grid, 1, 1, block, 1, 1, 0, None, places, None)
 
     def alloc(self, size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from typing import Any
 
 import pytest
 
@@ -49,8 +50,8 @@ class MemsetParams(ctypes.Structure):
     ]
 
 
-def kernel_params(function: int, array: object) -> KernelParams:
-    return KernelParams(function, (c_uint * 7)(1, 1, 1, 1, 1, 1, 0), ctypes.addressof(array))  # type: ignore[arg-type]
+def kernel_params(function: int, array: ctypes.Array[Any]) -> KernelParams:
+    return KernelParams(function, (c_uint * 7)(1, 1, 1, 1, 1, 1, 0), ctypes.addressof(array))
 
 
 def instantiate(driver: Driver, graph: int) -> int:

@@ -20,7 +20,18 @@ import yaml
 
 from gpupool.wire.codegen.spec import SpecError
 
-ROW_KEYS = {"do", "reason", "guest", "worker", "params", "needs", "draws", "pool", "version"}
+ROW_KEYS = {
+    "do",
+    "reason",
+    "guest",
+    "worker",
+    "params",
+    "needs",
+    "draws",
+    "pool",
+    "version",
+    "charge",
+}
 FIRST_NUMBER = 1
 # Commands whose answer a probe finds (hostd/worker/opengl/probe.hpp) are asked twice, so they must
 # only read.
@@ -91,6 +102,7 @@ class Command:
     needs: str = ""  # a binding that must not be 0: an offset would be an address of the worker's
     draws: bool = False  # work for the GPU: a batch that ends with it may go early
     pool: bool = False  # hands out names: the client asks for many at once
+    charge: bool = False  # takes memory of the GPU: counted before the driver is called
 
     @property
     def short(self) -> str:
@@ -271,6 +283,7 @@ def _command(node: ElementTree.Element, number: int, row: dict[str, Any], versio
         draws=bool(row.get("draws"))
         or bool(re.match(r"gl(Multi)?Draw[AET]|glDispatch|glClear", name)),
         pool=bool(row.get("pool")),
+        charge=bool(row.get("charge")),
     )
 
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "gl_dispatch.hpp"  // generated
+#include "hostd/worker/opengl/storage.hpp"
 #include "wire/cpp/gl_sizes.hpp"
 
 namespace gpupool::worker {
@@ -113,6 +114,40 @@ void handle_glDeleteBuffers(GlContext& context, GlCommand& command) {
   command.finish();
   if (names != nullptr) detach(context, names, count);
   if (names != nullptr || a.n <= 0) context.api.glDeleteBuffers(a.n, names);
+  if (names != nullptr) forget_names(context, GlKind::buffer, names, count);
+}
+
+void handle_glDeleteTextures(GlContext& context, GlCommand& command) {
+  const auto a = command.arguments<wire::gl_args::DeleteTextures>();
+  const u64 count = wire::gl_sizes::elements(a.n, 1, 1);
+  const auto* const names = command.array<GLuint>(a.textures_count, count);
+  command.finish();
+  if (names != nullptr || a.n <= 0) context.api.glDeleteTextures(a.n, names);
+  if (names != nullptr) forget_names(context, GlKind::texture, names, count);
+}
+
+void handle_glDeleteRenderbuffers(GlContext& context, GlCommand& command) {
+  const auto a = command.arguments<wire::gl_args::DeleteRenderbuffers>();
+  const u64 count = wire::gl_sizes::elements(a.n, 1, 1);
+  const auto* const names = command.array<GLuint>(a.renderbuffers_count, count);
+  command.finish();
+  if (context.api.glDeleteRenderbuffers == nullptr) return context.refuse(command);
+  if (names != nullptr || a.n <= 0) context.api.glDeleteRenderbuffers(a.n, names);
+  if (names != nullptr) forget_names(context, GlKind::renderbuffer, names, count);
+}
+
+// A view takes nothing, and its texture's memory lives as long as it does.
+void handle_glTextureView(GlContext& context, GlCommand& command) {
+  const auto a = command.arguments<wire::gl_args::TextureView>();
+  command.finish();
+  if (context.api.glTextureView == nullptr) return context.refuse(command);
+  context.collect();
+  context.api.glTextureView(a.texture, a.target, a.origtexture, a.internalformat, a.minlevel, a.numlevels,
+                            a.minlayer, a.numlayers);
+  const u64 viewed = GlStorage::key(GlKind::texture, a.origtexture);
+  if (!context.collect() || context.storage->find(viewed) == nullptr) return;
+  const std::shared_ptr<GlThing> thing = (*context.storage)[viewed];
+  (*context.storage)[GlStorage::key(GlKind::texture, a.texture)] = thing;
 }
 
 void handle_glDrawElementsIndirect(GlContext& context, GlCommand& command) {

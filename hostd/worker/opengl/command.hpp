@@ -6,6 +6,7 @@
 #pragma once
 
 #include <deque>
+#include <memory>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -125,14 +126,18 @@ class GlCommand {
   std::deque<std::vector<const char*>> lists_;
 };
 
+class GlStorage;  // storage.hpp
+
 // A context, current in the driver while its commands are handled.
 struct GlContext {
   const GlApi& api;
   void* context = nullptr;  // EGL's
   void* draw = nullptr;     // EGL's surfaces; null for none
   void* read = nullptr;
+  u32 index = 0;                                         // the client's
   u32 client_api = 0;                                    // EGL_OPENGL_API or EGL_OPENGL_ES_API
   std::unordered_map<u64, gl::GLsync>* syncs = nullptr;  // the session's, by the client's names
+  std::shared_ptr<GlStorage> storage;                    // what the objects that it shares have taken
   u32 error = 0;                                         // one that we found, until glGetError takes it
 
   // An error of the program's that the driver is not asked about.

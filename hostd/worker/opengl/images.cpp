@@ -1,6 +1,7 @@
 // Commands that carry images. How many bytes an image has is computed from what the driver says of its own
 // pixel storage, so that it never reads or writes beyond what was checked.
 #include "gl_dispatch.hpp"  // generated
+#include "hostd/worker/opengl/demand.hpp"
 
 namespace gpupool::worker {
 namespace {
@@ -57,6 +58,8 @@ void handle_glTexImage1D(GlContext& context, GlCommand& command) {
   const auto a = command.arguments<wire::gl_args::TexImage1D>();
   const void* pixels = nullptr;
   if (!pixels_of(context, command, a, a.width, 1, 1, false, pixels)) return;
+  const GlCharge charge(context, a);
+  if (!charge.taken()) return;
   context.api.glTexImage1D(a.target, a.level, a.internalformat, a.width, a.border, a.format, a.type, pixels);
 }
 
@@ -64,6 +67,8 @@ void handle_glTexImage2D(GlContext& context, GlCommand& command) {
   const auto a = command.arguments<wire::gl_args::TexImage2D>();
   const void* pixels = nullptr;
   if (!pixels_of(context, command, a, a.width, a.height, 1, false, pixels)) return;
+  const GlCharge charge(context, a);
+  if (!charge.taken()) return;
   context.api.glTexImage2D(a.target, a.level, a.internalformat, a.width, a.height, a.border, a.format, a.type,
                            pixels);
 }
@@ -72,6 +77,8 @@ void handle_glTexImage3D(GlContext& context, GlCommand& command) {
   const auto a = command.arguments<wire::gl_args::TexImage3D>();
   const void* pixels = nullptr;
   if (!pixels_of(context, command, a, a.width, a.height, a.depth, true, pixels)) return;
+  const GlCharge charge(context, a);
+  if (!charge.taken()) return;
   context.api.glTexImage3D(a.target, a.level, a.internalformat, a.width, a.height, a.depth, a.border,
                            a.format, a.type, pixels);
 }

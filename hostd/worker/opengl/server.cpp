@@ -55,8 +55,13 @@ i32 GlServer::create_context(const wire::GlContextWish& wish) {
   void* const made = egl_.create_context(display_, nullptr, wish.share == 0 ? nullptr : share->second.context,
                                          attributes.data());
   if (made == nullptr) return egl_.get_error();
-  contexts_.emplace(wish.index,
-                    GlContext{.api = api_, .context = made, .client_api = wish.api, .syncs = &syncs_});
+  contexts_.emplace(wish.index, GlContext{.api = api_,
+                                          .context = made,
+                                          .index = wish.index,
+                                          .client_api = wish.api,
+                                          .syncs = &syncs_,
+                                          .storage = wish.share == 0 ? std::make_shared<GlStorage>()
+                                                                     : share->second.storage});
   return EGL_SUCCESS;
 }
 
@@ -68,6 +73,7 @@ void GlServer::destroy_context(u32 index) {
     current_ = 0;
   }
   egl_.destroy_context(display_, found->second.context);
+  found->second.storage->forget_context(index);
   contexts_.erase(found);
 }
 
@@ -101,11 +107,16 @@ i32 GlServer::create_surface(const wire::GlSurfaceWish& wish) {
   i32 count = 0;
   if (egl_.choose_config(display_, wanted, &config, 1, &count) == 0) return egl_.get_error();
   if (count == 0) return EGL_BAD_ALLOC;
+  const u64 charged = charge_surface(wish.width, wish.height, wish.samples);
+  if (charged == 0) return EGL_BAD_ALLOC;
   const i32 size[] = {value_of(EGL_WIDTH), value_of(wish.width), value_of(EGL_HEIGHT), value_of(wish.height),
                       value_of(EGL_NONE)};
   void* const made = egl_.create_pbuffer(display_, config, size);
-  if (made == nullptr) return egl_.get_error();
-  surfaces_.emplace(wish.index, made);
+  if (made == nullptr) {
+    release_surface(charged);
+    return egl_.get_error();
+  }
+  surfaces_.emplace(wish.index, Surface{made, charged});
   return EGL_SUCCESS;
 }
 
@@ -114,7 +125,7 @@ void GlServer::destroy_surface(u32 index) {
   if (found == surfaces_.end()) throw wire::ProtocolError("no such surface of OpenGL");
   bool in_use = false;
   for (auto& [each, context] : contexts_) {
-    if (context.draw != found->second && context.read != found->second) continue;
+    if (context.draw != found->second.surface && context.read != found->second.surface) continue;
     context.draw = context.read = nullptr;
     in_use = in_use || each == current_;
   }
@@ -122,14 +133,15 @@ void GlServer::destroy_surface(u32 index) {
     egl_.make_current(display_, nullptr, nullptr, nullptr);
     current_ = 0;
   }
-  egl_.destroy_surface(display_, found->second);
+  egl_.destroy_surface(display_, found->second.surface);
+  release_surface(found->second.charged);
   surfaces_.erase(found);
 }
 
 void* GlServer::surface(u32 index, bool& found) const {
   if (index == 0) return nullptr;
   const auto at = surfaces_.find(index);
-  if (at != surfaces_.end()) return at->second;
+  if (at != surfaces_.end()) return at->second.surface;
   found = false;
   return nullptr;
 }

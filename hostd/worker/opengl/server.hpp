@@ -8,6 +8,7 @@
 
 #include "hostd/worker/opengl/command.hpp"
 #include "hostd/worker/opengl/egl.hpp"
+#include "hostd/worker/opengl/storage.hpp"
 
 namespace gpupool::worker {
 
@@ -25,6 +26,11 @@ class GlServer {
   GlContext* use(u32 index);
 
  private:
+  struct Surface {
+    void* surface = nullptr;
+    u64 charged = 0;
+  };
+
   i32 make_current(u32 index);
   void* surface(u32 index, bool& found) const;
 
@@ -34,7 +40,7 @@ class GlServer {
   bool loaded_ = false;
   u32 current_ = 0;
   std::map<u32, GlContext> contexts_;
-  std::map<u32, void*> surfaces_;
+  std::map<u32, Surface> surfaces_;
   std::unordered_map<u64, gl::GLsync> syncs_;
 };
 

@@ -32,7 +32,7 @@ CUresult instantiate(CUgraph graph, u64 flags, Stream* upload, InstantiateResult
   out.exec = reinterpret_cast<CUgraphExec>(exec);
   GraphContents contents;
   if (const CUresult failed = read_contents(bits(graph), contents); failed != CUDA_SUCCESS) return failed;
-  remember_exec(exec, flags, std::move(contents));
+  remember_exec(exec, bits(graph), flags, std::move(contents));
   return CUDA_SUCCESS;
 }
 
@@ -90,6 +90,7 @@ CUresult cuGraphCreate(CUgraph* out, unsigned int flags) {
 
 CUresult cuGraphDestroy(CUgraph graph) {
   if (!forget_graph(bits(graph))) return CUDA_ERROR_INVALID_VALUE;
+  forget_accepted(bits(graph));
   Call call(wire::Function::cuGraphDestroy);
   call.put(bits(graph));
   const CUresult result = call.send();
@@ -219,6 +220,7 @@ CUresult cuGraphExecUpdate_v2(CUgraphExec handle, CUgraph graph, CUgraphExecUpda
   // 1.2.0 relies on both: GRAPH_ATTACHMENTS.md). After the lock: destructors of the program may run.
   const std::lock_guard lock(exec->mutex);
   exec->contents.swap(contents);
+  exec->accepted.clear();
   return CUDA_SUCCESS;
 }
 

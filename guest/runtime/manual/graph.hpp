@@ -12,11 +12,13 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "guest/runtime/manual/host_function.hpp"
 #include "guest/runtime/objects.hpp"
+#include "wire/cpp/graph_message.hpp"
 
 namespace gpupool::guest {
 
@@ -85,6 +87,13 @@ struct GraphContents {
   void merge(const GraphContents& other);
 };
 
+// What the driver judges an update of a kernel node by: everything but the values of its parameters.
+struct KernelShape {
+  wire::GraphKernel kernel{};
+  u64 function_epoch = 0;  // attributes of the function may have changed, the memory it may have among them
+  const Context* context = nullptr;
+};
+
 // An executable graph: a copy of the contents of the graph it was made from, and where it was launched.
 struct ExecContents {
   std::mutex mutex;
@@ -93,6 +102,11 @@ struct ExecContents {
   const Context* context = nullptr;       // it ends with it
   u64 flags = 0;
   bool allocates = false;  // perhaps: its launches may find no memory
+  std::atomic<u64> source{
+      0};  // the graph that it was made from, whose nodes name its own; 0 once that is gone
+  // Of kernel nodes, by node: what the driver has accepted in an update. Another one of the same shape cannot
+  // fail, so it need not be waited for. Programs that update each node before each launch do nothing else.
+  std::unordered_map<u64, KernelShape> accepted;
   // For launches that fill and empty pieces: those are the graph's, not the launch's.
   std::mutex launching;
   u32 word = 0;  // of the newest such launch's stream
@@ -147,9 +161,12 @@ struct NodeStorage {
 };
 std::shared_ptr<NodeStorage> node_storage(CUgraphNode node);
 
-void remember_exec(u64 exec, u64 flags, GraphContents contents);
+void remember_exec(u64 exec, u64 source, u64 flags, GraphContents contents);
 std::shared_ptr<ExecContents> find_exec(u64 exec);
 std::shared_ptr<ExecContents> take_exec(u64 exec);
+// The graph, or with 0 a node of any graph, is gone: updates of its nodes are waited for, so that they fail
+// as they must.
+void forget_accepted(u64 graph);
 // Replaces what an executable graph refers to by a copy with `change` applied: launches in flight keep
 // theirs.
 void change_exec(CUgraphExec handle, const std::function<void(GraphContents&)>& change);

@@ -193,6 +193,7 @@ CUresult cuGraphDestroyNode(CUgraphNode node) {
   Call call(wire::Function::cuGraphDestroyNode);
   call.put(bits(node));
   const CUresult result = call.wait();
+  forget_accepted(0);
   drop_objects();
   return result;
 }

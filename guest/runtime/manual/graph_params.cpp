@@ -109,7 +109,7 @@ CUDA_MEMSET_NODE_PARAMS narrow(const CUDA_MEMSET_NODE_PARAMS_v2& params) {
   return without;
 }
 
-CUresult put_kernel(Call& call, const CUDA_KERNEL_NODE_PARAMS_v2* params) {
+CUresult put_kernel(Call& call, const CUDA_KERNEL_NODE_PARAMS_v2* params, KernelShape* shape) {
   if (params == nullptr) return CUDA_ERROR_INVALID_VALUE;
   Function* function = params->func != nullptr ? find(params->func) : find(params->kern);
   if (function == nullptr) return CUDA_ERROR_INVALID_VALUE;
@@ -131,6 +131,7 @@ CUresult put_kernel(Call& call, const CUDA_KERNEL_NODE_PARAMS_v2* params) {
   pack_parameters(*function, source, packed.data());
   call.put(kernel);
   call.put_array(packed.data(), packed.size());
+  if (shape != nullptr) *shape = {kernel, function->epoch.load(std::memory_order_acquire), current_context()};
   return CUDA_SUCCESS;
 }
 
@@ -267,22 +268,6 @@ CUresult cuGraphKernelNodeSetParams(CUgraphNode node, const CUDA_KERNEL_NODE_PAR
   if (params == nullptr) return CUDA_ERROR_INVALID_VALUE;
   const CUDA_KERNEL_NODE_PARAMS_v2 wide = widen(*params);
   return api::cuGraphKernelNodeSetParams_v2(node, &wide);
-}
-
-CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
-                                           const CUDA_KERNEL_NODE_PARAMS_v2* params) {
-  Call call(wire::Function::cuGraphExecKernelNodeSetParams_v2);
-  call.put(bits(exec));
-  call.put(bits(node));
-  const CUresult result = put_kernel(call, params);
-  return result == CUDA_SUCCESS ? call.wait() : result;
-}
-
-CUresult cuGraphExecKernelNodeSetParams(CUgraphExec exec, CUgraphNode node,
-                                        const CUDA_KERNEL_NODE_PARAMS_v1* params) {
-  if (params == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  const CUDA_KERNEL_NODE_PARAMS_v2 wide = widen(*params);
-  return api::cuGraphExecKernelNodeSetParams_v2(exec, node, &wide);
 }
 
 CUresult cuGraphMemcpyNodeGetParams(CUgraphNode node, CUDA_MEMCPY3D* params) {

@@ -13,12 +13,14 @@
 namespace gpupool::guest {
 
 struct GraphPiece;
+struct KernelShape;
 
 // The handle index of a context argument; 0, the current one, for null. Error INVALID_CONTEXT.
 CUresult context_index(CUcontext handle, u32& index);
 
 // Checks the parameters and appends them to the message. The result is what the driver would answer.
-CUresult put_kernel(Call& call, const CUDA_KERNEL_NODE_PARAMS_v2* params);
+// `shape`, if given, is what an update of a node is judged by (graph_update.cpp).
+CUresult put_kernel(Call& call, const CUDA_KERNEL_NODE_PARAMS_v2* params, KernelShape* shape = nullptr);
 // The pieces of the window that stand for the program's memory are to be kept with the node.
 CUresult put_copy(Call& call, const CUDA_MEMCPY3D* params, CUcontext context,
                   std::vector<std::shared_ptr<GraphPiece>>& pieces);

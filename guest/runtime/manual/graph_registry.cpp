@@ -289,9 +289,10 @@ std::shared_ptr<NodeStorage> node_storage(CUgraphNode node) {
   return held.storage;
 }
 
-void remember_exec(u64 exec, u64 flags, GraphContents contents) {
+void remember_exec(u64 exec, u64 source, u64 flags, GraphContents contents) {
   auto entry = std::make_shared<ExecContents>();
   entry->contents = std::make_shared<GraphContents>(std::move(contents));
+  entry->source = source;
   entry->flags = flags;
   entry->allocates = g_graphs_allocate.load(std::memory_order_relaxed);
   entry->context = current_context();
@@ -325,6 +326,20 @@ std::shared_ptr<ExecContents> take_exec(u64 exec) {
   std::shared_ptr<ExecContents> entry = std::move(found->second);
   registry().execs.erase(found);
   return entry;
+}
+
+void forget_accepted(u64 graph) {
+  std::vector<std::shared_ptr<ExecContents>> of;  // an exec's lock is never taken under the registry's
+  {
+    const std::lock_guard lock(registry().mutex);
+    for (const auto& [handle, exec] : registry().execs)
+      if (graph == 0 || exec->source.load(std::memory_order_relaxed) == graph) of.push_back(exec);
+  }
+  for (const auto& exec : of) {
+    const std::lock_guard lock(exec->mutex);
+    exec->accepted.clear();
+    if (graph != 0) exec->source.store(0, std::memory_order_relaxed);
+  }
 }
 
 void change_exec(CUgraphExec handle, const std::function<void(GraphContents&)>& change) {

@@ -13,6 +13,14 @@ struct Shape {
   bool images;
 };
 
+// What a command says of its pixels: an offset into the bound buffer, none, or (0) that they travel. A
+// format or a size that is none is the driver's to refuse, and needs no pixels for that.
+u16 pixel_flags(u32 buffer, const void* pixels, const wire::ImageLayout& layout) {
+  if (buffer != 0) return wire::kDataIsOffset;
+  if (pixels == nullptr || layout.bytes == 0) return wire::kDataIsNull;
+  return 0;
+}
+
 // Sends the command whose arguments `fill` writes, with the pixels.
 template <typename Arguments, typename Fill>
 void upload(wire::GlFunction function, const Shape& shape, const void* pixels, Fill fill) {
@@ -20,14 +28,11 @@ void upload(wire::GlFunction function, const Shape& shape, const void* pixels, F
   if (context == nullptr) return;
   const wire::ImageLayout layout = wire::image_layout(context->unpack, shape.format, shape.type, shape.width,
                                                       shape.height, shape.depth, shape.images);
-  const bool offset = context->unpack_buffer != 0;
-  // A format or a size that is none: the driver says so, and needs no pixels for that.
-  const bool data = !offset && pixels != nullptr && layout.bytes != 0;
-  const u16 flags = offset ? wire::kDataIsOffset : data ? 0 : wire::kDataIsNull;
+  const u16 flags = pixel_flags(context->unpack_buffer, pixels, layout);
   auto* const a = context->begin<Arguments>(function, flags);
   fill(*a);
-  a->pixels = offset ? reinterpret_cast<u64>(pixels) : data ? layout.bytes : 0;
-  if (data) context->content(pixels, layout.bytes, 1);
+  a->pixels = flags == wire::kDataIsOffset ? reinterpret_cast<u64>(pixels) : flags == 0 ? layout.bytes : 0;
+  if (flags == 0) context->content(pixels, layout.bytes, 1);
   context->end(false);
 }
 
@@ -189,62 +194,58 @@ bool has_images(GLenum target) {
   return target == GL_TEXTURE_3D || target == GL_TEXTURE_2D_ARRAY || target == GL_TEXTURE_CUBE_MAP_ARRAY;
 }
 
+// Asks with the command whose arguments `fill` writes. The pixels come tightly packed, right into the window,
+// and only they are written to the program's memory.
+template <typename Arguments, typename Fill>
+void download(Context& context, wire::GlFunction function, const Shape& shape, void* pixels, Fill fill) {
+  const wire::ImageLayout layout = wire::image_layout(context.pack, shape.format, shape.type, shape.width,
+                                                      shape.height, shape.depth, shape.images);
+  const u16 flags = pixel_flags(context.pack_buffer, pixels, layout);
+  auto* const a = context.begin<Arguments>(function, flags);
+  fill(*a);
+  a->pixels = reinterpret_cast<u64>(pixels);
+  if (flags != 0) return context.end(true);
+  const auto rows = static_cast<u64>(shape.height);
+  const auto images = static_cast<u64>(shape.depth);
+  context.ask_large(layout.row * rows * images,
+                    [&](const u8* from, u64 size) { spread(layout, rows, images, from, size, pixels); });
+}
+
 }  // namespace
 
-// The pixels come tightly packed, right into the window, and only they are written to the program's memory.
 void glReadPixels(GLint x, GLint y, GLsizei width, GLsizei height, GLenum format, GLenum type, void* pixels) {
   Context* const context = current_context();
   if (context == nullptr) return;
-  const wire::ImageLayout layout = wire::image_layout(context->pack, format, type, width, height, 1, false);
-  const bool offset = context->pack_buffer != 0;
-  const bool data = !offset && pixels != nullptr && layout.bytes != 0;
-  auto* const a =
-      context->begin<wire::gl_args::ReadPixels>(wire::GlFunction::glReadPixels, offset ? wire::kDataIsOffset
-                                                                                : data ? 0
-                                                                                       : wire::kDataIsNull);
-  a->x = x;
-  a->y = y;
-  a->width = width;
-  a->height = height;
-  a->format = format;
-  a->type = type;
-  a->pixels = reinterpret_cast<u64>(pixels);
-  if (!data) return context->end(true);
-  const u64 rows = static_cast<u64>(height);
-  context->ask_large(layout.row * rows,
-                     [&](const u8* from, u64 size) { spread(layout, rows, 1, from, size, pixels); });
+  download<wire::gl_args::ReadPixels>(*context, wire::GlFunction::glReadPixels,
+                                      {format, type, width, height, 1, false}, pixels, [&](auto& a) {
+                                        a.x = x;
+                                        a.y = y;
+                                        a.width = width;
+                                        a.height = height;
+                                        a.format = format;
+                                        a.type = type;
+                                      });
 }
 
 void glGetTexImage(GLenum target, GLint level, GLenum format, GLenum type, void* pixels) {
   Context* const context = current_context();
   if (context == nullptr) return;
-  const bool offset = context->pack_buffer != 0;
   GLint width = 0;
   GLint height = 1;
   GLint depth = 1;
-  if (!offset) {
+  if (context->pack_buffer == 0) {
     glGetTexLevelParameteriv(target, level, GL_TEXTURE_WIDTH, &width);
     glGetTexLevelParameteriv(target, level, GL_TEXTURE_HEIGHT, &height);
     glGetTexLevelParameteriv(target, level, GL_TEXTURE_DEPTH, &depth);
   }
-  const bool images = has_images(target);
-  const wire::ImageLayout layout =
-      wire::image_layout(context->pack, format, type, width, height, depth, images);
-  const bool data = !offset && pixels != nullptr && layout.bytes != 0;
-  auto* const a =
-      context->begin<wire::gl_args::GetTexImage>(wire::GlFunction::glGetTexImage, offset ? wire::kDataIsOffset
-                                                                                  : data ? 0
-                                                                                         : wire::kDataIsNull);
-  a->target = target;
-  a->level = level;
-  a->format = format;
-  a->type = type;
-  a->pixels = reinterpret_cast<u64>(pixels);
-  if (!data) return context->end(true);
-  const auto rows = static_cast<u64>(height);
-  const auto count = static_cast<u64>(depth);
-  context->ask_large(layout.row * rows * count,
-                     [&](const u8* from, u64 size) { spread(layout, rows, count, from, size, pixels); });
+  download<wire::gl_args::GetTexImage>(*context, wire::GlFunction::glGetTexImage,
+                                       {format, type, width, height, depth, has_images(target)}, pixels,
+                                       [&](auto& a) {
+                                         a.target = target;
+                                         a.level = level;
+                                         a.format = format;
+                                         a.type = type;
+                                       });
 }
 
 }  // namespace gpupool::guest::gl_api

@@ -233,7 +233,8 @@ bool OrderedMemory::make_room(u32 device) {
   if (!limited(device)) return false;
   // A pool that has just grown is not charged yet for what is idle in the others.
   const u64 before = std::max(all.charged, wanted(device));
-  if (before == all.in_use() || any_capturing(ledger_.worker())) return false;
+  // What graphs have in use may be free once the work before it is done: their frees, too, wait in streams.
+  if ((before == all.in_use() && all.graph_used == 0) || any_capturing(ledger_.worker())) return false;
   const DriverApi& driver = ledger_.driver();
   wait_for_all(device);
   for (const auto& [handle, pool] : pools_)

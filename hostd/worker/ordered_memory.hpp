@@ -55,7 +55,7 @@ class OrderedMemory {
       for (u32 device = 0; device < ledger_.worker().devices.size() && device < wire::kMaxDevices; ++device)
         refresh(device);
   }
-  // Gives up what is idle, which waits for all work; false when that made no room.
+  // Gives up what is idle, or is so when all work is done, for which it waits; false when that made no room.
   bool make_room(u32 device);
 
  private:

@@ -89,14 +89,7 @@ def pool(
         NativeFor | None,
         typer.Option("--for", metavar="container|vfio", help="default: as the host says"),
     ] = None,
-    deadline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T",
-            callback=parameters.checked(parameters.duration_s),
-            help="end sessions after so long, like 0, 90s or 10m; default: wait for them",
-        ),
-    ] = None,
+    deadline: parameters.Deadline = None,
     force: Annotated[
         bool,
         typer.Option(

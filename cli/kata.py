@@ -88,10 +88,7 @@ def allow(
     ] = False,
 ) -> int:
     """Does it."""
-    percent = parameters.share_percent(compute) if compute else 0
-    memory_mib = parameters.quota_mib(memory) if memory else 0
-    if not percent and not memory_mib:
-        raise UsageError("say what it gets: --compute, --memory, or both")
+    percent, memory_mib = parameters.size(compute, memory)
     if not cdi.NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a CDI device: it ends in a letter or digit")
     found = native_files.locate()

@@ -98,14 +98,7 @@ examples:
 def drain(
     asking: Asking,
     node: Name,
-    deadline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T",
-            callback=parameters.checked(parameters.duration_s),
-            help="end sessions after so long, like 0, 90s or 10m; default: wait for them",
-        ),
-    ] = None,
+    deadline: parameters.Deadline = None,
     no_wait: parameters.NoWait = False,
 ) -> int:
     """Begins it, and waits for it."""

@@ -83,6 +83,15 @@ def quota_mib(text: str) -> int:
     return number
 
 
+def size(compute: str | None, memory: str | None) -> tuple[int, int]:
+    """Percent and MiB, from --compute and --memory. Raises UsageError where both say nothing."""
+    percent = share_percent(compute) if compute else 0
+    memory_mib = quota_mib(memory) if memory else 0
+    if not percent and not memory_mib:
+        raise UsageError("say what it gets: --compute, --memory, or both")
+    return percent, memory_mib
+
+
 def duration_s(text: str) -> int:
     """Seconds, or with a unit: 90, 90s, 5m, 2h, 1d. Raises ArgumentTypeError."""
     match = _TIME.fullmatch(text)
@@ -122,7 +131,16 @@ def user(uid: int) -> str:
         return str(uid)
 
 
-# Of a vGPU. Behind the functions that check them.
+# Behind the functions that check them.
+Deadline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T",
+        callback=checked(duration_s),
+        help="end sessions after so long, like 0, 90s or 10m; default: wait for them",
+    ),
+]
+# Of a vGPU.
 Compute = Annotated[
     str | None,
     typer.Option(

@@ -88,10 +88,7 @@ def attach(
     connect: Connect = DEFAULT_URI,
 ) -> int:
     """Does it."""
-    percent = parameters.share_percent(compute) if compute else 0
-    memory_mib = parameters.quota_mib(memory) if memory else 0
-    if not percent and not memory_mib:
-        raise UsageError("say what it gets: --compute, --memory, or both")
+    percent, memory_mib = parameters.size(compute, memory)
     if no_window and window is not None:
         raise UsageError("--window and --no-window were both given")
     window_mib = parameters.quota_mib(window) if window is not None else DEFAULT_WINDOW_MIB

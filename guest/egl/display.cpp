@@ -23,6 +23,13 @@ constexpr std::array<Config, 8> kConfigs = {{{1, 8, 24, 8, 0},
                                              {7, 8, 24, 8, 4},
                                              {8, 0, 24, 8, 4}}};
 
+u32 flush_current() {
+  Context* const context = current_context();
+  if (context == nullptr) return 0;
+  context->flush();
+  return context->index();
+}
+
 // The session is libcuda.so.1's, which lies beside this library: one of another installation would not fit.
 const PrivateTable* find_table(std::string& why) {
   Dl_info here{};
@@ -37,7 +44,10 @@ const PrivateTable* find_table(std::string& why) {
   }
   const auto find = reinterpret_cast<FindPrivateTable>(dlsym(library, kPrivateTableName));
   const PrivateTable* const table = find == nullptr ? nullptr : find(kPrivateTableVersion);
-  if (table == nullptr) why = path + " is of another version of gpupool than libEGL_gpupool.so";
+  if (table == nullptr)
+    why = path + " is of another version of gpupool than libEGL_gpupool.so";
+  else
+    table->use_opengl(flush_current);
   return table;
 }
 

@@ -1,5 +1,6 @@
 #include "guest/runtime/private_table.hpp"
 
+#include <atomic>
 #include <cstring>
 
 #include "guest/runtime/session.hpp"
@@ -74,10 +75,26 @@ bool idle() {
   return control.head.load(std::memory_order_relaxed) == control.tail.load(std::memory_order_relaxed);
 }
 
-const PrivateTable kTable{
-    .connect = connect, .send = send, .wait = wait, .take = take, .give_back = give_back, .idle = idle};
+std::atomic<FlushCurrent> g_flush_current{nullptr};
+
+void use_opengl(FlushCurrent flush) {
+  g_flush_current.store(flush, std::memory_order_release);
+}
+
+const PrivateTable kTable{.connect = connect,
+                          .send = send,
+                          .wait = wait,
+                          .take = take,
+                          .give_back = give_back,
+                          .idle = idle,
+                          .use_opengl = use_opengl};
 
 }  // namespace
+
+FlushCurrent opengl_of_program() {
+  return g_flush_current.load(std::memory_order_acquire);
+}
+
 }  // namespace gpupool::guest
 
 // NOLINTNEXTLINE(readability-identifier-naming): an exported symbol, named as such

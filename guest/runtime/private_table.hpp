@@ -7,7 +7,7 @@
 
 namespace gpupool::guest {
 
-inline constexpr u32 kPrivateTableVersion = 1;
+inline constexpr u32 kPrivateTableVersion = 2;
 
 // A piece of the window, given back when what used it has been executed.
 struct WindowPiece {
@@ -26,6 +26,9 @@ struct PrivateMessage {
   u64 bulk_size = 0;
 };
 
+// Sends what this thread's context of OpenGL has gathered; the context's index, 0 for none.
+using FlushCurrent = u32 (*)();
+
 // Results are CUresult.
 struct PrivateTable {
   u32 version = kPrivateTableVersion;
@@ -38,7 +41,12 @@ struct PrivateTable {
   void (*give_back)(const WindowPiece& piece, u64 ticket) = nullptr;
   // Whether the worker has executed everything that was sent.
   bool (*idle)() = nullptr;
+  // Once, before the first context: what cuGraphicsGL* ask (manual/graphics_resource.cpp).
+  void (*use_opengl)(FlushCurrent flush) = nullptr;
 };
+
+// What use_opengl() was given, or null.
+FlushCurrent opengl_of_program();
 
 inline constexpr char kPrivateTableName[] = "gpupool_private_table";
 using FindPrivateTable = const PrivateTable* (*)(u32 version);

@@ -38,7 +38,7 @@ void Worker::set_caps(const Caps& wanted) {
   const auto full = [] { note_cap("limits.handles"); };
   const auto all = [&](auto&... tables) { (tables.set_capacity(wanted.handles + 1, full), ...); };
   all(contexts, events, modules, libraries, functions, graphs, graph_execs, graph_nodes, mem_pools, arrays,
-      mipmapped_arrays, link_states, mem_allocations, texrefs, surfrefs);
+      mipmapped_arrays, link_states, mem_allocations, texrefs, surfrefs, graphics_resources);
   streams.set_capacity(wanted.streams + 1, full);
 }
 

@@ -63,6 +63,16 @@ struct EventEntry {
   CUevent event = nullptr;
 };
 
+// A buffer or an image of OpenGL that the driver shares with CUDA (manual/graphics_resource.cpp).
+struct GraphicsEntry {
+  CUgraphicsResource resource = nullptr;
+  u32 opengl_context = 0;  // the client's index of one that knows the object
+  u32 context = 0;         // handle index of CUDA's context
+  bool mapped = false;
+  // Named to the client, valid while it is mapped.
+  std::vector<wire::Handle> arrays;
+};
+
 class LaunchCrew;
 class GlServer;
 
@@ -106,6 +116,7 @@ class Worker {
   HandleTable<CUmemGenericAllocationHandle> mem_allocations{wire::HandleKind::mem_allocation};
   HandleTable<CUtexref> texrefs{wire::HandleKind::texref};
   HandleTable<CUsurfref> surfrefs{wire::HandleKind::surfref};
+  HandleTable<GraphicsEntry> graphics_resources{wire::HandleKind::graphics_resource};
   // Descriptors that the client has sent; on one machine only.
   Parcels parcels;
   // What sessions of one tenant share.

@@ -46,7 +46,7 @@ def test_a_version_means_a_symbol(driver: Driver, name: bytes, version: int, sym
 def test_what_is_not_there_is_said_to_be_not_there(driver: Driver) -> None:
     assert look_up(driver, b"cuNoSuchThing", 13000) == (None, NOT_FOUND)
     assert look_up(driver, b"cuMemAlloc", 2000) == (None, TOO_OLD)  # 32-bit pointers
-    assert look_up(driver, b"cuGraphicsMapResources", 13000) == (None, NOT_FOUND)
+    assert look_up(driver, b"cuTexObjectCreate", 13000) == (None, NOT_FOUND)
     assert look_up(driver, b"malloc", 13000) == (None, NOT_FOUND)
 
 

@@ -46,6 +46,7 @@ WORKER_TABLES = {
     "mem_allocation": "mem_allocations",
     "texref": "texrefs",
     "surfref": "surfrefs",
+    "graphics_resource": "graphics_resources",
 }
 
 

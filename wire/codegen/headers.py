@@ -21,6 +21,7 @@ FAKE_HEADERS = Path(__file__).parent / "fake"
 # The wheel's headers in order; the later ones hold only typedefs of function pointers (PFN_...).
 SOURCES = (
     "cuda.h",
+    "cudaGL.h",
     "cudaTypedefs.h",
     "cudaProfilerTypedefs.h",
     "cudaGLTypedefs.h",
@@ -84,11 +85,21 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Prototype:
-    """One function as declared. `in_cuda_h` is false for graphics and profiler functions."""
+    """One function as declared; `file` is empty where only the type of a pointer to it is known."""
 
     name: str
     parameters: tuple[Parameter, ...]
-    in_cuda_h: bool = True
+    file: str = ""
+
+    @property
+    def in_cuda_h(self) -> bool:
+        """False for graphics and profiler functions."""
+        return self.file == "cuda.h"
+
+    @property
+    def declared(self) -> bool:
+        """Whether its parameters have types that the sources know (wire/cpp/cuda_gl.hpp)."""
+        return self.file in ("cuda.h", "cudaGL.h")
 
     def shape(self) -> tuple[str, ...]:
         """The parameter types alone, to tell two ABIs of one name apart."""
@@ -190,16 +201,16 @@ class _Collector:
         elif isinstance(node, c_ast.Decl):
             self._remember_tags(node.type)
             if isinstance(node.type, c_ast.FuncDecl):
-                in_cuda_h = Path(str(node.coord.file)).name == "cuda.h"
-                prototype = self._prototype(node.name, node.type, in_cuda_h=in_cuda_h)
+                file = Path(str(node.coord.file)).name
+                prototype = self._prototype(node.name, node.type, file)
                 self.header.prototypes[node.name] = prototype
 
     def _version(self, node: c_ast.Typedef, name: str, since: int, suffix: str) -> None:
         function = node.type.type
-        prototype = self._prototype(name, function, in_cuda_h=False)
+        prototype = self._prototype(name, function)
         self.header.versions.append(Version(name, since, suffix, prototype))
 
-    def _prototype(self, name: str, function: c_ast.FuncDecl, *, in_cuda_h: bool) -> Prototype:
+    def _prototype(self, name: str, function: c_ast.FuncDecl, file: str = "") -> Prototype:
         result = self._generator.visit(function.type.type)
         if result != "CUresult":
             raise HeaderError(f"{name} returns {result}, not CUresult")
@@ -210,7 +221,7 @@ class _Collector:
                 continue
             text = self._generator.visit(declaration)
             parameters.append(Parameter(declaration.name or "", kind, text))
-        return Prototype(name, tuple(parameters), in_cuda_h)
+        return Prototype(name, tuple(parameters), file)
 
     def _type(self, node: c_ast.Node) -> CType:
         text = self._generator.visit(

@@ -29,6 +29,7 @@ HANDLE_KINDS = {
     "CUmemGenericAllocationHandle": "mem_allocation",
     "CUtexref": "texref",
     "CUsurfref": "surfref",
+    "CUgraphicsResource": "graphics_resource",
 }
 # Kinds whose handle in the guest is the address of a slab object (guest/runtime/objects.hpp); the
 # others are the wire handle's bits.

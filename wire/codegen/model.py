@@ -201,7 +201,7 @@ def _function(
     disposition = _disposition(row, by_name)
     if disposition is not Disposition.UNSUPPORTED and prototype is None:
         raise row.location.error(
-            f"{name}: cuda.h does not declare it, so it can only be unsupported"
+            f"{name}: no header declares it, so it can only be unsupported"
         )
     planned: tuple[Field, ...] = ()
     if row.disposition in (Disposition.SYNC, Disposition.ASYNC) and prototype is not None:
@@ -213,9 +213,9 @@ def _function(
 
 
 def _prototype(name: str, header: Header) -> Prototype | None:
-    """The declaration in cuda.h; others only without parameters, as their types are unknown."""
+    """The declaration; others only without parameters, as their types are unknown."""
     prototype = header.prototypes.get(name)
-    if prototype is not None and prototype.in_cuda_h:
+    if prototype is not None and prototype.declared:
         return prototype
     for version in header.versions:
         if version.name == name and not version.suffix and not version.prototype.parameters:

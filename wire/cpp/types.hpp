@@ -37,6 +37,7 @@ enum class HandleKind : u8 {
   mem_allocation = 14,  // CUmemGenericAllocationHandle
   texref = 15,          // texture and surface references, which live as long as their module
   surfref = 16,
+  graphics_resource = 17,
   count_
 };
 

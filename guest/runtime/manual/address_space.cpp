@@ -55,7 +55,8 @@ void AddressSpace::forget_graph_memory(u64 begin, u64 end) {
   auto at = allocations_.upper_bound(begin);
   if (at != allocations_.begin()) --at;
   while (at != allocations_.end() && at->first < end) {
-    const bool gone = at->second.kind == MemoryKind::graph && at->second.end() > begin;
+    const bool lent = at->second.kind == MemoryKind::graph || at->second.kind == MemoryKind::graphics;
+    const bool gone = lent && at->second.end() > begin;
     at = gone ? allocations_.erase(at) : std::next(at);
   }
 }

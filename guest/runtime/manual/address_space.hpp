@@ -28,6 +28,7 @@ enum class MemoryKind : u8 {
   stream_ordered,  // cuMemAllocAsync, cuMemAllocFromPoolAsync
   mapped,          // one cuMemMap
   global,          // a module's variable
+  graphics,        // a resource of OpenGL's, while it is mapped
   graph,           // a graph's node: there while a launch has allocated it, its address reserved by the graph
   imported,        // opened from another process's handle
   pinned,          // cuMemHostAlloc, cuMemAllocHost: window memory, one address on both sides

@@ -25,6 +25,7 @@ void free_allocation(Session& session, const Allocation& allocation) {
       give_back(session, allocation);
       return;
     case MemoryKind::graph:
+    case MemoryKind::graphics:
     case MemoryKind::mapped:
     case MemoryKind::global:
       return;  // not the context's, or gone with its module or graph

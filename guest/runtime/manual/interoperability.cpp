@@ -1,4 +1,4 @@
-// Objects of other APIs: memory and semaphores of Vulkan, DirectX or NvSci, resources of graphics contexts.
+// Objects of other APIs: memory and semaphores of Vulkan, DirectX or NvSci.
 // They live in the program's process and driver, where the worker's driver cannot reach them, so none is ever
 // imported: what makes one is refused, and what takes one meets no valid handle.
 #include <algorithm>
@@ -21,13 +21,6 @@ CUresult check_semaphores(const CUexternalSemaphore* semaphores, const void* par
   CUresult error = CUDA_SUCCESS;
   if (resolve_stream(stream, error) == nullptr) return error;
   if (count == 0 || semaphores == nullptr || parameters == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  return CUDA_ERROR_INVALID_HANDLE;
-}
-
-CUresult check_resources(unsigned int count, const CUgraphicsResource* resources, CUstream stream) {
-  CUresult error = CUDA_SUCCESS;
-  if (resolve_stream(stream, error) == nullptr) return error;
-  if (count == 0 || resources == nullptr) return CUDA_ERROR_INVALID_VALUE;
   return CUDA_ERROR_INVALID_HANDLE;
 }
 
@@ -83,38 +76,6 @@ CUresult cuWaitExternalSemaphoresAsync(const CUexternalSemaphore* semaphores,
 }
 
 CUresult cuDestroyExternalSemaphore(CUexternalSemaphore) {
-  return CUDA_ERROR_INVALID_HANDLE;
-}
-
-CUresult cuGraphicsMapResources(unsigned int count, CUgraphicsResource* resources, CUstream stream) {
-  return check_resources(count, resources, stream);
-}
-
-CUresult cuGraphicsUnmapResources(unsigned int count, CUgraphicsResource* resources, CUstream stream) {
-  return check_resources(count, resources, stream);
-}
-
-CUresult cuGraphicsUnregisterResource(CUgraphicsResource) {
-  return CUDA_ERROR_INVALID_HANDLE;
-}
-
-CUresult cuGraphicsResourceSetMapFlags_v2(CUgraphicsResource, unsigned int) {
-  return CUDA_ERROR_INVALID_HANDLE;
-}
-
-CUresult cuGraphicsResourceSetMapFlags(CUgraphicsResource, unsigned int) {
-  return CUDA_ERROR_INVALID_HANDLE;
-}
-
-CUresult cuGraphicsResourceGetMappedPointer_v2(CUdeviceptr*, size_t*, CUgraphicsResource) {
-  return CUDA_ERROR_INVALID_HANDLE;
-}
-
-CUresult cuGraphicsResourceGetMappedMipmappedArray(CUmipmappedArray*, CUgraphicsResource) {
-  return CUDA_ERROR_INVALID_HANDLE;
-}
-
-CUresult cuGraphicsSubResourceGetMappedArray(CUarray*, CUgraphicsResource, unsigned int, unsigned int) {
   return CUDA_ERROR_INVALID_HANDLE;
 }
 

@@ -28,7 +28,9 @@ u64 format_bytes(CUarray_format format) {
   }
 }
 
-CUarray create(const CUDA_ARRAY3D_DESCRIPTOR& descriptor) {
+}  // namespace
+
+std::shared_ptr<Array> create_array(const CUDA_ARRAY3D_DESCRIPTOR& descriptor) {
   require(descriptor.Width != 0 && descriptor.Width <= 131072 && descriptor.Height <= 131072 &&
           descriptor.Depth <= 131072);
   require(descriptor.NumChannels == 1 || descriptor.NumChannels == 2 || descriptor.NumChannels == 4);
@@ -53,10 +55,9 @@ CUarray create(const CUDA_ARRAY3D_DESCRIPTOR& descriptor) {
   }
   array->bytes = bytes;
   if (leftover_byte() != 0) std::memset(reinterpret_cast<void*>(array->base), leftover_byte(), bytes);
-  return arrays().add(std::move(array));
+  arrays().add(array);
+  return array;
 }
-
-}  // namespace
 
 Array::~Array() {
   if (base == 0) return;
@@ -82,14 +83,14 @@ GPUPOOL_CUDA CUresult cuArrayCreate_v2(CUarray* out, const CUDA_ARRAY_DESCRIPTOR
     full.Height = descriptor->Height;
     full.Format = descriptor->Format;
     full.NumChannels = descriptor->NumChannels;
-    *out = create(full);
+    *out = create_array(full)->handle;
   });
 }
 
 GPUPOOL_CUDA CUresult cuArray3DCreate_v2(CUarray* out, const CUDA_ARRAY3D_DESCRIPTOR* descriptor) {
   return call([&] {
     require(out != nullptr && descriptor != nullptr);
-    *out = create(*descriptor);
+    *out = create_array(*descriptor)->handle;
   });
 }
 
@@ -121,6 +122,7 @@ GPUPOOL_CUDA CUresult cuArrayGetMemoryRequirements(CUDA_ARRAY_MEMORY_REQUIREMENT
 
 GPUPOOL_CUDA CUresult cuArrayDestroy(CUarray handle) {
   return call([&] {
+    require(!arrays().get(handle)->graphics, CUDA_ERROR_INVALID_HANDLE);
     const auto array = arrays().take(handle);
     require(array != nullptr, CUDA_ERROR_INVALID_HANDLE);
     synchronize_device(device_of(array->device));

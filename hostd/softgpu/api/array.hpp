@@ -16,6 +16,7 @@ struct Array {
   u64 base = 0, bytes = 0;
   int device = 0;
   u64 context_id = 0;
+  bool graphics = false;  // OpenGL's, while it is mapped
 
   Array() = default;
   Array(const Array&) = delete;
@@ -24,6 +25,9 @@ struct Array {
 };
 
 Registry<Array, CUarray>& arrays();
+
+// A new one in the current context. Error INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY.
+std::shared_ptr<Array> create_array(const CUDA_ARRAY3D_DESCRIPTOR& descriptor);
 
 // Forgets all arrays of a context.
 void drop_arrays(const Context& context);

@@ -3,6 +3,7 @@
 
 #include "hostd/softgpu/api/array.hpp"
 #include "hostd/softgpu/api/capture.hpp"
+#include "hostd/softgpu/api/graphics.hpp"
 #include "hostd/softgpu/api/memory.hpp"
 #include "hostd/softgpu/api/module.hpp"
 #include "hostd/softgpu/api/thread_contexts.hpp"
@@ -66,6 +67,7 @@ void empty_context(Context& context) {
   context.synchronize();
   close_streams(context);
   drop_events(context);
+  drop_graphics(context);
   drop_arrays(context);
   unload_modules(context);
   free_context_memory(context);

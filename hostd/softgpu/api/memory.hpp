@@ -28,7 +28,7 @@ constexpr u64 round_up(u64 value, u64 to) {
   return (value + to - 1) / to * to;
 }
 
-enum class MemoryKind : u8 { device, pooled, mapped, pinned, registered, global, graph, imported };
+enum class MemoryKind : u8 { device, pooled, mapped, pinned, registered, global, graph, imported, graphics };
 
 struct Allocation {
   u64 base = 0;

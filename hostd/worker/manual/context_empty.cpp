@@ -1,6 +1,7 @@
 // What a context takes along when it ends, besides what the client ends itself (modules, memory, events,
 // streams: guest/runtime/manual/context_end.cpp).
 #include "hostd/worker/manual/context.hpp"
+#include "hostd/worker/manual/graphics_resource.hpp"
 #include "hostd/worker/manual/texture.hpp"
 #include "worker_manual.hpp"
 
@@ -12,6 +13,7 @@ void empty_context(Worker& worker, u32 owner) {
   worker.graph_execs.take_owned(owner,
                                 [&](wire::Handle, CUgraphExec exec) { driver.cuGraphExecDestroy(exec); });
   destroy_textures(worker, owner);
+  drop_graphics_resources(worker, owner);
   worker.arrays.take_owned(owner, [&](wire::Handle handle, CUarray array) {
     // Those that the driver named are levels and planes of others.
     if ((handle.index() & wire::Handle::kWorkerAssigned) == 0) driver.cuArrayDestroy(array);

@@ -1,6 +1,7 @@
 // The messages gl_batch and gl_manage.
 #include "gl_dispatch.hpp"  // generated
 #include "hostd/worker/log.hpp"
+#include "hostd/worker/manual/graphics_resource.hpp"
 #include "hostd/worker/opengl/probe.hpp"
 #include "hostd/worker/opengl/server.hpp"
 #include "worker_manual.hpp"  // generated
@@ -54,12 +55,18 @@ CUresult handle_gl_manage(Worker& worker, Request& request) {
       if (worker.opengl == nullptr) error = gl::EGL_NOT_INITIALIZED;
       break;
     }
-    case wire::GlManage::create_context:
-      error = server_of(worker).create_context(last<wire::GlContextWish>(request));
+    case wire::GlManage::create_context: {
+      const auto wish = last<wire::GlContextWish>(request);
+      error = server_of(worker).create_context(wish);
+      if (error == gl::EGL_SUCCESS) opengl_context_made(wish.index, wish.share);
       break;
-    case wire::GlManage::destroy_context:
-      server_of(worker).destroy_context(last<u32>(request));
+    }
+    case wire::GlManage::destroy_context: {
+      const u32 index = last<u32>(request);
+      opengl_context_ends(worker, index);
+      server_of(worker).destroy_context(index);
       break;
+    }
     case wire::GlManage::create_surface:
       error = server_of(worker).create_surface(last<wire::GlSurfaceWish>(request));
       break;

@@ -1,13 +1,15 @@
-"""A program whose CUDA and OpenGL work on the same buffers and images; prints what they saw as JSON.
+"""A program whose CUDA and OpenGL work on the same buffers and images; prints what they saw.
 
 Run natively and through gpupool it says the same: `python -m tests.opengl.interop_program PART...`
-with the parts named at the end. Needs no more than libEGL.so.1, libcuda.so.1 and Python.
+with the parts named at the end. Needs no more than libEGL.so.1, libcuda.so.1 and Python; the part
+`runtime` a libcudart that GPUPOOL_TEST_CUDART names.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import struct
 import sys
 from collections.abc import Callable
@@ -132,9 +134,7 @@ class Program:
     def array(self, resource: c_void_p, index: int = 0, level: int = 0) -> c_void_p:
         """A mapped image's array."""
         array = c_void_p()
-        self.cuda.call(
-            "cuGraphicsSubResourceGetMappedArray", byref(array), resource, index, level
-        )
+        self.cuda.call("cuGraphicsSubResourceGetMappedArray", byref(array), resource, index, level)
         return array
 
     def kernel(self, image: bytes, name: str) -> c_void_p:
@@ -314,9 +314,7 @@ def part_errors(program: Program) -> dict[str, int]:
         return cuda.result(ask, byref(address), byref(size), resource)
 
     def array(resource: c_void_p, level: int = 0) -> int:
-        return cuda.result(
-            "cuGraphicsSubResourceGetMappedArray", byref(out), resource, 0, level
-        )
+        return cuda.result("cuGraphicsSubResourceGetMappedArray", byref(out), resource, 0, level)
 
     said = {
         "buffer that is none": cuda.result("cuGraphicsGLRegisterBuffer", byref(out), 9999, 0),
@@ -382,6 +380,36 @@ def part_contexts(program: Program) -> list[Any]:
     return seen
 
 
+def part_runtime(program: Program) -> list[Any]:
+    """A buffer and an image through NVIDIA's runtime."""
+    runtime = ctypes.CDLL(os.environ["GPUPOOL_TEST_CUDART"])
+
+    def ok(result: int) -> None:
+        assert result == 0, result
+
+    buffer = program.buffer(numbers(0))
+    texture = program.texture(pixels(1))
+    both = (c_void_p * 2)()
+    ok(runtime.cudaGraphicsGLRegisterBuffer(byref(both, 0), buffer, 0))
+    ok(runtime.cudaGraphicsGLRegisterImage(byref(both, 8), texture, TEXTURE_2D, 0))
+    ok(runtime.cudaGraphicsMapResources(2, both, None))
+    address, size, array = c_void_p(), c_size_t(), c_void_p()
+    ok(runtime.cudaGraphicsResourceGetMappedPointer(byref(address), byref(size), c_void_p(both[0])))
+    ok(runtime.cudaMemcpy(address, numbers(7), size, 1))
+    ok(runtime.cudaGraphicsSubResourceGetMappedArray(byref(array), c_void_p(both[1]), 0, 0))
+    ok(
+        runtime.cudaMemcpy2DToArray(
+            array, c_size_t(0), c_size_t(0), pixels(6), c_size_t(SIDE * 4), c_size_t(SIDE * 4),
+            c_size_t(SIDE), 1,
+        )
+    )  # fmt: skip
+    ok(runtime.cudaGraphicsUnmapResources(2, both, None))
+    seen = [program.contents(4 * COUNT) == numbers(7), program.drawn_from(texture) == pixels(6)]
+    for resource in both:
+        ok(runtime.cudaGraphicsUnregisterResource(c_void_p(resource)))
+    return [size.value, *seen, error()]
+
+
 def part_devices(program: Program) -> list[Any]:
     """CUDA's devices of the context of OpenGL."""
     count, devices = c_uint(), (c_int * 8)()
@@ -394,6 +422,7 @@ PARTS: dict[str, Callable[[Program], Any]] = {
     "draw": part_draw,
     "image": part_image,
     "surface": part_surface,
+    "runtime": part_runtime,
     "devices": part_devices,
     "errors": part_errors,
     "gone": part_gone,

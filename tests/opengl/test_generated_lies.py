@@ -30,7 +30,7 @@ class Table(Structure):
                                    POINTER(c_uint32)))]
 find = CDLL("libcuda.so.1").gpupool_private_table
 find.restype = POINTER(Table)
-table = find(1).contents
+table = find(2).contents
 def wait(payload, function=60):
     message = Message(function, 0, len(payload), payload, 0, 0)
     size = c_uint32()

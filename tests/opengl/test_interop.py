@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +24,10 @@ def way(request: pytest.FixtureRequest, host: Host) -> Way:
     return generated(host, request.param)
 
 
-def said(way: Way, part: str) -> Any:
+def said(way: Way, part: str, **variables: str) -> Any:
     """What one part of the program says."""
-    done = way.run(sys.executable, "-m", "tests.opengl.interop_program", part)
+    program = (sys.executable, "-m", "tests.opengl.interop_program", part)
+    done = way.run(*program, variables=variables)
     return json.loads(done.stdout.splitlines()[-1])[part]
 
 
@@ -42,6 +45,19 @@ def test_opengl_draws_what_a_kernel_has_computed(way: Way) -> None:
 
 def test_an_image_is_an_array_while_it_is_mapped(way: Way) -> None:
     assert said(way, "image") == [True, True, True, True, True, 0]
+
+
+@pytest.mark.parametrize(
+    "library", ["cuda_runtime/lib/libcudart.so.12", "cu13/lib/libcudart.so.13"]
+)
+def test_nvidias_runtime_finds_its_functions(way: Way, library: str) -> None:
+    found = importlib.util.find_spec("nvidia")
+    folders = [] if found is None else found.submodule_search_locations or []
+    paths = [Path(folder, library) for folder in folders]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        pytest.skip(f"{library} is not installed (PyPI: nvidia-cuda-runtime)")
+    assert said(way, "runtime", GPUPOOL_TEST_CUDART=str(path)) == [20000, True, True, 0]
 
 
 def test_mistakes_are_answered_as_the_driver_does(way: Way) -> None:

@@ -200,9 +200,7 @@ def _function(
         )
     disposition = _disposition(row, by_name)
     if disposition is not Disposition.UNSUPPORTED and prototype is None:
-        raise row.location.error(
-            f"{name}: no header declares it, so it can only be unsupported"
-        )
+        raise row.location.error(f"{name}: no header declares it, so it can only be unsupported")
     planned: tuple[Field, ...] = ()
     if row.disposition in (Disposition.SYNC, Disposition.ASYNC) and prototype is not None:
         planned = fields(row, prototype, header)

@@ -60,8 +60,8 @@ CUresult need_opengl(const char* name, u32& index) {
   return CUDA_ERROR_INVALID_GRAPHICS_CONTEXT;
 }
 
-CUresult register_object(wire::Function function, const char* name, CUgraphicsResource* resource,
-                         u32 object, u32 target, u32 flags) {
+CUresult register_object(wire::Function function, const char* name, CUgraphicsResource* resource, u32 object,
+                         u32 target, u32 flags) {
   if (const CUresult result = check_context(current_context()); result != CUDA_SUCCESS) return result;
   if (resource == nullptr) return CUDA_ERROR_INVALID_VALUE;
   u32 index = 0;

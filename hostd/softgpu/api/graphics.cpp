@@ -143,8 +143,7 @@ std::vector<std::shared_ptr<GraphicsResource>> chosen(u32 count, const CUgraphic
   return found;
 }
 
-constexpr u32 kBufferFlags =
-    CU_GRAPHICS_REGISTER_FLAGS_READ_ONLY | CU_GRAPHICS_REGISTER_FLAGS_WRITE_DISCARD;
+constexpr u32 kBufferFlags = CU_GRAPHICS_REGISTER_FLAGS_READ_ONLY | CU_GRAPHICS_REGISTER_FLAGS_WRITE_DISCARD;
 
 }  // namespace
 
@@ -167,8 +166,7 @@ GPUPOOL_CUDA CUresult cuGraphicsGLRegisterBuffer(CUgraphicsResource* out, u32 bu
 GPUPOOL_CUDA CUresult cuGraphicsGLRegisterImage(CUgraphicsResource* out, u32 image, u32 target,
                                                 unsigned int flags) {
   return call([&] {
-    constexpr u32 kMore =
-        CU_GRAPHICS_REGISTER_FLAGS_SURFACE_LDST | CU_GRAPHICS_REGISTER_FLAGS_TEXTURE_GATHER;
+    constexpr u32 kMore = CU_GRAPHICS_REGISTER_FLAGS_SURFACE_LDST | CU_GRAPHICS_REGISTER_FLAGS_TEXTURE_GATHER;
     require(out != nullptr && (flags & ~(kBufferFlags | kMore)) == 0 && target != 0);
     current_context();
     const std::lock_guard lock(g_mutex);

@@ -49,9 +49,9 @@ const Api* api() {
     Api table;
     using Function = void (*)();
     void* const egl = dlopen("libEGL.so.1", RTLD_NOW | RTLD_NOLOAD);
-    const auto find = egl == nullptr ? nullptr
-                                     : reinterpret_cast<Function (*)(const char*)>(
-                                           dlsym(egl, "eglGetProcAddress"));
+    const auto find = egl == nullptr
+                          ? nullptr
+                          : reinterpret_cast<Function (*)(const char*)>(dlsym(egl, "eglGetProcAddress"));
     if (find == nullptr) {
       table.complete = false;
       return table;
@@ -217,8 +217,8 @@ void BufferAccess::read(void* to) {
 }
 
 void BufferAccess::write(const void* from) {
-  void* const to = gl().map_buffer(kCopyReadBuffer, 0, static_cast<GLsizeiptr>(bytes_),
-                                   kMapWrite | kMapInvalidateRange);
+  void* const to =
+      gl().map_buffer(kCopyReadBuffer, 0, static_cast<GLsizeiptr>(bytes_), kMapWrite | kMapInvalidateRange);
   require(to != nullptr, CUDA_ERROR_UNMAP_FAILED);
   std::memcpy(to, from, bytes_);
   gl().unmap_buffer(kCopyReadBuffer);

@@ -1,6 +1,6 @@
-// Buffers and images of OpenGL that CUDA uses (docs/opengl.md). The driver finds the objects in the context of
-// OpenGL that is current in the calling thread, so each call here makes that one current which is current in
-// the client's thread. Names of objects are the driver's own: those of another session mean nothing in it.
+// Buffers and images of OpenGL that CUDA uses (docs/opengl.md). The driver finds the objects in the context
+// of OpenGL that is current in the calling thread, so each call here makes that one current which is current
+// in the client's thread. Names of objects are the driver's own: those of another session mean nothing in it.
 #include "hostd/worker/manual/graphics_resource.hpp"
 
 #include <algorithm>

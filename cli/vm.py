@@ -16,7 +16,7 @@ from gpupool.cli.backend import BackendError, Local, RefusedError, UsageError
 from gpupool.cli.libvirt_domains import DEFAULT_URI, Libvirt
 from gpupool.cli.model import Vm, VmRight
 from gpupool.cli.vm_edit import Editor, Outcome, Wish
-from gpupool.wire.hello import WINDOW_MIN_BYTES
+from gpupool.wire.window import check_window
 
 DESCRIPTION = """\
 A virtual machine of libvirt has vGPUs when its definition asks for them (`vm attach`, or by hand:
@@ -25,7 +25,6 @@ needs no GPU and no NVIDIA driver. A DOMAIN is named as virsh names it, or by it
 """
 APP = layout.group("vm", DESCRIPTION, EXITS)
 DEFAULT_WINDOW_MIB = 4096  # hostd allows no more unless told; only what is touched is used
-_MIN_WINDOW_MIB = WINDOW_MIN_BYTES >> 20
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _known = names(lambda _asking: sorted(Libvirt(DEFAULT_URI).names().values()))
@@ -92,13 +91,8 @@ def attach(
     if no_window and window is not None:
         raise UsageError("--window and --no-window were both given")
     window_mib = parameters.quota_mib(window) if window is not None else DEFAULT_WINDOW_MIB
-    if window_mib & (window_mib - 1):
-        raise UsageError(f"given --window {window}, allowed is a power of two, as QEMU wants it")
-    if 0 < window_mib < _MIN_WINDOW_MIB:
-        raise UsageError(
-            f"given --window {window}, which holds no session: one needs {_MIN_WINDOW_MIB}M; say "
-            "as much or more, or --no-window"
-        )
+    if problem := check_window(window_mib):
+        raise UsageError(f"--window {window}: {problem}")
     vgpu = domain.AskedVgpu(percent, memory_mib, count, mode.value, policy.value)
     wish = Wish(vgpu, 0 if no_window else window_mib, relay, tenant)
     libvirt = Libvirt(connect)

@@ -10,15 +10,15 @@ from pathlib import Path
 from gpupool.hostd.config_vm import VM_KEYS
 from gpupool.hostd.core.admission import MOST_HANDLES, MOST_STREAMS
 from gpupool.hostd.log import LEVELS
-from gpupool.wire.hello import MAX_LANES, WINDOW_BASE_STEP_BYTES, WINDOW_MIN_BYTES
+from gpupool.wire.hello import MAX_LANES, WINDOW_BASE_STEP_BYTES
 from gpupool.wire.settings import Key
+from gpupool.wire.window import MIN_WINDOW_MIB
 
 SYSTEM_DIR = Path("/run/gpupool")
 SYSTEM_SOCKET = SYSTEM_DIR / "hostd.sock"
 SYSTEM_ADMIN_SOCKET = SYSTEM_DIR / "admin.sock"
 
 
-_MIN_WINDOW_MIB = WINDOW_MIN_BYTES >> 20
 _MAX_WINDOW_MIB = WINDOW_BASE_STEP_BYTES >> 20
 
 KEYS: tuple[Key, ...] = (
@@ -126,7 +126,7 @@ KEYS: tuple[Key, ...] = (
         int,
         16384,
         "shared memory of one session, for pinned memory; used only as it is touched",
-        low=_MIN_WINDOW_MIB,
+        low=MIN_WINDOW_MIB,
         high=_MAX_WINDOW_MIB,
     ),
     Key(

@@ -256,18 +256,6 @@ def check_domain(domain_mib: int) -> str:
     return f"domain_mib: given {domain_mib}, allowed is 0 (not known) to {_MOST_DOMAIN_MIB}"
 
 
-def check_window(window_mib: int, most_mib: int) -> str:
-    """What is wrong with a window's size; empty when nothing is. QEMU takes powers of two for
-    ivshmem (qemu: docs/specs/ivshmem-spec.rst).
-    """
-    if window_mib == 0 or (0 < window_mib <= most_mib and window_mib & (window_mib - 1) == 0):
-        return ""
-    return (
-        f"a window of {window_mib} MiB was asked for; allowed are 0 (none) and powers of two up to "
-        f"{most_mib} (vm.window_mib)"
-    )
-
-
 def free_cid(taken: Container[int]) -> int:
     """One that nobody has."""
     cid = _FIRST_OWN_CID

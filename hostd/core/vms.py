@@ -31,7 +31,6 @@ from gpupool.hostd.core.vm import (
     check_domain,
     check_uuid,
     check_wanted,
-    check_window,
     free_cid,
     owner_of_vm,
     vgpu_names,
@@ -41,6 +40,7 @@ from gpupool.hostd.core.vm_bound import LookUp, bind
 from gpupool.hostd.core.vm_ports import VmPlaces, VmStore
 from gpupool.hostd.core.vm_rights import VmRights
 from gpupool.hostd.log import fields
+from gpupool.wire.window import check_window
 
 log = logging.getLogger("gpupool.hostd")
 
@@ -320,7 +320,13 @@ class Vms:
     def _check(self, order: VmOrder, right: VmRight | None) -> VmRight:
         problem = check_uuid(order.uuid) or check_wanted(order.wanted)
         problem = problem or check_domain(order.domain_mib)
-        problem = problem or check_window(order.window_mib, self._settings.window_mib)
+        problem = problem or check_window(order.window_mib)
+        most_mib = self._settings.window_mib
+        if not problem and order.window_mib > most_mib:
+            problem = (
+                f"a window of {order.window_mib} MiB was asked for; this host allows up to "
+                f"{most_mib} (vm.window_mib)"
+            )
         if problem:
             raise VmError(problem)
         right = right or self.rights.find(order.uuid, order.name)

@@ -84,15 +84,15 @@ def domains(daemon: Daemon) -> Iterator[Domains]:
 
 def test_from_prepare_to_release(domains: Domains) -> None:
     a = domains.a
-    answer = domains.prepare(a, window_mib=1)
+    answer = domains.prepare(a, window_mib=64)
     folder = domains.daemon.folder / "vms" / a
     assert answer == {"cid": 0, "folder": str(folder), "window": str(domains.window(a))}
-    assert domains.window(a).stat().st_size == 1 << 20
+    assert domains.window(a).stat().st_size == 64 << 20
     assert stat.S_IMODE(domains.window(a).stat().st_mode) == 0o660
     assert stat.S_IMODE(folder.stat().st_mode) == 0o2750
     sockets = sorted(path.name for path in folder.iterdir())
     assert sockets == ["vsock_9177", "vsock_9178"]
-    assert domains.prepare(a, window_mib=1) == answer  # again
+    assert domains.prepare(a, window_mib=64) == answer  # again
     domains.call("vm_started", uuid=a, cid=77)
     session = domains.client(a)
     assert session.welcome.status is WelcomeStatus.OK, session.welcome.text
@@ -138,7 +138,7 @@ def test_the_last_share(domains: Domains) -> None:
 def test_two_domains_ask_for_the_last_share_at_once(domains: Domains) -> None:
     def ask(domain: str) -> str:
         try:
-            domains.prepare(domain, 60, window_mib=1)
+            domains.prepare(domain, 60, window_mib=64)
         except AdminError as error:
             return str(error)
         return ""
@@ -178,12 +178,12 @@ def test_bad_requests(domains: Domains, method: str, more: dict[str, Any], text:
 
 def test_the_agents_channel(domains: Domains) -> None:
     a = domains.a
-    domains.prepare(a, window_mib=1)
+    domains.prepare(a, window_mib=64)
     (terms,) = domains.agent(a, {"method": "terms"})
     vgpu = {"name": f"web-{a[:4]}", "compute_percent": 25, "memory_mib": 64, "policy": "elastic"}
     assert terms["ok"]
     assert terms["endpoint"] == "vsock://2:9177"
-    assert (terms["vgpus"], terms["window"]) == ([vgpu], {"bytes": 1 << 20})
+    assert (terms["vgpus"], terms["window"]) == ([vgpu], {"bytes": 64 << 20})
     domains.call("vm_change", uuid=a, vgpus=[{"compute_percent": 30, "memory_mib": 64}])
     said = {"method": "health", "state": "failed", "detail": "no\nwindow" + "x" * 500}
     terms, health = domains.agent(a, {"method": "terms"}, said)
@@ -254,7 +254,7 @@ def test_an_agents_endless_line_is_cut_off(domains: Domains) -> None:
 @pytest.mark.parametrize("kill", [False, True], ids=["SIGTERM", "SIGKILL"])
 def test_hostd_restarts_while_a_session_runs(domains: Domains, kill: bool) -> None:
     a, daemon = domains.a, domains.daemon
-    domains.prepare(a, window_mib=1)
+    domains.prepare(a, window_mib=64)
     inode = domains.window(a).stat().st_ino
     session = domains.client(a)
     before = domains.call("vm_show", uuid=a)
@@ -272,7 +272,7 @@ def test_hostd_restarts_while_a_session_runs(domains: Domains, kill: bool) -> No
 @pytest.mark.parametrize("kill", [False, True], ids=["SIGTERM", "SIGKILL"])
 def test_a_start_removes_what_belongs_to_no_vm(domains: Domains, kill: bool) -> None:
     a, daemon = domains.a, domains.daemon
-    domains.prepare(a, window_mib=1)
+    domains.prepare(a, window_mib=64)
     daemon.stop(kill=kill)
     (daemon.folder / "state" / "vms" / f"{a}.json").unlink()  # as a reboot does
     stranger = daemon.folder / "vms" / "not-a-uuid"
@@ -288,13 +288,13 @@ def test_a_window_of_somebody_elses_is_not_taken(domains: Domains) -> None:
     domains.window(domains.a).symlink_to(domains.daemon.folder / "secret")
     (domains.daemon.folder / "secret").write_text("kept")
     with pytest.raises(AdminError, match="cannot make"):
-        domains.prepare(domains.a, window_mib=1)
+        domains.prepare(domains.a, window_mib=64)
     assert (domains.daemon.folder / "secret").read_text() == "kept"
     assert not domains.window(domains.a).is_symlink()  # undone, and free for the next start
     domains.window(domains.b).write_bytes(b"old" * 1000)
     os.chmod(domains.window(domains.b), 0o666)  # noqa: PTH101, S103
-    domains.prepare(domains.b, window_mib=1)
-    assert domains.window(domains.b).read_bytes() == bytes(1 << 20)
+    domains.prepare(domains.b, window_mib=64)
+    assert domains.window(domains.b).read_bytes() == bytes(64 << 20)
 
 
 def test_rights_in_the_configuration(daemon: Daemon) -> None:

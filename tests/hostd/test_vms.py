@@ -319,11 +319,15 @@ def test_a_uuid_names_files_so_nothing_else_will_do(rig: Rig, uuid: str) -> None
             action()
 
 
-@pytest.mark.parametrize("window_mib", [-1, 3, 100, 2048])
-def test_a_windows_size(rig: Rig, window_mib: int) -> None:
-    with pytest.raises(VmError, match="powers of two up to 1024"):
-        rig.vms.prepare(order(window_mib=window_mib))
-    assert rig.vms.prepare(order(window_mib=256)).window_mib == 256
+@pytest.mark.parametrize(
+    ("why", "sizes_mib"),
+    [("powers of two", (-1, 3, 100)), ("one needs 64 MiB", (1, 32)), ("up to 1024", (2048,))],
+)
+def test_a_windows_size(rig: Rig, why: str, sizes_mib: tuple[int, ...]) -> None:
+    for size_mib in sizes_mib:
+        with pytest.raises(VmError, match=why):
+            rig.vms.prepare(order(window_mib=size_mib))
+    assert rig.vms.prepare(order(window_mib=64)).window_mib == 64
 
 
 def test_a_closed_door_says_why(rig: Rig) -> None:

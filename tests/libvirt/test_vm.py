@@ -147,6 +147,6 @@ def test_a_command_line_that_is_wrong(vm: Command) -> None:
 def test_a_window_that_holds_no_session_is_refused(vm: Command, size: str) -> None:
     done = vm.call("attach", "x", "--compute", "5", "--window", size)
     assert done.returncode == 2
-    assert f"given --window {size}, which holds no session" in done.stderr
-    assert "64M" in done.stderr
+    assert f"--window {size}: " in done.stderr
+    assert "holds no session: one needs 64 MiB" in done.stderr
     assert "--no-window" in done.stderr

@@ -4,6 +4,8 @@ not hold anything. Each function is one change (see ports).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from gpupool.controller.core import allocation, session
@@ -11,7 +13,7 @@ from gpupool.controller.core.errors import Kind, RefusedError, not_found
 from gpupool.controller.core.licence import Licence
 from gpupool.controller.core.node import DesiredVgpu, Session
 from gpupool.controller.core.ports import Tables
-from gpupool.controller.core.scheduler import Wanted
+from gpupool.controller.core.scheduler import Candidate, Wanted
 from gpupool.controller.core.vgpu import Mode, Share, State, Vgpu
 
 
@@ -25,6 +27,7 @@ class ClaimRequest:
     tenant_id: str = ""  # for a name
     after_sequence: int = 0  # the last report that was made before
     program: str = ""
+    other_gpus: tuple[str, ...] = ()  # UUIDs: where the client's other vGPUs are
 
 
 def claim(tables: Tables, request: ClaimRequest, licence: Licence) -> DesiredVgpu:
@@ -43,7 +46,7 @@ def claim(tables: Tables, request: ClaimRequest, licence: Licence) -> DesiredVgp
             {"node": vgpu.node_name},
         )
     if vgpu.node_id is None:
-        vgpu = _place(tables, vgpu, request.node_id, licence)
+        vgpu = _place(tables, vgpu, request, licence)
     tables.sessions.put(
         Session(
             id=request.session_id,
@@ -70,13 +73,14 @@ def _find(tables: Tables, request: ClaimRequest) -> Vgpu:
     return vgpu
 
 
-def _place(tables: Tables, vgpu: Vgpu, node_id: str, licence: Licence) -> Vgpu:
+def _place(tables: Tables, vgpu: Vgpu, request: ClaimRequest, licence: Licence) -> Vgpu:
+    node_id = request.node_id
     licence.check(tables.now_ms)
     share = vgpu.share
     allocation.charge(tables, vgpu.tenant_id, allocation.use_of([share], 0), [share])
     wanted = Wanted(share, vgpu.selector, vgpu.strategy, node_ids=(node_id,))
     try:
-        place = allocation.hold_best(tables, wanted)
+        place = _hold(tables, wanted, request.other_gpus)
     except allocation.NoRoomError:
         raise RefusedError(
             Kind.NO_ROOM,
@@ -88,6 +92,18 @@ def _place(tables: Tables, vgpu: Vgpu, node_id: str, licence: Licence) -> Vgpu:
     tables.vgpus.put(placed)
     allocation.tell(tables, placed, "claimed", f"vGPU {vgpu.name} has a client")
     return placed
+
+
+def _hold(tables: Tables, wanted: Wanted, other_gpus: Collection[str]) -> Candidate:
+    """Room on another GPU than those, else on one of them: hostd, which knows what the client may
+    have, says no then. Raises NoRoomError.
+    """
+    if other_gpus:
+        (node_id,) = wanted.node_ids
+        others = (gpu.id for gpu in tables.gpus.of_node(node_id) if gpu.uuid in other_gpus)
+        with suppress(allocation.NoRoomError):
+            return allocation.hold_best(tables, replace(wanted, not_gpus=tuple(others)))
+    return allocation.hold_best(tables, wanted)
 
 
 def release(tables: Tables, node_id: str, session_id: str, vgpu_id: str = "") -> None:

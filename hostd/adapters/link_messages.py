@@ -159,6 +159,7 @@ class LinkMessages:
             tenant=claim.tenant,
             program=claim.program,
             after_sequence=after_sequence,
+            other_gpus=claim.other_gpus,
         )
 
     def claimed(self, reply: Any) -> ClaimAnswer:

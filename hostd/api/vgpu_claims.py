@@ -129,7 +129,10 @@ class VgpuClaims:
         return await self._claim(name, hello, door)
 
     async def _claim(self, name: str, hello: Hello, door: Door) -> Settled | Refusal | _NotYet:
-        claim = Claim(f"claim-{secrets.token_hex(8)}", name, door.tenant, hello.program)
+        # A session has one vGPU on a GPU. Those that were granted just now are among them.
+        others = [one for one in names_of(hello.vgpu) if one != name]
+        taken = self._controlled.gpus_of(others, door.tenant)
+        claim = Claim(f"claim-{secrets.token_hex(8)}", name, door.tenant, hello.program, taken)
         granted: list[Found | Missing] = []
 
         def settle(answer: ClaimAnswer) -> None:

@@ -10,7 +10,7 @@ While the controller is away nothing here changes: what was granted goes on, als
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -224,11 +224,7 @@ class Controlled:
 
     def look_up(self, name: str, tenant: str) -> Found | Missing | Ask | Mistaken:
         """The vGPU that a client of that tenant means; tenant "": of any."""
-        found = [
-            one
-            for one in self._desired.vgpus
-            if name in (one.id, one.name) and tenant in ("", one.tenant, one.tenant_name)
-        ]
+        found = self._meant(name, tenant)
         if len(found) > 1:
             return Mistaken(
                 f"{len(found)} tenants have a vGPU {name} on this node; say its id: "
@@ -237,6 +233,24 @@ class Controlled:
         if not found or found[0].on_demand:
             return Ask()
         return self._local(found[0])
+
+    def gpus_of(self, names: Collection[str], tenant: str) -> tuple[str, ...]:
+        """UUIDs of the GPUs where the vGPUs of these names are now, as far as they have a place."""
+        table = self._host.allocations.table
+        own = (table.find(name) for name in names if self.is_local(name))
+        places = (table.place_of(one.id) for one in own if one is not None)
+        local = {place.gpu for place in places if place is not None}
+        return tuple(sorted(local.union(*(self._gpus_of(name, tenant) for name in names))))
+
+    def _gpus_of(self, name: str, tenant: str) -> set[str]:
+        return {one.gpu for one in self._meant(name, tenant)}
+
+    def _meant(self, name: str, tenant: str) -> list[DesiredVgpu]:
+        return [
+            one
+            for one in self._desired.vgpus
+            if name in (one.id, one.name) and tenant in ("", one.tenant, one.tenant_name)
+        ]
 
     def _local(self, wanted: DesiredVgpu) -> Found | Missing:
         mine = self._mine().get(wanted.id)

@@ -230,6 +230,7 @@ class Claim:
     vgpu: str  # name or id
     tenant: str  # of the endpoint it came through; empty: not known
     program: str = ""
+    other_gpus: tuple[str, ...] = ()  # UUIDs: where the client's other vGPUs are
 
 
 class LinkStore(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gpupool.controller.core import allocation, claims, consistency, fleet, reporting
@@ -82,9 +83,13 @@ class FakeNode:
         """One report."""
         return self.pool.store.change(lambda tables: reporting.report(tables, report))
 
-    def claim(self, session_id: str, vgpu: str, tenant_id: str = "") -> DesiredVgpu:
+    def claim(
+        self, session_id: str, vgpu: str, tenant_id: str = "", other_gpus: Sequence[str] = ()
+    ) -> DesiredVgpu:
         """A client comes."""
-        request = claims.ClaimRequest(self.id, session_id, vgpu, tenant_id, self.sequence)
+        request = claims.ClaimRequest(
+            self.id, session_id, vgpu, tenant_id, self.sequence, other_gpus=tuple(other_gpus)
+        )
         return self.pool.store.change(
             lambda tables: claims.claim(tables, request, self.pool.licence)
         )

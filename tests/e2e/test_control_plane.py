@@ -177,6 +177,16 @@ def test_a_program_has_several_vgpus_of_the_controllers(plane: Plane) -> None:
     eventually(lambda: plane.state(lent) == "idle", "what was claimed for it to be free")
 
 
+def test_a_programs_on_demand_vgpus_are_put_on_different_gpus(plane: Plane) -> None:
+    """Both would fit on one, where a program cannot use two."""
+    host = plane.host(plane.folder / "n1", devices=2)
+    eventually(lambda: plane.node_state("n1") == "ready", "the node")
+    lent = [plane.vgpu(name, 20, 64, mode="on-demand") for name in ("a", "b")]
+    done = host.run("shm", sys.executable, "-c", COUNT, GPUPOOL_VGPU="a,b")
+    assert done.stdout.strip() == "2", done.stderr
+    eventually(lambda: {plane.state(one) for one in lent} == {"idle"}, "their places to be free")
+
+
 def eventually_some(plane: Plane, path: str) -> Any:
     eventually(lambda: plane.must("GET", path)["items"], path)
     return plane.must("GET", path)["items"]

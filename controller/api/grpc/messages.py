@@ -211,6 +211,10 @@ def claim(request: Any, tenant_id: str) -> ClaimRequest:
         tenant_id=tenant_id,
         after_sequence=_number(request.after_sequence, "after_sequence", _MOST_NUMBER),
         program=_program(request.program),
+        other_gpus=tuple(
+            _text(one, "other_gpus", _MOST_ID)
+            for one in _few(request.other_gpus, "GPUs", MOST_GPUS)
+        ),
     )
 
 

@@ -195,6 +195,28 @@ def test_claims(pool: Store) -> None:
     pool.check()
 
 
+def test_a_clients_vgpus_go_to_different_gpus_while_there_is_room(pool: Store) -> None:
+    tenant, node = pool.tenant(), pool.node("n1", gpus=2)
+    one, other, big, last, more = (
+        pool.create(tenant, name, percent, mode=Mode.ON_DEMAND)
+        for name, percent in (
+            ("one", 20),
+            ("other", 20),
+            ("big", 70),
+            ("last", 30),
+            ("more", 60),
+        )
+    )
+    first = node.claim("s1", one.id).gpu_uuid
+    second = node.claim("s2", other.id, other_gpus=[first]).gpu_uuid
+    assert {first, second} == set(node.uuids), "the fullest would have been the first"
+    assert node.claim("s3", big.id, other_gpus=[second, "GPU-of-nobody"]).gpu_uuid == first
+    assert node.claim("s4", last.id, other_gpus=[second]).gpu_uuid == second, "no other has room"
+    with refused(Kind.NO_ROOM):
+        node.claim("s5", more.id, other_gpus=node.uuids)
+    pool.check()
+
+
 def test_a_report_made_before_a_claim_does_not_end_it(pool: Store) -> None:
     tenant, node = pool.tenant(), pool.node()
     loose = pool.create(tenant, "loose", 60, mode=Mode.ON_DEMAND)

@@ -4,7 +4,8 @@
 
 Starts a hostd of its own and one process a mode, which take turns within seconds; glmark2
 (offscreen, in an X server without a screen) is started anew for each round. What is drawn must be
-what native draws. Prints Markdown; --out writes opengl.json and opengl.md as well.
+what native draws. `reference` is virglrenderer's own server, `virgl_test_server`, over a unix
+socket. Prints Markdown; --out writes opengl.json and opengl.md as well.
 """
 
 from __future__ import annotations
@@ -26,11 +27,19 @@ from typing import Any
 
 from gpupool.bench import environment
 from gpupool.bench.host import Host, HostError, guest_folder, hostd
+from gpupool.bench.opengl_reference import (
+    ReferenceError,
+    reference_server,
+    reference_variables,
+    reference_words,
+)
 from gpupool.bench.opengl_report import NATIVE, Figures, Row, as_json, as_markdown
 from gpupool.bench.x_server import x_server
 
-MODES = (NATIVE, "shm", "tcp", "generated")
-_VIRGL = ("shm", "tcp")
+REFERENCE = "reference"
+MODES = (NATIVE, REFERENCE, "shm", "tcp", "generated")
+# What is not there is left out and named, and no failure.
+_OPTIONAL = ("generated", REFERENCE)
 SCENES = (
     "build:use-vbo=true",
     "texture:texture-filter=linear",
@@ -118,6 +127,7 @@ class Bench:
     def __init__(self, figures: Figures, arguments: argparse.Namespace, folder: Path) -> None:
         self.figures = figures
         self._arguments, self._folder = arguments, folder
+        self._servers = contextlib.ExitStack()
         self._modes: dict[str, Mode] = {}
         self._clients: dict[str, Client] = {}
 
@@ -132,8 +142,7 @@ class Bench:
                 self._modes.pop(name, None)
                 self.figures.modes.remove(name)
                 self.figures.skipped[name] = str(error)
-                # What has not been built yet is no failure; what does not work is one.
-                if name != "generated":
+                if name not in _OPTIONAL:
                     self.figures.failed.append(f"{name}: {error}")
 
     def _mode(self, name: str, host: Host) -> Mode:
@@ -148,6 +157,8 @@ class Bench:
                 else ("LIBGL_ALWAYS_SOFTWARE", "1")
             )
             return Mode((), {**variables, own[0]: own[1]})
+        if name == REFERENCE:
+            return self._reference(variables)
         variables |= host.environment("shm" if name == "generated" else name)
         if name == "generated":
             library = guest_folder() / "libEGL_gpupool.so"
@@ -160,6 +171,19 @@ class Bench:
             variables["__EGL_VENDOR_LIBRARY_FILENAMES"] = str(self._arguments.mesa_vendor)
         run = (sys.executable, "-m", "gpupool.cli", "run", "--opengl", "yes", "--")
         return Mode(run, variables)
+
+    def _reference(self, variables: Mapping[str, str]) -> Mode:
+        software = {} if self._arguments.gpu == "nvidia" else {"LIBGL_ALWAYS_SOFTWARE": "1"}
+        server = reference_server(self._folder, {**variables, **software})
+        try:
+            socket = self._servers.enter_context(server)
+            vendor = self._arguments.mesa_vendor
+            chosen = {"__EGL_VENDOR_LIBRARY_FILENAMES": str(vendor)} if vendor else {}
+            return Mode(
+                reference_words(socket), reference_variables(socket, {**variables, **chosen})
+            )
+        except ReferenceError as error:
+            raise ModeError(str(error)) from error
 
     def works(self) -> None:
         """Rows of the long-living clients."""
@@ -234,6 +258,7 @@ class Bench:
         """Lets every client leave."""
         for client in self._clients.values():
             client.end()
+        self._servers.close()
 
 
 def _root() -> Path:

@@ -114,7 +114,10 @@ void step_aside(const Program& program, Session& session, Descriptor connection)
 int listen_at(const std::string& path, bool any_user) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) return -1;
+  if (path.size() >= sizeof address.sun_path) {
+    errno = ENAMETOOLONG;
+    return -1;
+  }
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   Descriptor listener(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   struct stat facts {};
@@ -228,23 +231,40 @@ void take_fixed_name(Options& options, std::vector<pollfd>& listeners) {
   options.sockets.emplace_back(kFixedName);
 }
 
-// The program takes this process over; the relay is a child, which lives as long.
+// In TMPDIR, unless that is too long for the name of a socket. Empty with a line that says why.
+std::string make_folder() {
+  constexpr char kName[] = "/gpupool-opengl-XXXXXX";
+  constexpr size_t kMostPlace = sizeof(sockaddr_un::sun_path) - sizeof kName - sizeof "/socket";
+  const char* named = std::getenv("TMPDIR");
+  const bool fits = named != nullptr && *named == '/' && std::strlen(named) <= kMostPlace;
+  const std::string place = fits ? named : "/tmp";
+  std::string folder = place + kName;
+  if (mkdtemp(folder.data()) != nullptr) return folder;
+  log_line("cannot make a folder in %s: %s", place.c_str(), std::strerror(errno));
+  return "";
+}
+
+// Whoever does not become the program removes the sockets with their folder.
+int give_up(const Options& options) {
+  for (const std::string& path : options.sockets) remove_socket(path);
+  return kFailed;
+}
+
+// The program takes this process over; the relay is a child, which lives as long, and removes the folder.
 int run(char** words) {
-  char folder[] = "/tmp/gpupool-opengl-XXXXXX";
-  if (mkdtemp(folder) == nullptr) {
-    log_line("cannot make a folder in /tmp: %s", std::strerror(errno));
-    return kFailed;
-  }
+  const std::string folder = make_folder();
+  if (folder.empty()) return kFailed;
   Options options;
-  options.sockets = {std::string(folder) + "/socket"};
+  options.sockets = {folder + "/socket"};
   std::vector<pollfd> listeners;
   const Descriptor self(open_pidfd(getpid()));
-  if (self.get() < 0 || !listen_at_all(options, listeners)) return kFailed;
+  if (self.get() < 0) log_line("this kernel has no pidfd: %s; Linux 5.3 is needed", std::strerror(errno));
+  if (self.get() < 0 || !listen_at_all(options, listeners)) return give_up(options);
   take_fixed_name(options, listeners);
   const pid_t child = fork();
   if (child < 0) {
     log_line("no process for the relay: %s", std::strerror(errno));
-    return kFailed;
+    return give_up(options);
   }
   if (child == 0) {
     setsid();  // what the terminal's keys end is the program

@@ -28,6 +28,15 @@ class Backend {
   virtual bool write(u32 handle, u32 level, u32 stride, u32 layer_stride, const Box& box, u64 offset,
                      iovec* memory) = 0;
   virtual bool submit(u32* words, u32 count) = 0;
+  // Has the GPU begin with everything so far.
+  virtual void flush() = 0;
+  // Puts the mark behind everything so far.
+  virtual void mark() = 0;
+  // Whether the mark has been passed; sleeps until it is, but not for longer than that. Throws when the GPU
+  // has failed.
+  virtual bool reach(u64 most_ns) = 0;
+  // Writes the results of queries that are done by now to where clients read them.
+  virtual void settle_queries() = 0;
   // Puts a fence behind everything so far; its number, one more than the last one's.
   virtual u32 fence() = 0;
   // The newest fence that has been passed. Asks the driver.

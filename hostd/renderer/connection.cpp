@@ -18,8 +18,13 @@ constexpr u64 kSpinNs = 30'000;
 
 }  // namespace
 
-Connection::Connection(int fd, bool is_unix, std::function<int()> before_sleep)
-    : fd_(fd), is_unix_(is_unix), before_sleep_(std::move(before_sleep)), ahead_(kAhead) {}
+Connection::Connection(int fd, bool is_unix, std::function<void()> when_empty,
+                       std::function<int()> before_sleep)
+    : fd_(fd),
+      is_unix_(is_unix),
+      when_empty_(std::move(when_empty)),
+      before_sleep_(std::move(before_sleep)),
+      ahead_(kAhead) {}
 
 // Something can be read without sleeping, or before_sleep() has had its say.
 bool Connection::wait_for_bytes() {
@@ -43,6 +48,7 @@ bool Connection::spin_on() {
 }
 
 bool Connection::receive(u8* data, size_t size, size_t& got) {
+  bool told = false;
   while (true) {
     const ssize_t count = recv(fd_, data, size, MSG_DONTWAIT);
     if (count > 0) {
@@ -52,8 +58,10 @@ bool Connection::receive(u8* data, size_t size, size_t& got) {
     }
     if (count == 0) return false;
     if (errno == EINTR) continue;
-    if ((errno == EAGAIN || errno == EWOULDBLOCK) && spin_on()) continue;
-    if ((errno != EAGAIN && errno != EWOULDBLOCK) || !wait_for_bytes()) return false;
+    if (errno != EAGAIN && errno != EWOULDBLOCK) return false;
+    if (!told) when_empty_();
+    told = true;
+    if (!spin_on() && !wait_for_bytes()) return false;
   }
 }
 

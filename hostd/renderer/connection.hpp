@@ -28,7 +28,8 @@ class Connection : public Stream {
  public:
   // `before_sleep` is called whenever there is nothing to read: what a lease is held for is done, perhaps.
   // It says for how many milliseconds to sleep before it is called again; -1: until something comes.
-  Connection(int fd, bool is_unix, std::function<int()> before_sleep);
+  // `when_empty` is called before that, when for the first time nothing is there.
+  Connection(int fd, bool is_unix, std::function<void()> when_empty, std::function<int()> before_sleep);
   bool read(void* data, size_t size) override;
   bool write(const void* data, size_t size) override;
   bool write_descriptor(int fd) override;
@@ -42,6 +43,7 @@ class Connection : public Stream {
 
   int fd_;
   bool is_unix_;
+  std::function<void()> when_empty_;
   std::function<int()> before_sleep_;
   std::vector<u8> ahead_;
   size_t next_ = 0;

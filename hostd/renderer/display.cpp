@@ -210,6 +210,10 @@ void Display::destroy_context(void* context) {
   g_egl.destroy_context(display_, context);
 }
 
+Display::Any Display::find(const char* name) {
+  return g_egl.get_proc_address(name);
+}
+
 bool Display::make_current(void* context) {
   return g_egl.make_current(display_, EGL_NO_SURFACE, EGL_NO_SURFACE, context) == EGL_TRUE;
 }

@@ -20,10 +20,17 @@ class Display {
   void* create_context(int major, int minor, bool shared);
   void destroy_context(void* context);
   bool make_current(void* context);
+  // A function of OpenGL's by its name; null when there is none.
+  template <typename Function>
+  void ask(Function& function, const char* name) {
+    function = reinterpret_cast<Function>(find(name));
+  }
   // "NVIDIA ...", for the log.
   [[nodiscard]] const std::string& name() const { return name_; }
 
  private:
+  using Any = void (*)();
+  static Any find(const char* name);
   bool load(std::string& error);
   bool initialise(void* display, std::string& error);
 

@@ -210,10 +210,12 @@ void settle_environment(const Options& options) {
   LeaseTurn turn(lease, virgl, [&] {
     if (stream->ended()) worker::end_session(worker::kExitClientGone, "session ended");
   });
-  Connection connection(program, shared, [&] {
-    figures.note(false, current->tally());
-    return turn.idle();
-  });
+  Connection connection(
+      program, shared, [&] { current->flush(); },
+      [&] {
+        figures.note(false, current->tally());
+        return turn.idle();
+      });
   stream = &connection;
   Session session(connection, virgl, resources, turn);
   current = &session;

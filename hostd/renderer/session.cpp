@@ -21,8 +21,6 @@ constexpr u64 kMostStride = 1u << 31;  // of all rows or layers of a transfer to
 constexpr u64 kPieceBytes = 1u << 20;  // of data that is still to come
 constexpr u64 kSpareTransferBytes = 1 << 20;
 constexpr size_t kKeptBytes = 32u << 20;  // of buffers between two commands
-constexpr u32 kLongestNapUs = 200;
-constexpr u32 kSpinUs = 50;
 constexpr u64 kLookNs = 100'000'000;
 
 Shape shape_of(const CreateWords& words) {
@@ -119,7 +117,7 @@ bool Session::create_renderer(u32 bytes) {
   turn_.take();
   has_context_ = backend_.create_context(name);
   if (!has_context_) throw std::runtime_error("virglrenderer does not make a context");
-  turn_.submitted();
+  submitted();
   return true;
 }
 
@@ -157,7 +155,7 @@ bool Session::create(const CreateWords& words, u32 shared_bytes, bool shares) {
   }
   turn_.take();
   made->there = backend_.create(words.handle, made->shape);
-  turn_.submitted();
+  submitted();
   if (!answers) return true;  // a client that goes on with what is not there gets nothing drawn
   const int fd = made->there ? resources_.share(*made, shared_bytes) : -1;
   const bool whole = fd >= 0 && backend_.attach(words.handle, made->memory.area());
@@ -200,12 +198,12 @@ bool Session::get(const TransferWords& words) {
   const Box box = box_of(words);
   const Resource& resource = used(words.handle, words.level, box);
   check_amount(resource, words);
-  data_.assign(words.bytes, 0);  // the client sees nothing of an earlier transfer
+  data_.resize(words.bytes);  // where OpenGL writes nothing it has what this same client read or wrote before
   iovec memory{data_.data(), data_.size()};
   turn_.take();
   if (resource.there)
     backend_.read(words.handle, words.level, words.stride, words.layer_stride, box, 0, &memory);
-  turn_.submitted();
+  submitted();
   tally_.from_device_bytes += words.bytes;
   ++tally_.answers;
   return stream_.write(data_.data(), data_.size());
@@ -232,7 +230,7 @@ bool Session::put(const TransferWords& words) {
   turn_.take();
   if (resource.there)
     backend_.write(words.handle, words.level, words.stride, words.layer_stride, box, 0, &memory);
-  turn_.submitted();
+  submitted();
   tally_.to_device_bytes += words.bytes;
   return true;
 }
@@ -252,13 +250,14 @@ void Session::transfer_shared(const Transfer2Words& words, bool reads) {
     backend_.write(words.handle, words.level, 0, 0, box, words.offset, nullptr);
     tally_.to_device_bytes += words.bytes;
   }
-  turn_.submitted();
+  submitted();
 }
 
 namespace {
 
-// What the buffer does to the number of OpenGL contexts. Throws for what it may not hold.
-i64 check_commands(const std::vector<u32>& words) {
+// What the buffer does to the number of OpenGL contexts, and whether it asks for a query's result. Throws for
+// what it may not hold.
+i64 check_commands(const std::vector<u32>& words, bool& asks_queries) {
   i64 contexts = 0;
   size_t at = 0;
   while (at < words.size()) {
@@ -267,6 +266,7 @@ i64 check_commands(const std::vector<u32>& words) {
     const bool makes_memory = command.number == kCreateInStream || command.number == kTypeInStream;
     if (makes_memory || command.number > kLastKnown)
       throw ProtocolError("command " + std::to_string(command.number) + " in a buffer");
+    if (command.number == kGetQueryResult) asks_queries = true;
     if (command.number == kCreateSubContext) ++contexts;
     if (command.number == kDestroySubContext) --contexts;
     at += size_t{command.words} + 1;
@@ -280,27 +280,31 @@ bool Session::submit(u32 count) {
   if (count > kMostWords) throw ProtocolError("a buffer of " + std::to_string(count) + " words");
   words_.resize(count);
   if (!stream_.read(words_.data(), u64{count} * sizeof(u32))) return false;
-  const i64 contexts = i64{sub_contexts_} + check_commands(words_);
+  const i64 contexts = i64{sub_contexts_} + check_commands(words_, asks_queries_);
   sub_contexts_ = static_cast<u32>(std::max<i64>(contexts, 0));
   if (sub_contexts_ > kMostSubContexts) throw OutOfMemory("the cap on OpenGL contexts is reached");
   turn_.take();
   backend_.submit(words_.data(), count);
-  turn_.submitted();
+  submitted();
   ++tally_.buffers;
   return true;
 }
 
-// Sleeps until the fence has been passed. False when the client has gone meanwhile.
-bool Session::pass(u32 number) {
-  wire::Backoff backoff(kSpinUs, kLongestNapUs);
-  u64 next_look_ns = wire::monotonic_ns() + kLookNs;
-  while (static_cast<i32>(backend_.passed() - number) < 0) {
-    backoff.step();
-    const u64 now = wire::monotonic_ns();
-    if (now < next_look_ns) continue;
+void Session::submitted() {
+  turn_.submitted();
+  unmarked_ = unflushed_ = true;
+}
+
+void Session::flush() {
+  if (unflushed_) backend_.flush();
+  unflushed_ = false;
+}
+
+// Sleeps until everything so far is done. False when the client has gone meanwhile. OpenGL itself sleeps: it
+// is woken at once, where a nap of ours would be too long, or end when others have the processor.
+bool Session::pass() {
+  while (!backend_.reach(kLookNs))
     if (stream_.ended()) return false;
-    next_look_ns = now + kLookNs;
-  }
   return true;
 }
 
@@ -308,13 +312,15 @@ bool Session::busy_wait(const BusyWaitWords& words) {
   u32 busy = 0;
   const bool follows_ping = words.handle == 0 && words.flags == 0;
   if (!follows_ping && (words.handle == 0 || words.handle != just_read_)) {
-    const u32 fence = backend_.fence();
-    if ((words.flags & kBusyWaitWaits) != 0) {
-      if (!pass(fence)) return false;
-    } else {
-      busy = static_cast<i32>(backend_.passed() - fence) < 0 ? 1 : 0;
-    }
+    if (unmarked_) backend_.mark();
+    if (unmarked_) passed_ = false;
+    unmarked_ = unflushed_ = false;  // reach() flushes
+    if (!passed_ && (words.flags & kBusyWaitWaits) != 0 && !pass()) return false;
+    passed_ = passed_ || (words.flags & kBusyWaitWaits) != 0 || backend_.reach(0);
+    busy = passed_ ? 0 : 1;
   }
+  // A program that wants a query's result reads it and waits, again and again.
+  if (!follows_ping && asks_queries_) backend_.settle_queries();
   const u32 answer[3] = {1, static_cast<u32>(Command::busy_wait), busy};
   ++tally_.answers;
   return stream_.write(answer, sizeof answer);

@@ -49,6 +49,8 @@ class Session {
 
   // Serves one command. False when the client has gone.
   bool serve();
+  // Nothing more has come so far: the GPU may begin with what there is.
+  void flush();
   [[nodiscard]] const Tally& tally() const { return tally_; }
 
  private:
@@ -66,7 +68,8 @@ class Session {
   bool busy_wait(const BusyWaitWords& words);
   Resource& used(u32 handle, u32 level, const Box& box);
   bool receive(std::vector<u8>& data, u64 bytes);
-  bool pass(u32 number);
+  bool pass();
+  void submitted();
   // Fills a struct of exactly that many words.
   template <typename Words>
   bool take(const Header& header, Words& words);
@@ -80,6 +83,10 @@ class Session {
   u32 version_ = 0;
   u32 just_read_ = 0;  // the last command brought this resource's data, so it waits for nothing
   u32 sub_contexts_ = 0;
+  bool asks_queries_ = false;
+  bool unflushed_ = false;  // the GPU may not have begun with what was submitted
+  bool unmarked_ = true;    // something was submitted behind the mark
+  bool passed_ = false;     // the mark is
   std::vector<u8> data_;    // of transfers
   std::vector<u32> words_;  // of a submitted buffer
 };

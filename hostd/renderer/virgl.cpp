@@ -1,8 +1,13 @@
 #include "hostd/renderer/virgl.hpp"
 
+#include <EGL/egl.h>
+#include <GL/gl.h>
+#include <GL/glext.h>
+
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <stdexcept>
 
 #include "hostd/worker/log.hpp"
 
@@ -16,6 +21,16 @@ namespace {
 
 constexpr u32 kContext = 1;
 
+// What is asked of OpenGL besides the library, in whichever of its contexts is current: the one that was
+// last drawn in. Its fences are no other.
+struct OpenGl {
+  PFNGLFENCESYNCPROC fence_sync = nullptr;
+  PFNGLCLIENTWAITSYNCPROC client_wait_sync = nullptr;
+  PFNGLDELETESYNCPROC delete_sync = nullptr;
+  void (*flush)() = nullptr;
+};
+
+OpenGl g_gl;
 Display* g_display = nullptr;
 u32 g_passed = 0;
 
@@ -73,8 +88,18 @@ bool Virgl::start(Display& display, std::string& error) {
   callbacks.make_current = use_context;
   if (library_.virgl_set_debug_callback != nullptr) library_.virgl_set_debug_callback(note_text);
   // No flags: the contexts are ours, and fences are asked for, not waited for by a thread.
-  if (library_.virgl_renderer_init(&callbacks, 0, &callbacks) == 0) return true;
-  error = "virglrenderer does not start on " + display.name() + "; OpenGL 3.1 or later is needed";
+  if (library_.virgl_renderer_init(&callbacks, 0, &callbacks) != 0) {
+    error = "virglrenderer does not start on " + display.name() + "; OpenGL 3.1 or later is needed";
+    return false;
+  }
+  display.ask(g_gl.fence_sync, "glFenceSync");
+  display.ask(g_gl.client_wait_sync, "glClientWaitSync");
+  display.ask(g_gl.delete_sync, "glDeleteSync");
+  display.ask(g_gl.flush, "glFlush");
+  if (g_gl.fence_sync != nullptr && g_gl.client_wait_sync != nullptr && g_gl.delete_sync != nullptr &&
+      g_gl.flush != nullptr)
+    return true;
+  error = "the OpenGL of " + display.name() + " has no fences (GL_ARB_sync)";
   return false;
 }
 
@@ -138,6 +163,31 @@ bool Virgl::write(u32 handle, u32 level, u32 stride, u32 layer_stride, const Box
 
 bool Virgl::submit(u32* words, u32 count) {
   return library_.virgl_renderer_submit_cmd(words, kContext, static_cast<int>(count)) == 0;
+}
+
+void Virgl::flush() {
+  g_gl.flush();
+}
+
+void Virgl::mark() {
+  if (mark_ != nullptr) g_gl.delete_sync(static_cast<GLsync>(mark_));
+  mark_ = g_gl.fence_sync(GL_SYNC_GPU_COMMANDS_COMPLETE, 0);
+}
+
+bool Virgl::reach(u64 most_ns) {
+  if (mark_ == nullptr) return true;
+  const GLenum state = g_gl.client_wait_sync(static_cast<GLsync>(mark_), GL_SYNC_FLUSH_COMMANDS_BIT, most_ns);
+  if (state == GL_TIMEOUT_EXPIRED) return false;
+  g_gl.delete_sync(static_cast<GLsync>(mark_));
+  mark_ = nullptr;
+  if (state == GL_WAIT_FAILED) throw std::runtime_error("OpenGL cannot wait for its GPU any more");
+  return true;
+}
+
+void Virgl::settle_queries() {
+  // The library looks at queries when a fence of its own has been passed, and only then (vrend_renderer.c).
+  fence();
+  library_.virgl_renderer_poll();
 }
 
 u32 Virgl::fence() {

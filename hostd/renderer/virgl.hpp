@@ -22,11 +22,16 @@ class Virgl : public Backend {
   bool write(u32 handle, u32 level, u32 stride, u32 layer_stride, const Box& box, u64 offset,
              iovec* memory) override;
   bool submit(u32* words, u32 count) override;
+  void flush() override;
+  void mark() override;
+  bool reach(u64 most_ns) override;
+  void settle_queries() override;
   u32 fence() override;
   u32 passed() override;
 
  private:
   VirglLibrary library_;
+  void* mark_ = nullptr;
   u32 newest_ = 0;
 };
 

@@ -72,6 +72,7 @@ struct StreamCommand {
   u16 words = 0;
 };
 static_assert(sizeof(StreamCommand) == 4);
+inline constexpr u8 kGetQueryResult = 21;
 inline constexpr u8 kCreateSubContext = 29;
 inline constexpr u8 kDestroySubContext = 30;
 inline constexpr u8 kCreateInStream = 48;  // makes a resource that nobody would have charged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -112,9 +113,9 @@ print(context.error)
     assert done.stdout.split() == ["GL_NO_ERROR", "GL_OUT_OF_MEMORY", "GL_NO_ERROR"], done.stderr
 
 
-def relays() -> set[Path]:
+def relays(place: str = "/tmp") -> set[Path]:  # noqa: S108
     """Folders of those that no `gpupool run` has started."""
-    return set(Path("/tmp").glob("gpupool-opengl-??????"))  # noqa: S108
+    return set(Path(place).glob("gpupool-opengl-??????"))
 
 
 def test_a_program_draws_without_gpupool_run(host: Host, transport: str) -> None:
@@ -125,3 +126,23 @@ def test_a_program_draws_without_gpupool_run(host: Host, transport: str) -> None
     assert host.run(transport, str(relay), "run", "--", "/bin/sh", "-c", "exit 7").returncode == 7
     assert host.run(transport, str(relay), "run", "--", "/no/program").returncode == 127
     host.wait_until(lambda: relays() <= before, "the relays' folders to go")
+
+
+def test_a_relay_lies_where_temporary_files_shall_and_leaves_nothing(host: Host) -> None:
+    relay = native_dir() / "lib" / "guest" / "gpupool-opengl"
+    # Not tmp_path: the name of a socket is short.
+    with tempfile.TemporaryDirectory() as place:
+        own = {"TMPDIR": place}
+        program = "import os; print(os.environ['VTEST_SOCKET_NAME'])"
+        done = host.run("shm", str(relay), "run", "--", sys.executable, "-c", program, **own)
+        assert done.stdout.startswith(f"{place}/gpupool-opengl-"), done.stderr
+        host.wait_until(lambda: not relays(place), "the relay's folder to go")
+        # No descriptor is left for its socket: it does not start, and takes its folder away.
+        starved = ["/bin/sh", "-c", f"ulimit -n 4; exec {relay} run -- /bin/true"]
+        done = host.run("shm", *starved, **own)
+        assert (done.returncode, "cannot listen at" in done.stderr) == (125, True), done.stderr
+        assert not relays(place)
+        long = Path(place) / ("x" * 90)
+        long.mkdir()
+        done = host.run("shm", str(relay), "run", "--", "/bin/true", TMPDIR=str(long))
+        assert (done.returncode, done.stderr) == (0, "")

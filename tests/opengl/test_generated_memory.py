@@ -105,6 +105,16 @@ takes(12 * MIB, "glRenderbufferStorageMultisample", 0x8D41, 4, 0x8058, 1024, 102
 delete("Renderbuffers", name)
 assert free() == whole
 """,
+    "what CUDA has registered, without its name too": """
+name, resource = make("Buffers"), c_void_p()
+call("glBindBuffer", 0x8892, name)
+takes(8 * MIB, "glBufferData", 0x8892, 8 * MIB, None, 0x88E4)
+assert cuda.cuGraphicsGLRegisterBuffer(byref(resource), name, 0) == 0
+delete("Buffers", name)
+assert whole - free() == 8 * MIB
+assert cuda.cuGraphicsUnregisterResource(resource) == 0
+assert free() == whole
+""",
     "the textures without names": """
 takes(4 * MIB, "glTexImage2D", 0x0DE1, 0, 0x8058, 1024, 1024, 0, 0x1908, 0x1401, None)
 other = gl.create()

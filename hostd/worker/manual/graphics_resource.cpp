@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "hostd/worker/opengl/server.hpp"
+#include "hostd/worker/opengl/storage.hpp"
 #include "worker_manual.hpp"  // generated
 
 namespace gpupool::worker {
@@ -19,6 +20,10 @@ constexpr u32 kKnownFlags = CU_GRAPHICS_REGISTER_FLAGS_READ_ONLY | CU_GRAPHICS_R
 
 // By context of OpenGL: the first of those that share their objects with it.
 std::unordered_map<u32, u32> g_groups;
+
+// What the vGPU is charged for an object stays so while it is registered: the driver keeps its memory when
+// the program deletes its name.
+std::unordered_map<CUgraphicsResource, std::shared_ptr<GlThing>> g_storage;
 
 bool use_opengl(Worker& worker, u32 index) {
   return worker.opengl != nullptr && worker.opengl->use(index) != nullptr;
@@ -40,17 +45,19 @@ void unregister(Worker& worker, GraphicsEntry& entry) {
     if (entry.mapped) worker.driver.cuGraphicsUnmapResources(1, &entry.resource, nullptr);
     worker.driver.cuGraphicsUnregisterResource(entry.resource);
   }
+  g_storage.erase(entry.resource);
   forget_arrays(worker, entry);
 }
 
-CUresult answer_registered(Worker& worker, Request& request, u32 opengl_context,
-                           CUgraphicsResource resource) {
+CUresult answer_registered(Worker& worker, Request& request, u32 opengl_context, CUgraphicsResource resource,
+                           u64 object) {
   GraphicsEntry entry{resource, opengl_context, request.context_index, false, {}};
   const wire::Handle handle = worker.graphics_resources.add(entry);
   if (!handle) {
     unregister(worker, entry);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
+  g_storage[resource] = (*worker.opengl->use(opengl_context)->storage)[object];
   request.out->put(handle);
   return CUDA_SUCCESS;
 }
@@ -117,6 +124,7 @@ void opengl_context_ends(Worker& worker, u32 index) {
     std::optional<GraphicsEntry> entry = worker.graphics_resources.take(handle);
     const CUcontext* const context =
         worker.contexts.find(wire::Handle::make(wire::HandleKind::context, 0, entry->context));
+    g_storage.erase(entry->resource);
     if (context == nullptr || worker.driver.cuCtxSetCurrent(*context) != CUDA_SUCCESS) continue;
     worker.context_changed = true;
     unregister(worker, *entry);
@@ -140,7 +148,8 @@ CUresult handle_cuGraphicsGLRegisterBuffer(Worker& worker, Request& request) {
   if (!use_opengl(worker, opengl_context)) return CUDA_ERROR_INVALID_GRAPHICS_CONTEXT;
   CUgraphicsResource resource = nullptr;
   const CUresult result = worker.driver.cuGraphicsGLRegisterBuffer(&resource, buffer, flags);
-  return result != CUDA_SUCCESS ? result : answer_registered(worker, request, opengl_context, resource);
+  if (result != CUDA_SUCCESS) return result;
+  return answer_registered(worker, request, opengl_context, resource, GlStorage::key(GlKind::buffer, buffer));
 }
 
 // u32 context of OpenGL, u32 texture or renderbuffer, u32 target, u32 flags.
@@ -155,7 +164,9 @@ CUresult handle_cuGraphicsGLRegisterImage(Worker& worker, Request& request) {
   if (!use_opengl(worker, opengl_context)) return CUDA_ERROR_INVALID_GRAPHICS_CONTEXT;
   CUgraphicsResource resource = nullptr;
   const CUresult result = worker.driver.cuGraphicsGLRegisterImage(&resource, image, target, flags);
-  return result != CUDA_SUCCESS ? result : answer_registered(worker, request, opengl_context, resource);
+  if (result != CUDA_SUCCESS) return result;
+  const GlKind kind = target == gl::GL_RENDERBUFFER ? GlKind::renderbuffer : GlKind::texture;
+  return answer_registered(worker, request, opengl_context, resource, GlStorage::key(kind, image));
 }
 
 // u32 context of OpenGL or 0, resource.
@@ -169,6 +180,7 @@ CUresult handle_cuGraphicsUnregisterResource(Worker& worker, Request& request) {
     return CUDA_ERROR_INVALID_GRAPHICS_CONTEXT;
   const CUresult result = worker.driver.cuGraphicsUnregisterResource(entry->resource);
   if (result != CUDA_SUCCESS) return result;
+  g_storage.erase(entry->resource);
   forget_arrays(worker, *entry);
   worker.graphics_resources.take(handle);
   return CUDA_SUCCESS;

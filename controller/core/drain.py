@@ -31,17 +31,7 @@ def begin(tables: Tables, node: Node, deadline_s: int | None) -> Operation:
         )
     running = [one for one in tables.operations.running(node.id) if one.kind == KIND]
     until_ms = None if deadline_s is None else tables.now_ms + 1000 * deadline_s
-    changed = replace(
-        node,
-        cordoned=True,
-        drain=Drain.DRAINING,
-        drain_deadline_s=deadline_s,
-        drain_until_ms=until_ms,
-        version=node.version + 1,
-    )
-    tables.nodes.put(changed)
-    tables.gpus.refresh(node.id)
-    tables.nodes.bump(node.id)
+    _put(tables, node, Drain.DRAINING, deadline_s, until_ms)
     _tell(tables, node, "draining", "is being drained")
     if running:
         return running[0]
@@ -61,22 +51,34 @@ def stop(tables: Tables, node: Node) -> Node:
     """Lets clients and vGPUs come again. Sessions that are being ended are ended."""
     if node.drain is Drain.NONE:
         return node
-    changed = replace(
-        node,
-        cordoned=False,
-        drain=Drain.NONE,
-        drain_deadline_s=None,
-        drain_until_ms=None,
-        version=node.version + 1,
-    )
-    tables.nodes.put(changed)
-    tables.gpus.refresh(node.id)
-    tables.nodes.bump(node.id)
+    changed = _put(tables, node, Drain.NONE)
     for operation in tables.operations.running(node.id):
         if operation.kind == KIND:
             tables.operations.end(operation.id, OperationState.FAILED, "the node was undrained")
     _tell(tables, node, "undrained", "takes clients again")
     return tables.nodes.get(node.id) or changed  # with its generation
+
+
+def _put(
+    tables: Tables,
+    node: Node,
+    drain: Drain,
+    deadline_s: int | None = None,
+    until_ms: int | None = None,
+) -> Node:
+    """The node so, for the scheduler and for the node itself."""
+    changed = replace(
+        node,
+        cordoned=drain is not Drain.NONE,
+        drain=drain,
+        drain_deadline_s=deadline_s,
+        drain_until_ms=until_ms,
+        version=node.version + 1,
+    )
+    tables.nodes.put(changed)
+    tables.gpus.refresh(node.id)
+    tables.nodes.bump(node.id)
+    return changed
 
 
 def settle(tables: Tables, node_id: str) -> None:

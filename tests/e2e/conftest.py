@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import end_host
+from tests.conftest import end_host, native_dir
 from tests.e2e.control_plane import Plane
+
+
+@pytest.fixture(scope="session")
+def device() -> Path:
+    """The stand-in for a virtual machine's vsock device: a library for the client's LD_PRELOAD."""
+    return native_dir() / "lib" / "bench" / "libgpupool-bench-vsock.so"
 
 
 @pytest.fixture

@@ -26,10 +26,9 @@ from gpupool.cli import admin
 from tests.conftest import Host, end_host, make_host
 from tests.e2e.observe import STEPPER, step, wait_for_line
 from tests.e2e.test_containers import PROGRAM, needs_crun, run_container
-from tests.e2e.test_vms import MEMORY, device
+from tests.e2e.test_vms import MEMORY
 from tests.fakes.sandbox import GO, RUST, Container, Sandbox
 
-__all__ = ["device"]
 pytestmark = pytest.mark.softgpu
 MEMORY_MIB = 256
 # What NVML sees, before and after CUDA began.

@@ -22,7 +22,7 @@ import pytest
 
 from gpupool.cli import admin
 from gpupool.hostd.adapters.worker_process import start_ticks
-from tests.conftest import ROOT, Host, end_host, make_host
+from tests.conftest import Host, end_host, make_host
 from tests.e2e.control_plane import Plane, eventually
 from tests.e2e.observe import STEPPER, step, wait_for_line
 
@@ -119,16 +119,6 @@ class Vms:
         for domain in (self.a, self.b):
             with contextlib.suppress(admin.AdminError):
                 self.call("vm_release", uuid=domain)
-
-
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in for the virtual machine's vsock device."""
-    library = tmp_path_factory.mktemp("vsock") / "vsock.so"
-    source = ROOT / "bench" / "native" / "vsock.cpp"
-    command = ["g++", "-std=c++20", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
-    subprocess.run(command, check=True, timeout=120)
-    return library
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ unix socket, which is also how hypervisors with vsock in user space hand connect
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Host, end_host, make_host
+from tests.conftest import Host, end_host, make_host
 
 PROGRAM = """
 from tests.e2e.client import Counter
@@ -25,19 +24,6 @@ block = counter.driver.alloc(len(data))
 counter.driver.upload(block, data)
 print(counter.value(), counter.driver.download(block, len(data)) == data)
 """
-
-
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in for the virtual machine's vsock device."""
-    library = tmp_path_factory.mktemp("vsock") / "vsock.so"
-    source = ROOT / "bench" / "native" / "vsock.cpp"
-    subprocess.run(
-        ["g++", "-std=c++20", "-shared", "-fPIC", "-o", library, source, "-ldl"],
-        check=True,
-        timeout=120,
-    )
-    return library
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,11 @@ namespace gpupool::guest {
 
 using namespace gpupool::gl;
 
-// An attribute of a configuration; false for one that does not exist.
-bool config_attribute(const Config& config, i32 attribute, i32& value) {
+namespace {
+constexpr i32 kTrueColor = 4;  // X.h
+}
+
+bool config_attribute(const Config& config, u32 visual, i32 attribute, i32& value) {
   switch (static_cast<u32>(attribute)) {
     case EGL_BUFFER_SIZE:
       return value = 24 + config.alpha, true;
@@ -34,10 +37,15 @@ bool config_attribute(const Config& config, i32 attribute, i32& value) {
     case EGL_COLOR_BUFFER_TYPE:
       return value = EGL_RGB_BUFFER, true;
     case EGL_TRANSPARENT_TYPE:
-    case EGL_NATIVE_VISUAL_TYPE:
       return value = EGL_NONE, true;
+    case EGL_NATIVE_VISUAL_TYPE:
+      return value = visual != 0 ? kTrueColor : static_cast<i32>(EGL_NONE), true;
+    case EGL_NATIVE_VISUAL_ID:
+      return value = static_cast<i32>(visual), true;
+    case EGL_NATIVE_RENDERABLE:
+      return value = visual != 0, true;
     case EGL_SURFACE_TYPE:
-      return value = EGL_PBUFFER_BIT, true;
+      return value = EGL_PBUFFER_BIT | (visual != 0 ? EGL_WINDOW_BIT : 0), true;
     case EGL_RENDERABLE_TYPE:
     case EGL_CONFORMANT:
       return value = EGL_OPENGL_BIT | EGL_OPENGL_ES2_BIT | EGL_OPENGL_ES3_BIT, true;
@@ -53,8 +61,6 @@ bool config_attribute(const Config& config, i32 attribute, i32& value) {
     case EGL_LEVEL:
     case EGL_MAX_SWAP_INTERVAL:
     case EGL_MIN_SWAP_INTERVAL:
-    case EGL_NATIVE_RENDERABLE:
-    case EGL_NATIVE_VISUAL_ID:
     case EGL_TRANSPARENT_RED_VALUE:
     case EGL_TRANSPARENT_GREEN_VALUE:
     case EGL_TRANSPARENT_BLUE_VALUE:
@@ -70,10 +76,10 @@ constexpr i32 kDontCare = -1;  // EGL_DONT_CARE, which the registry has as an ex
 
 // How an attribute is compared (EGL 1.5, table 3.4): masks, exact values, and sizes that are at least so
 // large.
-bool fits(const Config& config, i32 attribute, i32 wanted, bool& known) {
+bool fits(const Config& config, u32 visual, i32 attribute, i32 wanted, bool& known) {
   i32 value = 0;
-  known =
-      config_attribute(config, attribute, value) || static_cast<u32>(attribute) == EGL_MATCH_NATIVE_PIXMAP;
+  known = config_attribute(config, visual, attribute, value) ||
+          static_cast<u32>(attribute) == EGL_MATCH_NATIVE_PIXMAP;
   if (!known || wanted == kDontCare) return true;
   switch (static_cast<u32>(attribute)) {
     case EGL_SURFACE_TYPE:
@@ -101,14 +107,14 @@ bool fits(const Config& config, i32 attribute, i32 wanted, bool& known) {
 
 }  // namespace
 
-// Without a word about surfaces the specification asks for windows. There are none, and a program that never
-// makes one should not fail here: it gets what there is.
-i32 matching_configs(const i32* attributes, std::vector<const Config*>& found) {
+// Without a word about surfaces the specification asks for windows. Where there are none, a program that
+// never makes one should not fail here: it gets what there is.
+i32 matching_configs(const i32* attributes, u32 visual, std::vector<const Config*>& found) {
   for (const Config& config : configs()) {
     bool all = true;
     for (const i32* each = attributes; each != nullptr && *each != static_cast<i32>(EGL_NONE); each += 2) {
       bool known = true;
-      all = fits(config, each[0], each[1], known) && all;
+      all = fits(config, visual, each[0], each[1], known) && all;
       if (!known) return EGL_BAD_ATTRIBUTE;
     }
     if (all) found.push_back(&config);

@@ -68,22 +68,11 @@ Display& Display::only() {
   return display;
 }
 
-template <typename... Values>
-i32 Display::manage(wire::GlManage what, bool wait, const Values&... values) {
-  std::array<u8, wire::kInlineBytes> payload{};
-  u64 used = 0;
-  const auto put = [&](const auto& value) {
-    constexpr u64 kAlignment = sizeof value < 8 ? sizeof value : 8;  // as wire/cpp/reader.hpp reads it
-    used = (used + kAlignment - 1) / kAlignment * kAlignment;
-    std::memcpy(payload.data() + used, &value, sizeof value);
-    used += sizeof value;
-  };
-  put(what);
-  (put(values), ...);
+i32 Display::exchange(const u8* payload, u32 bytes, bool wait) {
   PrivateMessage message;
   message.function = static_cast<u16>(wire::Function::gl_manage);
-  message.payload = payload.data();
-  message.payload_bytes = static_cast<u32>(used);
+  message.payload = payload;
+  message.payload_bytes = bytes;
   u64 ticket = 0;
   answer_.resize(wire::kReplyBytes);
   answered_ = 0;
@@ -160,21 +149,33 @@ i32 Display::create_context(const wire::GlContextWish& wanted, const Config* its
   return EGL_SUCCESS;
 }
 
-i32 Display::create_surface(i32 width, i32 height, const Config& its_config, Surface*& made) {
+i32 Display::make_pbuffer(i32 width, i32 height, const Config& its_config, u32& index) {
   wire::GlSurfaceWish wish;
-  wish.index = free_index();
-  if (wish.index == 0) return EGL_BAD_ALLOC;
+  wish.index = index = free_index();
+  if (index == 0) return EGL_BAD_ALLOC;
   wish.width = static_cast<u32>(width);
   wish.height = static_cast<u32>(height);
   wish.alpha = static_cast<u32>(its_config.alpha);
   wish.depth = static_cast<u32>(its_config.depth);
   wish.stencil = static_cast<u32>(its_config.stencil);
   wish.samples = static_cast<u32>(its_config.samples);
-  if (const i32 error = manage(wire::GlManage::create_surface, true, wish); error != EGL_SUCCESS) {
-    free_.push_back(wish.index);
+  const i32 error = manage(wire::GlManage::create_surface, true, wish);
+  if (error != EGL_SUCCESS) free_.push_back(index);
+  return error;
+}
+
+void Display::drop_pbuffer(u32 index) {
+  manage(wire::GlManage::destroy_surface, false, index);
+  free_.push_back(index);
+}
+
+i32 Display::create_surface(i32 width, i32 height, const Config& its_config, Surface*& made) {
+  auto surface = std::make_unique<Surface>();
+  if (const i32 error = make_pbuffer(width, height, its_config, surface->index); error != EGL_SUCCESS)
     return error;
-  }
-  auto surface = std::make_unique<Surface>(Surface{wish.index, width, height, &its_config});
+  surface->width = width;
+  surface->height = height;
+  surface->config = &its_config;
   made = surface.get();
   surfaces_[made] = std::move(surface);
   return EGL_SUCCESS;
@@ -188,9 +189,8 @@ void Display::forget(ContextEntry& entry) {
 }
 
 void Display::forget(Surface& surface) {
-  const u32 index = surface.index;
-  manage(wire::GlManage::destroy_surface, false, index);
-  free_.push_back(index);
+  drop_pbuffer(surface.index);
+  if (surface.window != 0) surface.server->end_drawing(surface.drawing);
   surfaces_.erase(&surface);
 }
 

@@ -5,8 +5,7 @@
 #include <utility>
 
 #include "gl_client.hpp"
-#include "guest/egl/display.hpp"
-#include "guest/egl/egl_types.hpp"
+#include "guest/egl/egl_calls.hpp"
 #include "guest/runtime/log.hpp"
 
 namespace gpupool::guest {
@@ -15,48 +14,38 @@ namespace {
 using namespace gpupool::egl;
 using namespace gpupool::gl;
 
-// Handles of the one device and the one display: addresses that are nothing else.
+// The handle of the one device: an address that is nothing else.
 u8 g_device;
-u8 g_display;
-
-EGLBoolean fail(i32 error) {
-  thread_egl().error = error;
-  return 0;
-}
-EGLBoolean succeed() {
-  thread_egl().error = EGL_SUCCESS;
-  return 1;
-}
-EGLBoolean answer(i32 error) {
-  return error == EGL_SUCCESS ? succeed() : fail(error);
-}
-
-// Whether the display is ours and open; else EGL's error is set.
-bool ready(EGLDisplay display) {
-  if (display != &g_display) return fail(EGL_BAD_DISPLAY) != 0;
-  if (!Display::only().is_open()) return fail(EGL_NOT_INITIALIZED) != 0;
-  return true;
-}
 
 EGLDisplay get_platform_display(EGLenum platform, void* native, const EGLAttrib* attributes) {
   (void)attributes;  // what platforms define of them does not concern us
-  const bool ours = (platform == EGL_PLATFORM_DEVICE_EXT && native == &g_device) ||
-                    (platform == EGL_PLATFORM_SURFACELESS_MESA && native == nullptr) ||
-                    (platform == EGL_NONE && native == nullptr);
-  if (!ours) {
+  const bool headless = (platform == EGL_PLATFORM_DEVICE_EXT && native == &g_device) ||
+                        (platform == EGL_PLATFORM_SURFACELESS_MESA && native == nullptr) ||
+                        (platform == EGL_NONE && native == nullptr);
+  const bool x11 = platform == EGL_PLATFORM_X11_KHR && windows_wanted();
+  if (!headless && !x11) {
     fail(EGL_BAD_PARAMETER);
     return nullptr;
   }
   succeed();
-  return &g_display;
+  return Display::only().screen(x11 ? native : nullptr, x11);
 }
 
 EGLBoolean supports_api(EGLenum api) {
   return api == EGL_OPENGL_API || api == EGL_OPENGL_ES_API;
 }
 
+const std::string& platforms() {
+  // Never destroyed: programs call us from their exit handlers.
+  static const auto& found =
+      *new std::string(windows_wanted() ? "EGL_EXT_platform_device EGL_MESA_platform_surfaceless "
+                                          "EGL_KHR_platform_x11 EGL_EXT_platform_x11"
+                                        : "EGL_EXT_platform_device EGL_MESA_platform_surfaceless");
+  return found;
+}
+
 const char* vendor_string(int name) {
-  return name == kPlatformExtensions ? "EGL_EXT_platform_device EGL_MESA_platform_surfaceless" : nullptr;
+  return name == kPlatformExtensions ? platforms().c_str() : nullptr;
 }
 
 EGLint get_error() {
@@ -64,25 +53,31 @@ EGLint get_error() {
 }
 
 EGLBoolean initialize(EGLDisplay display, EGLint* major, EGLint* minor) {
-  if (display != &g_display) return fail(EGL_BAD_DISPLAY);
-  if (!Display::only().open()) return fail(EGL_NOT_INITIALIZED);
+  Screen* const screen = Display::only().known(display);
+  if (screen == nullptr) return fail(EGL_BAD_DISPLAY);
+  if (!Display::only().initialize(*screen)) return fail(EGL_NOT_INITIALIZED);
   if (major != nullptr) *major = 1;
   if (minor != nullptr) *minor = 5;
   return succeed();
 }
 
 EGLBoolean terminate(EGLDisplay display) {
-  if (display != &g_display) return fail(EGL_BAD_DISPLAY);
-  if (Display::only().is_open()) Display::only().close();
+  Screen* const screen = Display::only().known(display);
+  if (screen == nullptr) return fail(EGL_BAD_DISPLAY);
+  Display::only().terminate(*screen);
   return succeed();
 }
 
 const char* query_string(EGLDisplay display, EGLint name) {
   // libEGL asks each vendor without a display, too, and shows of it what it knows itself.
-  if (display == nullptr && static_cast<u32>(name) == EGL_EXTENSIONS)
-    return "EGL_EXT_client_extensions EGL_EXT_device_base EGL_EXT_device_enumeration EGL_EXT_device_query "
-           "EGL_EXT_platform_base EGL_EXT_platform_device EGL_MESA_platform_surfaceless";
-  if (!ready(display)) return nullptr;
+  if (display == nullptr && static_cast<u32>(name) == EGL_EXTENSIONS) {
+    static const auto& extensions = *new std::string(
+        "EGL_EXT_client_extensions EGL_EXT_device_base EGL_EXT_device_enumeration EGL_EXT_device_query "
+        "EGL_EXT_platform_base " +
+        platforms());
+    return extensions.c_str();
+  }
+  if (ready(display) == nullptr) return nullptr;
   succeed();
   switch (static_cast<u32>(name)) {
     case EGL_VENDOR:
@@ -100,12 +95,18 @@ const char* query_string(EGLDisplay display, EGLint name) {
   }
 }
 
+u32 visual_of(const Screen& screen) {
+  return screen.server == nullptr ? 0 : screen.server->visual();
+}
+
 EGLBoolean choose_config(EGLDisplay display, const EGLint* attributes, EGLConfig* chosen, EGLint room,
                          EGLint* count) {
-  if (!ready(display)) return 0;
+  const Screen* const screen = ready(display);
+  if (screen == nullptr) return 0;
   if (count == nullptr) return fail(EGL_BAD_PARAMETER);
   std::vector<const Config*> found;
-  if (const i32 error = matching_configs(attributes, found); error != EGL_SUCCESS) return fail(error);
+  if (const i32 error = matching_configs(attributes, visual_of(*screen), found); error != EGL_SUCCESS)
+    return fail(error);
   if (chosen == nullptr) room = static_cast<EGLint>(found.size());
   *count = std::min(room, static_cast<EGLint>(found.size()));
   for (EGLint i = 0; chosen != nullptr && i < *count; ++i)
@@ -119,11 +120,13 @@ EGLBoolean get_configs(EGLDisplay display, EGLConfig* out, EGLint room, EGLint* 
 }
 
 EGLBoolean get_config_attrib(EGLDisplay display, EGLConfig handle, EGLint attribute, EGLint* value) {
-  if (!ready(display)) return 0;
+  const Screen* const screen = ready(display);
+  if (screen == nullptr) return 0;
   const Config* const config = Display::only().config(handle);
   if (config == nullptr) return fail(EGL_BAD_CONFIG);
   if (value == nullptr) return fail(EGL_BAD_PARAMETER);
-  return config_attribute(*config, attribute, *value) ? succeed() : fail(EGL_BAD_ATTRIBUTE);
+  return config_attribute(*config, visual_of(*screen), attribute, *value) ? succeed()
+                                                                          : fail(EGL_BAD_ATTRIBUTE);
 }
 
 i32 read_context_attributes(const EGLint* attributes, wire::GlContextWish& wish) {
@@ -162,7 +165,7 @@ i32 read_context_attributes(const EGLint* attributes, wire::GlContextWish& wish)
 }
 
 EGLContext create_context(EGLDisplay display, EGLConfig config, EGLContext share, const EGLint* attributes) {
-  if (!ready(display)) return nullptr;
+  if (ready(display) == nullptr) return nullptr;
   Display& only = Display::only();
   const std::lock_guard lock(only.mutex);
   wire::GlContextWish wish;
@@ -194,7 +197,7 @@ EGLContext create_context(EGLDisplay display, EGLConfig config, EGLContext share
 }
 
 EGLBoolean destroy_context(EGLDisplay display, EGLContext handle) {
-  if (!ready(display)) return 0;
+  if (ready(display) == nullptr) return 0;
   Display& only = Display::only();
   const std::lock_guard lock(only.mutex);
   ContextEntry* const entry = only.context(handle);
@@ -203,73 +206,8 @@ EGLBoolean destroy_context(EGLDisplay display, EGLContext handle) {
   return succeed();
 }
 
-EGLSurface create_pbuffer(EGLDisplay display, EGLConfig config, const EGLint* attributes) {
-  if (!ready(display)) return nullptr;
-  Display& only = Display::only();
-  const std::lock_guard lock(only.mutex);
-  const Config* const its = only.config(config);
-  EGLint width = 0;
-  EGLint height = 0;
-  for (; attributes != nullptr && *attributes != static_cast<EGLint>(EGL_NONE); attributes += 2) {
-    if (static_cast<u32>(attributes[0]) == EGL_WIDTH) width = attributes[1];
-    if (static_cast<u32>(attributes[0]) == EGL_HEIGHT) height = attributes[1];
-  }
-  constexpr auto kMost = static_cast<EGLint>(wire::kMostSurfaceEdge);
-  Surface* made = nullptr;
-  if (its == nullptr)
-    fail(EGL_BAD_CONFIG);
-  else if (width < 0 || height < 0 || width > kMost || height > kMost)
-    fail(EGL_BAD_PARAMETER);
-  else
-    answer(only.create_surface(std::max(width, 1), std::max(height, 1), *its, made));
-  return made;
-}
-
-EGLSurface no_surface(EGLDisplay display, EGLConfig, void*, const EGLint*) {
-  if (ready(display)) fail(EGL_BAD_NATIVE_WINDOW);
-  return nullptr;
-}
-
-EGLBoolean destroy_surface(EGLDisplay display, EGLSurface handle) {
-  if (!ready(display)) return 0;
-  Display& only = Display::only();
-  const std::lock_guard lock(only.mutex);
-  Surface* const surface = only.surface(handle);
-  if (surface == nullptr) return fail(EGL_BAD_SURFACE);
-  only.destroy(*surface);
-  return succeed();
-}
-
-EGLBoolean query_surface(EGLDisplay display, EGLSurface handle, EGLint attribute, EGLint* value) {
-  if (!ready(display)) return 0;
-  Display& only = Display::only();
-  const std::lock_guard lock(only.mutex);
-  const Surface* const surface = only.surface(handle);
-  if (surface == nullptr) return fail(EGL_BAD_SURFACE);
-  if (value == nullptr) return fail(EGL_BAD_PARAMETER);
-  switch (static_cast<u32>(attribute)) {
-    case EGL_WIDTH:
-      *value = surface->width;
-      return succeed();
-    case EGL_HEIGHT:
-      *value = surface->height;
-      return succeed();
-    case EGL_CONFIG_ID:
-      *value = surface->config->id;
-      return succeed();
-    case EGL_RENDER_BUFFER:
-      *value = EGL_BACK_BUFFER;
-      return succeed();
-    case EGL_SWAP_BEHAVIOR:
-      *value = EGL_BUFFER_PRESERVED;
-      return succeed();
-    default:
-      return fail(EGL_BAD_ATTRIBUTE);
-  }
-}
-
 EGLBoolean make_current(EGLDisplay display, EGLSurface draw, EGLSurface read, EGLContext handle) {
-  if (display != &g_display) return fail(EGL_BAD_DISPLAY);
+  if (Display::only().known(display) == nullptr) return fail(EGL_BAD_DISPLAY);
   Display& only = Display::only();
   const std::lock_guard lock(only.mutex);
   if (handle == nullptr) {
@@ -288,7 +226,7 @@ EGLBoolean make_current(EGLDisplay display, EGLSurface draw, EGLSurface read, EG
 }
 
 EGLBoolean query_context(EGLDisplay display, EGLContext handle, EGLint attribute, EGLint* value) {
-  if (!ready(display)) return 0;
+  if (ready(display) == nullptr) return 0;
   Display& only = Display::only();
   const std::lock_guard lock(only.mutex);
   const ContextEntry* const entry = only.context(handle);
@@ -312,20 +250,6 @@ EGLBoolean query_context(EGLDisplay display, EGLContext handle, EGLint attribute
   }
 }
 
-// A pbuffer has nothing to show; swapping only says that what was drawn should be drawn.
-EGLBoolean swap_buffers(EGLDisplay display, EGLSurface handle) {
-  if (!ready(display)) return 0;
-  Display& only = Display::only();
-  const std::lock_guard lock(only.mutex);
-  if (only.surface(handle) == nullptr) return fail(EGL_BAD_SURFACE);
-  if (t_context != nullptr) t_context->flush();
-  return succeed();
-}
-
-EGLBoolean swap_interval(EGLDisplay display, EGLint) {
-  return ready(display) ? succeed() : 0;
-}
-
 EGLBoolean wait_client() {
   if (t_context != nullptr) gl_api::glFinish();
   return succeed();
@@ -346,20 +270,6 @@ EGLBoolean release_thread() {
   only.make_current(nullptr, nullptr, nullptr);
   thread_egl() = ThreadEgl{};
   return 1;
-}
-
-EGLBoolean no_image(EGLDisplay display, EGLSurface, EGLint) {
-  return ready(display) ? fail(EGL_BAD_MATCH) : 0;
-}
-EGLBoolean surface_attrib(EGLDisplay display, EGLSurface, EGLint, EGLint) {
-  return ready(display) ? fail(EGL_BAD_ATTRIBUTE) : 0;
-}
-EGLSurface no_client_buffer(EGLDisplay display, EGLenum, void*, EGLConfig, const EGLint*) {
-  if (ready(display)) fail(EGL_BAD_PARAMETER);
-  return nullptr;
-}
-EGLBoolean copy_buffers(EGLDisplay display, EGLSurface, void*) {
-  return ready(display) ? fail(EGL_BAD_NATIVE_PIXMAP) : 0;
 }
 
 EGLBoolean query_devices(EGLint room, EGLDevice* devices, EGLint* count) {
@@ -385,7 +295,7 @@ const char* query_device_string(EGLDevice device, EGLint name) {
   return nullptr;
 }
 EGLBoolean query_display_attrib(EGLDisplay display, EGLint attribute, EGLAttrib* value) {
-  if (display != &g_display) return fail(EGL_BAD_DISPLAY);
+  if (Display::only().known(display) == nullptr) return fail(EGL_BAD_DISPLAY);
   if (value == nullptr || static_cast<u32>(attribute) != EGL_DEVICE_EXT) return fail(EGL_BAD_ATTRIBUTE);
   *value = reinterpret_cast<EGLAttrib>(&g_device);
   return succeed();
@@ -409,8 +319,11 @@ void* get_proc_address(const char* name) {
       {"eglCreateContext", as_function(create_context)},
       {"eglCreatePbufferFromClientBuffer", as_function(no_client_buffer)},
       {"eglCreatePbufferSurface", as_function(create_pbuffer)},
-      {"eglCreatePixmapSurface", as_function(no_surface)},
-      {"eglCreateWindowSurface", as_function(no_surface)},
+      {"eglCreatePixmapSurface", as_function(no_pixmap)},
+      {"eglCreatePlatformPixmapSurface", as_function(no_platform_pixmap)},
+      {"eglCreatePlatformWindowSurface", as_function(create_platform_window)},
+      {"eglCreatePlatformWindowSurfaceEXT", as_function(create_platform_window_ext)},
+      {"eglCreateWindowSurface", as_function(create_window)},
       {"eglDestroyContext", as_function(destroy_context)},
       {"eglDestroySurface", as_function(destroy_surface)},
       {"eglGetConfigAttrib", as_function(get_config_attrib)},
@@ -452,6 +365,16 @@ void* get_dispatch_address(const char*) {
 void set_dispatch_index(const char*, int) {}
 
 }  // namespace
+
+Screen* ready(EGLDisplay display) {
+  Screen* const screen = Display::only().known(display);
+  if (screen == nullptr || !screen->initialized || !Display::only().is_open()) {
+    fail(screen == nullptr ? EGL_BAD_DISPLAY : EGL_NOT_INITIALIZED);
+    return nullptr;
+  }
+  return screen;
+}
+
 }  // namespace gpupool::guest
 
 // NOLINTNEXTLINE(readability-identifier-naming): what libEGL.so.1 looks for

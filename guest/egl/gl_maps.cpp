@@ -146,6 +146,26 @@ void* glMapNamedBuffer(GLuint buffer, GLenum access) {
   return glMapNamedBufferRange(buffer, 0, size, range_access(access));
 }
 
+namespace {
+
+void pointer_of(GLenum target, GLuint buffer, GLenum pname, void** params) {
+  Context* const context = current_context();
+  if (context == nullptr || params == nullptr) return;
+  if (pname != GL_BUFFER_MAP_POINTER) return context->fail(GL_INVALID_ENUM);
+  Mapping* const mapping = find(*context, target, buffer);
+  *params = mapping == nullptr ? nullptr : mapping->bytes.data();
+}
+
+}  // namespace
+
+void glGetBufferPointerv(GLenum target, GLenum pname, void** params) {
+  const Context* const context = current_context();
+  if (context != nullptr) pointer_of(target, bound(*context, target), pname, params);
+}
+void glGetNamedBufferPointerv(GLuint buffer, GLenum pname, void** params) {
+  pointer_of(0, buffer, pname, params);
+}
+
 GLboolean glUnmapBuffer(GLenum target) {
   const Context* const context = current_context();
   return context == nullptr ? GLboolean{0}

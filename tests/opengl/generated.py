@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,11 @@ def generated(host: Host, transport: str) -> Way:
     variables = {name: given[name] for name in (*names, "GPUPOOL_TLS_FINGERPRINT") if name in given}
     variables["__EGL_VENDOR_LIBRARY_FILENAMES"] = str(vendor)
     return Way(f"generated-{transport}", variables)
+
+
+def with_windows(way: Way) -> Way:
+    """The same, for programs that draw into an X server's windows."""
+    return replace(way, variables={**way.variables, "GPUPOOL_OPENGL_WINDOWS": "1"})
 
 
 def answer(way: Way, text: str, *arguments: str) -> Any:

@@ -33,6 +33,7 @@ ROW_KEYS = {
     "charge",
 }
 FIRST_NUMBER = 1
+APIS = ("gl", "glcore", "gles2")  # whose extensions there may be
 # Commands whose answer a probe finds (hostd/worker/opengl/probe.hpp) are asked twice, so they must
 # only read.
 PROBED = re.compile(r"glGet(?!Error|GraphicsResetStatus|DebugMessageLog)")
@@ -139,7 +140,17 @@ class Registry:
     constants: tuple[
         tuple[str, int], ...
     ]  # what glGet answers alike for as long as a context lives
+    aliases: tuple[tuple[str, str], ...]  # an extension's name of a supported command, and its own
     extensions: tuple[str, ...]  # that need no command beyond the supported ones
+
+    @property
+    def entries(self) -> list[tuple[str, str]]:
+        """What a program can ask for by name, and the function for it, in the order of names."""
+        own = [
+            (one.name, f"unsupported_{one.name}" if one.disposition == "unsupported" else one.name)
+            for one in self.commands
+        ]
+        return sorted([*own, *self.aliases])
 
 
 def find_registry() -> Path | None:
@@ -174,12 +185,14 @@ def load(registry: Path, api: Path) -> Registry:
     if missing:
         raise SpecError(f"core-4.6.txt lacks {', '.join(missing)}")
     supported = {one.name for one in commands if one.disposition != "unsupported"}
+    aliases = {alias: name for alias, name in _aliases(described) if name in supported}
     enums = {**_enums(root), **_enums(egl)}
     return Registry(
         tuple(commands),
         tuple(sorted(enums.items())),
         tuple((name, value) for name, value in sorted(enums.items()) if _constant(name)),
-        tuple(_extensions(root, supported)),
+        tuple(sorted(aliases.items())),
+        tuple(_extensions(root, supported | set(aliases))),
     )
 
 
@@ -228,15 +241,23 @@ def _constant(name: str) -> bool:
     )
 
 
+def _aliases(described: dict[str, ElementTree.Element]) -> Iterator[tuple[str, str]]:
+    """Names that the registry gives to one and the same command."""
+    for name, one in described.items():
+        alias = one.find("alias")
+        if alias is not None:
+            yield name, alias.get("name", "")
+
+
 def _extensions(root: ElementTree.Element, supported: set[str]) -> Iterator[str]:
     for one in root.findall("extensions/extension"):
         apis = one.get("supported", "").split("|")
-        if not {"gl", "glcore"} & set(apis):
+        if not set(APIS) & set(apis):
             continue
         needed = {
             command.get("name", "")
             for require in one.findall("require")
-            if require.get("api") in (None, "gl", "glcore")
+            if require.get("api") in (None, *APIS)
             for command in require.findall("command")
         }
         if needed <= supported:

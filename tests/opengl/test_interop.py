@@ -33,7 +33,7 @@ def said(way: Way, part: str, **variables: str) -> Any:
 
 def test_a_kernel_and_opengl_take_turns_on_a_buffer(way: Way) -> None:
     """What OpenGL has written when it is mapped the kernel sees, and the other way round."""
-    assert said(way, "buffer") == [[20000, True, True]] * 3 + [0]
+    assert said(way, "buffer") == [[6000, True, True]] * 3 + [0]
 
 
 def test_opengl_draws_what_a_kernel_has_computed(way: Way) -> None:
@@ -57,7 +57,7 @@ def test_nvidias_runtime_finds_its_functions(way: Way, library: str) -> None:
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         pytest.skip(f"{library} is not installed (PyPI: nvidia-cuda-runtime)")
-    assert said(way, "runtime", GPUPOOL_TEST_CUDART=str(path)) == [20000, True, True, 0]
+    assert said(way, "runtime", GPUPOOL_TEST_CUDART=str(path)) == [6000, True, True, 0]
 
 
 def test_mistakes_are_answered_as_the_driver_does(way: Way) -> None:

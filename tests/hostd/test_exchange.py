@@ -51,14 +51,14 @@ class Worker:
 
     async def receive(self) -> tuple[bytes, list[int]]:
         """One message, or b"" at the end."""
-        for _ in range(500):
-            try:
-                data, fds, _, _ = socket.recv_fds(self.connection, 4096, 4)
-            except BlockingIOError:
-                await asyncio.sleep(0.01)
-            else:
-                return data, fds
-        raise AssertionError("no answer")
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self.connection, arrived.set)
+        try:
+            await asyncio.wait_for(arrived.wait(), 5)
+        finally:
+            loop.remove_reader(self.connection)
+        data, fds, _, _ = socket.recv_fds(self.connection, 4096, 4)
+        return data, fds
 
 
 def open_files() -> int:

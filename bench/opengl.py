@@ -48,6 +48,7 @@ SCENES = (
     "desktop:effect=shadow:windows=4",
     "buffer:update-fraction=0.5:update-method=map",
 )
+_WRONG_WHEN_GENERATED = ("desktop",)
 _WORKS = {
     "draw_read_512": Row("draw and read back 512x512", "frames/s"),
     "draws_100_finish": Row("100 draws and finish", "frames/s"),
@@ -166,6 +167,7 @@ class Bench:
                 raise ModeError(f"{library.name} is not built")
             # Found by the loader in LD_LIBRARY_PATH, as the guest's libcuda is.
             variables["__EGL_VENDOR_LIBRARY_FILENAMES"] = str(guest_folder() / "10_gpupool.json")
+            variables["GPUPOOL_OPENGL_WINDOWS"] = "1"
             return Mode((), variables)
         if self._arguments.mesa_vendor:
             variables["__EGL_VENDOR_LIBRARY_FILENAMES"] = str(self._arguments.mesa_vendor)
@@ -203,19 +205,21 @@ class Bench:
 
     def glmark(self, display: str) -> None:
         """A row for each scene; processes are started anew."""
-        program = shutil.which("glmark2") or ""
+        # The generated path has no compatibility profile, which glmark2 itself asks for.
+        wanted = "glmark2-es2" if "generated" in self._clients else "glmark2"
+        program = shutil.which(wanted) or ""
         for scene in SCENES:
             if self._arguments.only and "glmark2" not in self._arguments.only:
                 return
             name = scene.partition(":")[0]
-            row = Row(f"glmark2 {name}", "frames/s")
+            row = Row(f"{wanted} {name}", "frames/s")
             self.figures.rows.append(row)
             if not program or not display:
-                row.skipped = f"{'Xvfb' if program else 'glmark2'} is not installed"
+                row.skipped = f"{'Xvfb' if program else wanted} is not installed"
                 continue
             for mode in self._turns():
-                # The generated path has no windows.
-                if mode == "generated":
+                # Wrong there as yet (docs/opengl.md): a rate would say nothing.
+                if mode == "generated" and name in _WRONG_WHEN_GENERATED:
                     continue
                 try:
                     rate = self._scene(mode, scene, program, display)

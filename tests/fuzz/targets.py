@@ -62,6 +62,7 @@ TARGETS = {
         Target("image", 4096, "the measuring of code images"),
         Target("ptx", 8192, "what the software GPU reads of an image"),
         Target("vtest", 1024, "what an OpenGL client sends its renderer"),
+        Target("relay", 4096, "what a host and a program send gpupool-opengl"),
         Target("vsock", 2048, "a VM's vsock device, by its guest and its QEMU"),
     )
 }

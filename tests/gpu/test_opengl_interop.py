@@ -11,11 +11,12 @@ import pytest
 
 from tests.conftest import TRANSPORTS, Host
 from tests.opengl.generated import generated
-from tests.opengl.ways import Way, native
+from tests.opengl.ways import Way
 
 pytestmark = pytest.mark.gpu
 
 PROGRAM = ("-m", "tests.opengl.interop_program")
+NATIVE = Way("native", {})
 
 
 def said(way: Way, python: str, part: str) -> object:
@@ -31,7 +32,7 @@ def test_the_same_as_natively(
     nvidia_host: Host, framework_python: str, transport: str, part: str
 ) -> None:
     way = generated(nvidia_host, transport)
-    assert said(way, framework_python, part) == said(native(), framework_python, part)
+    assert said(way, framework_python, part) == said(NATIVE, framework_python, part)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -169,6 +169,7 @@ def parse(document: Mapping[str, Any]) -> Config:
                 handles=top["limits.handles"],
                 streams=top["limits.streams"],
                 launch_threads=top["limits.launch_threads"],
+                zero_copy=top["limits.zero_copy"],
                 opengl=top["limits.generated_opengl"],
             ),
         ),

@@ -211,6 +211,14 @@ KEYS: tuple[Key, ...] = (
         high=16,
     ),
     Key(
+        "limits.zero_copy",
+        str,
+        "auto",
+        "whether workers send large data over plain tcp by reference (MSG_ZEROCOPY); auto: until "
+        "the kernel says that it copies anyway; always: even then, to measure",
+        choices=("auto", "off", "always"),
+    ),
+    Key(
         "limits.generated_opengl",
         bool,
         False,

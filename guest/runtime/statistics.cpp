@@ -10,6 +10,7 @@
 
 #include "guest/runtime/log.hpp"
 #include "guest/runtime/session.hpp"
+#include "guest/runtime/transport/endpoint.hpp"
 
 namespace gpupool::guest {
 namespace {
@@ -43,7 +44,12 @@ std::string describe() {
     text += "\": " + std::to_string(count);
     separator = ", ";
   }
-  return text + "}}";
+  text += '}';
+  if (const wire::ZeroCopyTotals* sent = zero_copy_totals(); sent != nullptr)
+    text += R"(, "zero_copy": {"bytes": )" + std::to_string(sent->bytes.load()) +
+            R"(, "copied_after_all": )" + std::to_string(sent->late_copies.load()) + R"(, "refused": )" +
+            std::to_string(sent->refused.load()) + '}';
+  return text + '}';
 }
 
 void write_statistics() {

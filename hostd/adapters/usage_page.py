@@ -16,7 +16,7 @@ WINDOW = 50  # samples in a second
 MAX_DEVICES = 16
 _HEAD = struct.Struct("<II56x")  # magic, devices
 _DEVICE = struct.Struct("<QQQI36x")  # memory, slot, samples, outstanding
-_COUNTERS = struct.Struct("<6Q")  # in the order of Counters
+_COUNTERS = struct.Struct("<8Q")  # in the order of Counters
 _COUNTERS_AT = _HEAD.size + MAX_DEVICES * _DEVICE.size
 
 

@@ -330,7 +330,7 @@ def arguments(order: WorkerOrder, name: Callable[[int], str] = str) -> list[str]
     caps = order.caps
     words += ["--pinned-mib", str(caps.pinned_mib), "--image-mib", str(caps.image_mib)]
     words += ["--handles", str(caps.handles), "--streams", str(caps.streams)]
-    words += ["--launch-threads", str(caps.launch_threads)]
+    words += ["--launch-threads", str(caps.launch_threads), "--zero-copy", caps.zero_copy]
     words += ["--opengl", "yes" if caps.opengl else "no"]
     words += ["--scrub", "yes" if caps.scrub else "no"]
     return words

@@ -46,6 +46,20 @@ _COUNTED = (
         "to_device",
     ),
     ("copied_bytes", "", "from_device_bytes", 1, "from_device"),
+    (
+        "zero_copy_bytes",
+        "Bytes sent to clients by reference (MSG_ZEROCOPY).",
+        "zero_copy_bytes",
+        1,
+        "",
+    ),
+    (
+        "zero_copy_refused",
+        "Sends that were copies because the kernel had no room.",
+        "zero_copy_refused",
+        1,
+        "",
+    ),
     ("busy_seconds", "Time in which workers were executing messages.", "busy_ns", 10**9, ""),
 )
 _SESSION = ("session", "tenant")

@@ -47,6 +47,7 @@ class Caps:
     handles: int = MOST_HANDLES  # of each kind
     streams: int = MOST_STREAMS
     launch_threads: int = 0  # 0: by the number of cores
+    zero_copy: str = "auto"  # or off, always
     opengl: bool = False  # the worker may load the host's OpenGL
     scrub: bool = True  # fresh device memory is cleared
 

@@ -177,6 +177,8 @@ class Counters:
     to_device_bytes: int = 0  # of copies between host memory and a GPU
     from_device_bytes: int = 0
     busy_ns: int = 0  # in which its worker was executing messages
+    zero_copy_bytes: int = 0  # sent to its client by reference
+    zero_copy_refused: int = 0  # sends that were copies because the kernel had no room
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(
@@ -186,6 +188,8 @@ class Counters:
             self.to_device_bytes + other.to_device_bytes,
             self.from_device_bytes + other.from_device_bytes,
             self.busy_ns + other.busy_ns,
+            self.zero_copy_bytes + other.zero_copy_bytes,
+            self.zero_copy_refused + other.zero_copy_refused,
         )
 
 

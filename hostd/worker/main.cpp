@@ -275,7 +275,8 @@ int serve(Options& options, int argc, char** argv) {
   else if (window)
     watch_distant_client(options.socket_fd, worker->window);
   else
-    start_stream_mirror(options.socket_fd, options.lane_fds, worker->window);
+    start_stream_mirror(options.socket_fd, options.lane_fds, worker->window, options.zero_copy,
+                        worker->usage);
   log(LogLevel::info, "session started",
       "transport=" + std::string(transport_word(options.transport)) + " connections=" +
           std::to_string(1 + options.lane_fds.size()) + " sandbox_us=" + std::to_string(sandbox_us));

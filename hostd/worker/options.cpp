@@ -123,6 +123,7 @@ enum Option {
   kOrder,
   kContext,
   kLaunchThreads,
+  kZeroCopy,
   kOpenGl,
   kQuotaFds,
   kAccountFds,
@@ -259,6 +260,8 @@ bool take(int option, const char* text, Options& options) {
       return parse_yes(text, options.opengl);
     case kLaunchThreads:
       return parse_u32(text, options.launch_threads) && options.launch_threads <= kMostLaunchThreads;
+    case kZeroCopy:
+      return wire::zero_copy_mode(text, options.zero_copy);
     case kContext:
       return parse_yes(text, options.prepare_context);
     default:
@@ -305,6 +308,7 @@ bool parse_options(int argc, char** argv, Options& options, std::string& error) 
                                         {"host-version", required_argument, nullptr, kHost},
                                         {"order-fd", required_argument, nullptr, kOrder},
                                         {"launch-threads", required_argument, nullptr, kLaunchThreads},
+                                        {"zero-copy", required_argument, nullptr, kZeroCopy},
                                         {"opengl", required_argument, nullptr, kOpenGl},
                                         {"prepare-context", required_argument, nullptr, kContext},
                                         {"quota-fds", required_argument, nullptr, kQuotaFds},

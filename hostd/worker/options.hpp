@@ -8,6 +8,7 @@
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/sandbox.hpp"
 #include "wire/cpp/hello.hpp"
+#include "wire/cpp/zero_copy.hpp"
 
 namespace gpupool::worker {
 
@@ -43,8 +44,9 @@ struct Options {
   Caps caps;
   std::string host_version;
   u32 launch_threads = 0;  // 0: by the number of cores; 1: the dispatcher alone (launch_crew.hpp)
-  bool opengl = false;     // the client may have the host's OpenGL (hostd/worker/opengl)
-  int order_fd = -1;       // a worker started ahead of need: where its client will come from (order.hpp)
+  wire::ZeroCopyMode zero_copy = wire::ZeroCopyMode::automatic;
+  bool opengl = false;  // the client may have the host's OpenGL (hostd/worker/opengl)
+  int order_fd = -1;    // a worker started ahead of need: where its client will come from (order.hpp)
   bool prepare_context = false;  // it makes the first device's context, too
 };
 

@@ -15,6 +15,7 @@
 #include "wire/cpp/reader.hpp"
 #include "wire/cpp/stream_frame.hpp"
 #include "wire/cpp/stream_io.hpp"
+#include "wire/cpp/zero_copy.hpp"
 
 namespace gpupool::worker {
 namespace {
@@ -36,8 +37,13 @@ struct Watch {
 
 class StreamMirror {
  public:
-  StreamMirror(int socket, wire::Window window, const std::vector<int>& lanes = {})
-      : socket_(socket), window_(window), lanes_(window, lanes, lane_ended) {}
+  StreamMirror(int socket, wire::Window window, const std::vector<int>& lanes = {},
+               wire::ZeroCopyMode zero_copy = wire::ZeroCopyMode::automatic, UsagePage* usage = nullptr)
+      : socket_(socket),
+        window_(window),
+        usage_(usage),
+        zero_copy_(zero_copy, socket, lanes),
+        lanes_(window, lanes, zero_copy_, lane_ended) {}
 
   void start() {  // lives as long as the process
     lanes_.start();
@@ -107,8 +113,17 @@ class StreamMirror {
   void receive_data(const wire::Frame& frame) {
     if (frame.size > wire::kMaxDataPerFrame || !window_.holds_data(frame.offset, frame.size))
       throw wire::ProtocolError("data outside the window's data area");
+    keep_until_sent(frame.offset, frame.size);
     if (!wire::read_all(socket_, window_.base + frame.offset, frame.size))
       end_session(kExitClientGone, "client closed the connection");
+  }
+
+  // Before anything is written there: what the kernel has yet to send from there must be what it was. A
+  // client uses memory again only when it has what was in it, so the notice is here, or its card is about to
+  // tell.
+  void keep_until_sent(u64 offset, u64 size) {
+    if (!zero_copy_.wait_for(offset, size))
+      throw wire::ProtocolError("memory used again before its data was received");
   }
 
   void receive_slots(const wire::Frame& frame) {
@@ -139,6 +154,8 @@ class StreamMirror {
     u8* slot = reinterpret_cast<u8*>(&window_.slot(ticket));
     std::memcpy(slot + sizeof sequence, bytes + sizeof sequence, sizeof(wire::Slot) - sizeof sequence);
     watch(window_.slot(ticket), ticket);
+    const wire::Slot& accepted = window_.slot(ticket);
+    if ((accepted.flags & wire::kBulkOut) != 0) keep_until_sent(accepted.bulk_offset, accepted.bulk_size);
     window_.control().tail.store(ticket + 1, std::memory_order_relaxed);
     received_.store(ticket + 1, std::memory_order_release);
     window_.slot(ticket).sequence.store(sequence, std::memory_order_release);
@@ -197,20 +214,39 @@ class StreamMirror {
 
   // Sends what is buffered, then the piece, so that large data is never copied.
   void add_data(u64 offset, u64 size) {
+    const u64 piece = window_.holds_data(offset, size) ? zero_copy_.open(0, offset, size) : 0;
     if (lanes_.takes(offset, size)) {
-      if (!flush() || !lanes_.send(socket_, offset, size))
+      if (!flush() || !lanes_.send(socket_, offset, size, piece))
         end_session(kExitClientGone, "client closed the connection");
+      count_references(piece);
       return;
     }
+    if (piece != 0 && !flush()) end_session(kExitClientGone, "client closed the connection");
     while (size > 0) {
       const u64 part = size < wire::kMaxDataPerFrame ? size : wire::kMaxDataPerFrame;
-      add(wire::FrameKind::data, 0, offset, part);
-      iovec pieces[2] = {{out_.data(), out_.size()}, {window_.base + offset, part}};
-      if (!wire::send_all(socket_, pieces, 2)) end_session(kExitClientGone, "client closed the connection");
-      out_.clear();
+      if (piece != 0) {
+        if (!zero_copy_.send_data_frame(0, window_, offset, part, piece))
+          end_session(kExitClientGone, "client closed the connection");
+      } else {
+        add(wire::FrameKind::data, 0, offset, part);
+        iovec pieces[2] = {{out_.data(), out_.size()}, {window_.base + offset, part}};
+        if (!wire::send_all(socket_, pieces, 2)) end_session(kExitClientGone, "client closed the connection");
+        out_.clear();
+      }
       offset += part;
       size -= part;
     }
+    count_references(piece);
+  }
+
+  // What the lanes are still at is counted with the next piece.
+  void count_references(u64 piece) {
+    if (piece == 0 || usage_ == nullptr) return;
+    UsagePage::Counters& counters = usage_->counters;
+    const wire::ZeroCopyTotals& totals = zero_copy_.totals();
+    counters.zero_copy_bytes.store(totals.bytes.load(std::memory_order_relaxed), std::memory_order_relaxed);
+    counters.zero_copy_refused.store(totals.refused.load(std::memory_order_relaxed),
+                                     std::memory_order_relaxed);
   }
 
   bool flush() {
@@ -329,6 +365,7 @@ class StreamMirror {
 
   int socket_;
   wire::Window window_;
+  UsagePage* const usage_;
   std::atomic<u64> received_{0};
   std::vector<u8> slots_;
 
@@ -346,13 +383,15 @@ class StreamMirror {
   u64 sent_request_ = 0;
   u32 sent_fatal_ = 0;
 
+  wire::ZeroCopy zero_copy_;
   wire::Lanes lanes_;
 };
 
 }  // namespace
 
-void start_stream_mirror(int socket, const std::vector<int>& lanes, wire::Window window) {
-  (new StreamMirror(socket, window, lanes))->start();
+void start_stream_mirror(int socket, const std::vector<int>& lanes, wire::Window window,
+                         wire::ZeroCopyMode zero_copy, UsagePage* usage) {
+  (new StreamMirror(socket, window, lanes, zero_copy, usage))->start();
 }
 
 }  // namespace gpupool::worker

@@ -30,7 +30,9 @@ struct UsagePage {
     std::atomic<u64> launches;
     std::atomic<u64> to_device_bytes;  // of copies between host memory and a GPU
     std::atomic<u64> from_device_bytes;
-    std::atomic<u64> busy_ns;  // in which the dispatcher was executing messages
+    std::atomic<u64> busy_ns;            // in which the dispatcher was executing messages
+    std::atomic<u64> zero_copy_bytes;    // sent to the client by reference (wire/cpp/zero_copy.hpp)
+    std::atomic<u64> zero_copy_refused;  // sends that were copies because the kernel had no room
   };
 
   alignas(64) std::atomic<u32> magic;

@@ -16,7 +16,11 @@ PROGRAMS = ["gpupool_tests", "worker_tests", "softgpu_engine_tests", "arbiter_te
 TIMEOUT_S = 280  # below pytest's own, so that what the program printed is shown
 
 # A guest runtime has one session a process, so each case of this program runs alone.
-TRANSPORTS = ["threads over shared memory", "threads over a stream"]
+TRANSPORTS = [
+    "threads over shared memory",
+    "threads over a stream",
+    "threads over a stream that sends by reference",
+]
 
 
 def run_program(name: str, *arguments: str, folder: Path = NATIVE) -> None:

@@ -41,7 +41,8 @@ constexpr size_t kLargeBytes = (3u << 20) + 5;  // over several connections
 // hostd and the worker's main(), as far as a session needs them.
 class Host {
  public:
-  explicit Host(wire::TransportKind transport) : transport_(transport) {
+  Host(wire::TransportKind transport, wire::ZeroCopyMode zero_copy)
+      : transport_(transport), zero_copy_(zero_copy) {
     if (transport == wire::TransportKind::shm)
       listen_unix();
     else
@@ -127,7 +128,7 @@ class Host {
       welcome.bytes += static_cast<u32>(sizeof granted);
       iovec pieces[2] = {{&welcome, sizeof welcome}, {&granted, sizeof granted}};
       wire::send_all(client, pieces, 2);
-      worker::start_stream_mirror(client, lanes, worker->window);
+      worker::start_stream_mirror(client, lanes, worker->window, zero_copy_, nullptr);
     }
     worker::Dispatcher(*worker).run();
   }
@@ -150,6 +151,7 @@ class Host {
   }
 
   wire::TransportKind transport_;
+  wire::ZeroCopyMode zero_copy_;
   std::string folder_, endpoint_;
   int listener_ = -1;
   int first_ = -1;
@@ -213,11 +215,12 @@ void work(CUcontext context, int number) {
   OK(api::cuStreamDestroy_v2(stream));
 }
 
-void run(wire::TransportKind transport) {
+void run(wire::TransportKind transport, wire::ZeroCopyMode zero_copy = wire::ZeroCopyMode::automatic) {
   worker::configure_log({.lowest = worker::LogLevel::warning}, 0);
-  const Host host(transport);
+  const Host host(transport, zero_copy);
   setenv("GPUPOOL_ENDPOINT", host.endpoint().c_str(), 1);
   setenv("GPUPOOL_TRANSPORT", transport == wire::TransportKind::shm ? "shm" : "tcp", 1);
+  if (zero_copy == wire::ZeroCopyMode::always) setenv("GPUPOOL_TCP_ZEROCOPY", "always", 1);
   OK(api::cuInit(0));
   CUdevice device = 0;
   OK(api::cuDeviceGet(&device, 0));
@@ -240,6 +243,10 @@ TEST_CASE("threads over shared memory" * doctest::skip()) {
 
 TEST_CASE("threads over a stream" * doctest::skip()) {
   run(wire::TransportKind::tcp);
+}
+
+TEST_CASE("threads over a stream that sends by reference" * doctest::skip()) {
+  run(wire::TransportKind::tcp, wire::ZeroCopyMode::always);
 }
 
 }  // namespace gpupool::test

@@ -178,6 +178,7 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
         "--handles": "1048575",
         "--streams": "8191",
         "--launch-threads": "0",
+        "--zero-copy": "auto",
         "--opengl": "no",
         "--scrub": "yes",
         "--log-level": "info",

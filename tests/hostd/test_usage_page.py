@@ -61,10 +61,11 @@ def test_as_the_worker_has_it(tmp_path: Path) -> None:
 using gpupool::worker::UsagePage;
 int main() {
   using Counters = UsagePage::Counters;
-  std::printf("%zu %zu %zu %zu %zu %zu %zu ", offsetof(UsagePage, counters),
+  std::printf("%zu %zu %zu %zu %zu %zu %zu %zu %zu ", offsetof(UsagePage, counters),
               offsetof(Counters, messages), offsetof(Counters, answers),
               offsetof(Counters, launches), offsetof(Counters, to_device_bytes),
-              offsetof(Counters, from_device_bytes), offsetof(Counters, busy_ns));
+              offsetof(Counters, from_device_bytes), offsetof(Counters, busy_ns),
+              offsetof(Counters, zero_copy_bytes), offsetof(Counters, zero_copy_refused));
   std::printf("%u %llu %u %u %zu %zu %zu %zu %zu %zu %zu\\n", UsagePage::kMagic,
               (unsigned long long)UsagePage::kSampleNs, UsagePage::kSamples,
               gpupool::wire::kMaxDevices, offsetof(UsagePage, device), sizeof(UsagePage::Device),
@@ -81,15 +82,15 @@ int main() {
         [tmp_path / "facts"], check=True, capture_output=True, text=True, timeout=10
     ).stdout
     expected = [usage_page.MAGIC, SLOT, usage_page.WINDOW, usage_page.MAX_DEVICES]
-    counters = [64 + 16 * 64, 0, 8, 16, 24, 32, 40]
+    counters = [64 + 16 * 64, 0, 8, 16, 24, 32, 40, 48, 56]
     assert [int(word) for word in told.split()] == [*counters, *expected, 64, 64, 4, 0, 8, 16, 24]
 
 
 def test_counters() -> None:
     raw = bytearray(page(0))
     assert usage_page.decode_counters(bytes(raw)) == Counters(), "an older worker's page"
-    struct.pack_into("<6Q", raw, 64 + 16 * 64, 1, 2, 3, 4, 5, 6)
-    assert usage_page.decode_counters(bytes(raw)) == Counters(1, 2, 3, 4, 5, 6)
+    struct.pack_into("<8Q", raw, 64 + 16 * 64, 1, 2, 3, 4, 5, 6, 7, 8)
+    assert usage_page.decode_counters(bytes(raw)) == Counters(1, 2, 3, 4, 5, 6, 7, 8)
     for no_page in (b"", bytes(4096), bytes(raw[:2000])):
         assert usage_page.decode_counters(no_page) == Counters()
 

@@ -23,6 +23,7 @@
 #include "wire/cpp/hello.hpp"
 #include "wire/cpp/stream_frame.hpp"
 #include "wire/cpp/stream_io.hpp"
+#include "wire/cpp/zero_copy.hpp"
 
 namespace gpupool::wire {
 
@@ -39,18 +40,12 @@ inline bool valid_lane_frame(const Frame& frame, const Window& window) {
 
 enum class LaneRead { data, closed, lie };
 
-// One frame of a lane, into the window.
-inline LaneRead read_lane_frame(int fd, const Window& window) {
+// One frame of a lane, into the window, once nothing of what was there is on its way out any more.
+inline LaneRead read_lane_frame(int fd, const Window& window, ZeroCopy& zero_copy) {
   Frame frame;
   if (!read_all(fd, &frame, sizeof frame)) return LaneRead::closed;
-  if (!valid_lane_frame(frame, window)) return LaneRead::lie;
+  if (!valid_lane_frame(frame, window) || !zero_copy.wait_for(frame.offset, frame.size)) return LaneRead::lie;
   return read_all(fd, window.base + frame.offset, frame.size) ? LaneRead::data : LaneRead::closed;
-}
-
-inline bool send_data_frame(int fd, const Window& window, u64 offset, u64 size) {
-  Frame frame{FrameKind::data, 0, offset, size};
-  iovec pieces[2] = {{&frame, sizeof frame}, {window.base + offset, size}};
-  return send_all(fd, pieces, 2);
 }
 
 class Lanes {
@@ -58,10 +53,11 @@ class Lanes {
   enum class End { closed, lie };  // the connection has ended; the peer sent what is no lane's frame
   enum class Arrival { here, gone, lie };
 
-  // Takes the sockets over. `on_end` is called from a lane's thread, perhaps from several.
-  Lanes(Window window, const std::vector<int>& sockets, std::function<void(End)> on_end)
-      : window_(window), on_end_(std::move(on_end)) {
-    for (const int socket : sockets) lanes_.push_back(std::make_unique<Lane>(socket));
+  // Takes the sockets over, which `zero_copy` knows behind the main one, in this order. `on_end` is called
+  // from a lane's thread, perhaps from several.
+  Lanes(Window window, const std::vector<int>& sockets, ZeroCopy& zero_copy, std::function<void(End)> on_end)
+      : window_(window), zero_copy_(zero_copy), on_end_(std::move(on_end)) {
+    for (const int socket : sockets) lanes_.push_back(std::make_unique<Lane>(socket, lanes_.size() + 1));
   }
   Lanes(const Lanes&) = delete;
   Lanes& operator=(const Lanes&) = delete;
@@ -115,16 +111,18 @@ class Lanes {
 
   // Sends a piece of the data area over every connection, then what the receiver has to await. Returns before
   // the lanes have sent all of it: the piece stays as it is until the receiver has had it, which is what its
-  // owner waits for anyway. One thread only. False when the connection is gone.
-  bool send(int main_socket, u64 offset, u64 size) {
+  // owner waits for anyway. `piece` is zero_copy's number for it. One thread only. False when the connection
+  // is gone.
+  bool send(int main_socket, u64 offset, u64 size, u64 piece) {
     {
       const std::lock_guard lock(mutex_);
       next_ = offset;
       end_ = offset + size;
+      piece_ = piece;
     }
     work_.notify_all();
     for (u64 at = 0, part = 0; claim(nullptr, at, part);)
-      if (!send_data_frame(main_socket, window_, at, part)) return false;
+      if (!zero_copy_.send_data_frame(0, window_, at, part, piece)) return false;
     Frame awaits[kMaxLanes];
     u32 count = 0;
     {
@@ -136,8 +134,8 @@ class Lanes {
         awaits[count++] = Frame{FrameKind::await, i + 1, 0, lane.claimed};
       }
     }
-    iovec piece{awaits, count * sizeof(Frame)};
-    return count == 0 || send_all(main_socket, &piece, 1);
+    iovec told{awaits, count * sizeof(Frame)};
+    return count == 0 || send_all(main_socket, &told, 1);
   }
 
   // Waits for what an `await` frame names. It ends with the session: when a lane has ended, or the peer is
@@ -163,8 +161,9 @@ class Lanes {
 
  private:
   struct Lane {
-    explicit Lane(int fd) : socket(fd) {}
+    Lane(int fd, size_t place) : socket(fd), number(place) {}
     int socket;
+    const size_t number;  // of the session's connections, the main one being 0
     std::thread sender, receiver;
     u64 claimed = 0;               // frames that it has been given to send; under mutex_
     u64 announced = 0;             // of these, the receiver knows
@@ -174,7 +173,8 @@ class Lanes {
 
   static bool has_left(int socket) {
     pollfd one{socket, POLLRDHUP, 0};
-    return poll(&one, 1, 0) > 0;
+    // POLLERR alone are the kernel's notices (zero_copy.hpp); an error of the connection hangs up, too.
+    return poll(&one, 1, 0) > 0 && (one.revents & (POLLRDHUP | POLLHUP | POLLNVAL)) != 0;
   }
 
   // The next chunk of the piece that is being sent, for a lane or for the main connection.
@@ -198,15 +198,16 @@ class Lanes {
       if (stopping_) return;
       u64 at = 0, part = 0;
       take(&lane, at, part);
+      const u64 piece = piece_;
       lock.unlock();
-      if (!send_data_frame(lane.socket, window_, at, part)) return end(End::closed);
+      if (!zero_copy_.send_data_frame(lane.number, window_, at, part, piece)) return end(End::closed);
       lock.lock();
     }
   }
 
   void receive_loop(Lane& lane) {
     LaneRead read;
-    while ((read = read_lane_frame(lane.socket, window_)) == LaneRead::data) {
+    while ((read = read_lane_frame(lane.socket, window_, zero_copy_)) == LaneRead::data) {
       lane.received.fetch_add(1, std::memory_order_seq_cst);
       if (lane.awaited.load(std::memory_order_seq_cst) != 0) futex_wake(lane.received);
     }
@@ -220,11 +221,13 @@ class Lanes {
   }
 
   Window window_;
+  ZeroCopy& zero_copy_;
   std::function<void(End)> on_end_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::mutex mutex_;
   std::condition_variable work_;
   u64 next_ = 0, end_ = 0;  // what is left of the piece that is being sent
+  u64 piece_ = 0;           // which that is
   bool stopping_ = false;
   std::atomic<bool> ended_{false};
 };

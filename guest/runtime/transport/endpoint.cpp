@@ -263,6 +263,13 @@ bool read_number(const char* name, u32 highest, u32& value, std::string& why) {
   return false;
 }
 
+bool read_zero_copy(wire::ZeroCopyMode& mode, std::string& why) {
+  const std::string text = environment("GPUPOOL_TCP_ZEROCOPY");
+  if (text.empty() || wire::zero_copy_mode(text, mode)) return true;
+  why = "GPUPOOL_TCP_ZEROCOPY is '" + text + "'; it must be auto, off or always";
+  return false;
+}
+
 bool read_vgpu(char (&name)[64], std::string& why) {
   const std::string text = environment("GPUPOOL_VGPU");
   if (text.size() < sizeof name) {

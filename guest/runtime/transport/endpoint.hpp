@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "wire/cpp/hello.hpp"
+#include "wire/cpp/zero_copy.hpp"
 
 namespace gpupool::guest {
 
@@ -70,6 +71,10 @@ bool send_all(int fd, const void* data, size_t size);
 bool read_token(u8 (&token)[64], std::string& why);
 // A whole number from 1 to `highest` from the environment; `value` stays as it is when it is not set.
 bool read_number(const char* name, u32 highest, u32& value, std::string& why);
+// What this process's stream has sent by reference; null while there is none.
+const wire::ZeroCopyTotals* zero_copy_totals();
+// GPUPOOL_TCP_ZEROCOPY.
+bool read_zero_copy(wire::ZeroCopyMode& mode, std::string& why);
 // GPUPOOL_VGPU; empty when it is not set.
 bool read_vgpu(char (&name)[64], std::string& why);
 // comm of this process.

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "guest/runtime/log.hpp"
+#include "guest/runtime/transport/endpoint.hpp"
 #include "guest/runtime/transport/secure.hpp"
 #include "guest/runtime/transport/transport.hpp"
 #include "guest/runtime/transport/vsock_watch.hpp"
@@ -21,25 +22,30 @@
 #include "wire/cpp/lanes.hpp"
 #include "wire/cpp/stream_frame.hpp"
 #include "wire/cpp/stream_io.hpp"
+#include "wire/cpp/zero_copy.hpp"
 
 namespace gpupool::guest {
 namespace {
 
 constexpr u64 kSpinNs = 200'000;
+// Of the session, which is never destroyed.
+std::atomic<const wire::ZeroCopyTotals*> g_totals{nullptr};
 constexpr u32 kReceiveSpinUs = 200;  // about a round trip with a small kernel in it
 constexpr u32 kSleepMs = 1000;
 
 class Stream final : public Transport {
  public:
   Stream(int socket, const std::vector<int>& lanes, std::unique_ptr<Secured> secured, const char* name,
-         wire::Window window)
+         wire::Window window, wire::ZeroCopyMode zero_copy)
       : socket_(socket),
         secured_(std::move(secured)),
         name_(name),
         window_(window),
         watch_(socket, received_, [this] { hang_up(); }),
-        lanes_(window, lanes, [this](wire::Lanes::End how) { lane_ended(how); }) {}
+        zero_copy_(zero_copy, socket, lanes),
+        lanes_(window, lanes, zero_copy_, [this](wire::Lanes::End how) { lane_ended(how); }) {}
   ~Stream() override {
+    g_totals.store(nullptr, std::memory_order_release);
     stopping_.store(true, std::memory_order_release);
     watch_.stop();
     if (socket_ >= 0) shutdown(socket_, SHUT_RDWR);
@@ -67,6 +73,7 @@ class Stream final : public Transport {
   const char* name() const override { return name_; }
   bool shared_memory() const override { return false; }
   bool send_descriptor(int, u64) override { return false; }  // the worker is on another machine
+  const wire::ZeroCopyTotals& zero_copy() const { return zero_copy_.totals(); }
   void abandon() override {
     // The threads do not exist in a forked child; their handles must not be joined there.
     close(socket_);
@@ -123,7 +130,8 @@ class Stream final : public Transport {
   // Sends the run of published slots that starts at `next`, up to the end of the ring or a slot with data.
   bool send_from(u64& next) {
     const wire::Slot& first = window_.slot(next);
-    if ((first.flags & wire::kBulkIn) != 0 && !send_data(first.bulk_offset, first.bulk_size)) return false;
+    if ((first.flags & wire::kBulkIn) != 0 && !send_data(next, first.bulk_offset, first.bulk_size))
+      return false;
     u32 count = 1;
     while (count < wire::kMaxSlotsPerFrame && (next + count) % wire::kRingSlots != 0 &&
            published(next + count) && (window_.slot(next + count).flags & wire::kBulkIn) == 0)
@@ -135,11 +143,12 @@ class Stream final : public Transport {
     return true;
   }
 
-  bool send_data(u64 offset, u64 size) {
-    if (lanes_.takes(offset, size)) return lanes_.send(socket_, offset, size);
+  bool send_data(u64 ticket, u64 offset, u64 size) {
+    const u64 piece = zero_copy_.open(ticket + 1, offset, size);
+    if (lanes_.takes(offset, size)) return lanes_.send(socket_, offset, size, piece);
     while (size > 0) {
       const u64 part = size < wire::kMaxDataPerFrame ? size : wire::kMaxDataPerFrame;
-      if (!wire::send_data_frame(socket_, window_, offset, part)) return false;
+      if (!zero_copy_.send_data_frame(0, window_, offset, part, piece)) return false;
       offset += part;
       size -= part;
     }
@@ -219,6 +228,12 @@ class Stream final : public Transport {
     const bool is_reply = offset - wire::kReplyOffset < wire::kThreads * sizeof(wire::ReplyBox) &&
                           (offset - wire::kReplyOffset) % sizeof(wire::ReplyBox) == 0;
     if (!is_head && !is_word && !is_reply) return false;
+    // What this says is done, its pieces come free: the kernel must not read there any more. Word 0 is no
+    // ticket, and frees nothing.
+    if (offset != wire::kWordsOffset && !zero_copy_.wait_until(value)) {
+      log_line("the host answered to what the kernel has not sent yet");
+      return false;
+    }
     reinterpret_cast<std::atomic<u64>*>(window_.base + offset)->store(value, std::memory_order_seq_cst);
     if (is_reply) {
       auto* box = reinterpret_cast<wire::ReplyBox*>(window_.base + offset);
@@ -237,6 +252,7 @@ class Stream final : public Transport {
   std::atomic<u64> received_{0};  // frames
   std::thread sender_, receiver_;
   VsockWatch watch_;
+  wire::ZeroCopy zero_copy_;
   wire::Lanes lanes_;  // last: its threads use the others
 };
 
@@ -244,6 +260,11 @@ class Stream final : public Transport {
 
 std::unique_ptr<Transport> make_stream(const std::vector<int>& sockets, std::unique_ptr<Secured> secured,
                                        const char* name, wire::Window window, std::string& why) {
+  wire::ZeroCopyMode zero_copy = wire::ZeroCopyMode::automatic;
+  if (!read_zero_copy(zero_copy, why)) {
+    for (const int socket : sockets) close(socket);
+    return nullptr;
+  }
   void* mapped = mmap(window.base, window.size, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (mapped == MAP_FAILED) {
@@ -253,9 +274,15 @@ std::unique_ptr<Transport> make_stream(const std::vector<int>& sockets, std::uni
   }
   madvise(window.base, wire::kHeapOffset, MADV_DONTFORK);
   const std::vector<int> lanes(sockets.begin() + 1, sockets.end());
-  auto transport = std::make_unique<Stream>(sockets.front(), lanes, std::move(secured), name, window);
+  auto transport =
+      std::make_unique<Stream>(sockets.front(), lanes, std::move(secured), name, window, zero_copy);
+  g_totals.store(&transport->zero_copy(), std::memory_order_release);
   transport->start();
   return transport;
+}
+
+const wire::ZeroCopyTotals* zero_copy_totals() {
+  return g_totals.load(std::memory_order_acquire);
 }
 
 }  // namespace gpupool::guest

@@ -62,6 +62,28 @@ class Answer {
   u64 used_ = 0;
 };
 
+// Vertices and indices in the program's own memory, which OpenGL ES knows with vertex array 0 alone.
+struct ClientArrays {
+  static constexpr u32 kMost = 32;
+  struct Attribute {
+    const u8* pointer = nullptr;
+    u32 type = 0;
+    i32 size = 0;
+    i32 stride = 0;  // as given; 0 means one beside the other
+    u32 divisor = 0;
+    bool normalized = false;
+    bool integer = false;
+  };
+  bool possible = false;  // a context of OpenGL ES
+  bool restarts = false;  // ... of 3.0 or later, which may have an index that ends a primitive
+  u32 vertex_array = 0;   // the one that is bound
+  u32 elements = 0;       // the buffer of indices of vertex array 0
+  u32 enabled = 0;        // attributes of vertex array 0, by bit
+  u32 ours = 0;           // ... that point to the program's memory
+  Attribute attributes[kMost];
+  u32 vertex_buffer = 0, index_buffer = 0;  // of the context's own, made when a draw first needs them
+};
+
 class Context {
  public:
   Context(const PrivateTable& table, u32 index);
@@ -123,6 +145,7 @@ class Context {
   std::vector<std::string> extensions;             // what glGetStringi answers, once asked
   std::unordered_map<u32, std::vector<u8>> facts;  // by name: what glGet has answered
   std::unordered_map<u32, u32> bindings;           // glBindBuffer's, by target
+  ClientArrays arrays;
   // A mapped buffer: what the program sees of it is here.
   struct Mapping {
     u32 target = 0;  // 0: mapped by name

@@ -141,6 +141,8 @@ i32 Display::create_context(const wire::GlContextWish& wanted, const Config* its
   }
   auto entry = std::make_unique<ContextEntry>();
   entry->context = std::make_unique<Context>(*table_, wish.index);
+  entry->context->arrays.possible = wish.api == 0x30a0;  // EGL_OPENGL_ES_API
+  entry->context->arrays.restarts = wish.major >= 3;
   entry->config = its_config;
   entry->api = wish.api;
   entry->major = static_cast<i32>(wish.major);

@@ -125,6 +125,8 @@ void glBindBuffer(GLenum target, GLuint buffer) {
   context->bindings[target] = buffer;
   if (target == GL_PIXEL_PACK_BUFFER) context->pack_buffer = buffer;
   if (target == GL_PIXEL_UNPACK_BUFFER) context->unpack_buffer = buffer;
+  if (target == GL_ELEMENT_ARRAY_BUFFER && context->arrays.vertex_array == 0)
+    context->arrays.elements = buffer;
   plain::glBindBuffer(target, buffer);
 }
 
@@ -134,6 +136,9 @@ void glDeleteBuffers(GLsizei n, const GLuint* buffers) {
   for (GLsizei i = 0; buffers != nullptr && i < n; ++i) {
     if (buffers[i] == context->pack_buffer) context->pack_buffer = 0;
     if (buffers[i] == context->unpack_buffer) context->unpack_buffer = 0;
+    if (buffers[i] == context->arrays.elements) context->arrays.elements = 0;
+    for (auto& [target, bound] : context->bindings)
+      if (bound == buffers[i]) bound = 0;
     std::erase_if(context->mappings, [&](const auto& each) { return each->buffer == buffers[i]; });
   }
   plain::glDeleteBuffers(n, buffers);

@@ -31,8 +31,6 @@ def verdicts(text: str) -> dict[str, str]:
     return {f"{each['scene']} {each['options']}": each["verdict"] for each in found if each}
 
 
-# Client-side vertex arrays are not sent yet (docs/opengl.md, what is missing).
-KNOWN = ("build use-vbo=false", "desktop ")
 
 
 def check(

@@ -17,7 +17,7 @@ from pathlib import Path
 from gpupool.cli.relay_process import RelayProcess
 from gpupool.hostd.adapters import native_files
 
-CHOICES = ("auto", "yes", "no")
+CHOICES = ("auto", "yes", "direct", "no")
 _DRIVER = b"virpipe"
 _NAMED = b"VTEST_SOCKET_NAME"  # in Mesa's driver: it dials where we say
 _VENDOR = Path("/usr/share/glvnd/egl_vendor.d/50_mesa.json")
@@ -73,6 +73,8 @@ def wanted(choice: str, environment: Mapping[str, str] = os.environ) -> tuple[bo
     """
     if choice == "no":
         return False, False
+    if choice == "direct":  # windows are virgl's, where it can be had
+        choice = "auto"
     relay = native_files.locate(environment).opengl
     if choice == "auto" and (relay is None or environment.get("GALLIUM_DRIVER")):
         return False, False
@@ -90,6 +92,18 @@ def wanted(choice: str, environment: Mapping[str, str] = os.environ) -> tuple[bo
     return (choice == "yes" or not private or may_mount()), private
 
 
+def direct(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What has GLVND ask our own vendor of EGL first, and Mesa's for displays that are not ours:
+    those of windows. Raises OpenGlError.
+    """
+    folder = native_files.locate(environment).guest_dir
+    vendor = None if folder is None else folder / "10_gpupool.json"
+    if vendor is None or not vendor.is_file():
+        raise OpenGlError("10_gpupool.json was not found; run `gpupool doctor`")
+    vendors = [str(vendor), *([str(_VENDOR)] if _VENDOR.is_file() else [])]
+    return {"__EGL_VENDOR_LIBRARY_FILENAMES": ":".join(vendors)}
+
+
 class Relay(RelayProcess):
     """A running gpupool-opengl for one program; it ends with the `with` block."""
 
@@ -103,7 +117,7 @@ class Relay(RelayProcess):
             raise OpenGlError("gpupool-opengl was not found; run `gpupool doctor`")
         self._program = program
         self._private = private
-        self._optional = "yes" if choice == "auto" else "no"
+        self._optional = "no" if choice == "yes" else "yes"
         self._folder = Path(tempfile.mkdtemp(prefix="gpupool-opengl-"))
         self._socket = self._folder / "socket"
         command = [str(program), "serve", "--socket", str(self._socket)]

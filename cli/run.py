@@ -204,7 +204,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=opengl.CHOICES,
         default="auto",
         help="OpenGL of CMD on the vGPU, too: where this machine's Mesa can (auto, the default), "
-        "or the reason why not (yes), or not at all (docs/opengl.md)",
+        "or the reason why not (yes); without a display at native speed (direct); or not at all "
+        "(docs/opengl.md)",
     )
     parser.add_argument(
         "--print-env",
@@ -298,10 +299,11 @@ def _run(words: list[str], arguments: argparse.Namespace) -> int:
         return _print(variables)
     try:
         wanted, private = opengl.wanted(arguments.opengl)
+        own = opengl.direct() if arguments.opengl == "direct" else {}
         if not wanted:
-            return _go(words, variables, arguments)
+            return _go(words, variables | own, arguments)
         with opengl.Relay({**os.environ, **variables}, arguments.opengl, private=private) as relay:
-            variables |= relay.variables(os.environ)
+            variables |= relay.variables(os.environ) | own
             return _go(relay.words(words), variables, arguments)
     except opengl.OpenGlError as error:
         print(f"gpupool run: --opengl: {error}", file=sys.stderr)

@@ -221,9 +221,9 @@ KEYS: tuple[Key, ...] = (
     Key(
         "limits.generated_opengl",
         bool,
-        False,
-        "let clients use OpenGL in their CUDA session's worker (docs/opengl.md): its memory and "
-        "time are not yet counted as the vGPU's",
+        True,
+        "let clients use OpenGL in their CUDA session's worker (docs/opengl.md); false: only "
+        "through gpupool-renderer",
     ),
     Key(
         "limits.end_grace_s",

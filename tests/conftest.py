@@ -261,7 +261,6 @@ admin_socket = "{folder}/admin.sock"
 cache_dir = "{folder}/cache"
 [limits]
 window_mib = 1024
-generated_opengl = true
 [[endpoint]]
 listen = "unix:{folder}/hostd.sock"
 [[endpoint]]

@@ -19,6 +19,8 @@ namespace {
 constexpr u64 kPublishHeadEvery = 64;  // a fresh head costs the client a cache miss; the ring has 8192 slots
 constexpr u64 kSpinNs = 2'000'000;     // covers the gaps between launches of a busy program
 constexpr u64 kSleepNs = 1'000'000'000;  // only a look at stalled slots: the client's bell ends the sleep
+constexpr u64 kTurnNs = 20'000;          // for so long a message that waits for the GPU is looked at alone
+constexpr u64 kLookNs = 50'000;
 constexpr u64 kStalledNs =
     10'000'000'000;  // a ticket taken and not published for so long has lost its thread
 constexpr u64 kPayloadLimit = 2ull << 30;
@@ -82,6 +84,8 @@ void Dispatcher::run() {
       wait_for(next_);
       continue;
     }
+    if (worker_.answers_wait) [[unlikely]]
+      look_at_answers();
     if (next_ % kPublishHeadEvery == 0) {
       worker_.window.control().head.store(next_, std::memory_order_release);
       publish_counters(next_, wire::monotonic_ns());
@@ -118,6 +122,12 @@ void Dispatcher::wait_for(u64 head) {
   control.head.store(head, std::memory_order_release);
   const u64 start = wire::monotonic_ns();
   publish_counters(head, start);
+  while (worker_.answers_wait && !ready()) {
+    const u64 now = wire::monotonic_ns();
+    if (now >= activity_.due_ns()) activity_.sample(now);
+    if (now >= gate_.due_ns()) gate_.tend(now);
+    answer_waiting(now + kTurnNs);
+  }
   if (wire::Backoff::spare_cores()) {
     for (u64 now = start; now - start < kSpinNs; now = wire::monotonic_ns()) {
       if (now >= activity_.due_ns()) activity_.sample(now);
@@ -226,9 +236,10 @@ bool Dispatcher::attempt(const wire::Slot& slot, u64 ticket) {
     ready = false;
     result = CUDA_ERROR_INVALID_HANDLE;
   }
-  if (ready && gate_.is_watched()) [[unlikely]] {
+  const bool draws = request.function == wire::Function::gl_batch;
+  if (ready && (draws ? gate_.is_drawing_watched() : gate_.is_watched())) [[unlikely]] {
     const bool submits = lease_class(request.function) == LeaseClass::submits;
-    if (submits && !gate_.admit(slot)) return false;
+    if (submits && !(draws ? gate_.admit_drawing() : gate_.admit(slot))) return false;
     const bool marks = !submits && needs_mark(request.function, (request.flags & wire::kReply) != 0);
     if (marks) gate_.mark();
     if (submits || marks) ready = make_current(stream != nullptr ? stream->context : slot.context, result);
@@ -251,8 +262,24 @@ bool Dispatcher::attempt(const wire::Slot& slot, u64 ticket) {
     }
   }
   result = finish(request, result);
-  if ((request.flags & wire::kReply) != 0) answer(request, result);
+  if ((request.flags & wire::kReply) != 0 && !request.answered_later) answer(request, result);
   return true;
+}
+
+void Dispatcher::answer_waiting(u64 until_ns) {
+  Request request;
+  answer_.clear();
+  request.out = &answer_;
+  looked_at_answers_ns_ = until_ns;
+  if (worker_.drawing->resume(request, until_ns)) answer(request, CUDA_SUCCESS);
+}
+
+// While the client goes on sending: looking costs more than most messages.
+void Dispatcher::look_at_answers() {
+  const u64 now = wire::monotonic_ns();
+  if (now - std::min(now, looked_at_answers_ns_) < kLookNs) return;
+  answer_waiting(0);
+  looked_at_answers_ns_ = now;
 }
 
 void Dispatcher::settle_crew(const wire::Slot* next) {

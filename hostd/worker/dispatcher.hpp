@@ -53,6 +53,9 @@ class Dispatcher {
   void park(const wire::Slot& slot, u64 ticket);
   bool may_pass(const wire::Slot& slot) const;
   void wait_for_lease();
+  // Answers one message that waits for the GPU's drawing, if that is done by `until_ns`.
+  void answer_waiting(u64 until_ns);
+  void look_at_answers();
   bool is_there(u64 ticket) const {
     return worker_.window.slot(ticket).sequence.load(std::memory_order_acquire) == ticket + 1;
   }
@@ -82,6 +85,7 @@ class Dispatcher {
   Gate gate_;
   u64 busy_since_ns_ = wire::monotonic_ns();
   u64 busy_ns_ = 0;
+  u64 looked_at_answers_ns_ = 0;
 };
 
 }  // namespace gpupool::worker

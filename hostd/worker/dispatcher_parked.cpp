@@ -14,6 +14,7 @@ namespace {
 
 constexpr u32 kSpinUs = 200;
 constexpr u32 kNapUs = 100;
+constexpr u64 kAnswerNs = 50'000;
 
 }  // namespace
 
@@ -64,6 +65,10 @@ void Dispatcher::wait_for_lease() {
     const u32 bell = control.doorbell.load(std::memory_order_acquire);
     const u32 turn = gate_.turn();
     if (gate_.may_go_on(now) || is_there(next_)) return;
+    if (worker_.answers_wait) [[unlikely]] {
+      answer_waiting(now + kAnswerNs);
+      continue;
+    }
     if (gate_.drains()) {
       backoff.step();
       continue;

@@ -28,8 +28,10 @@ const LeasePage::Grant kAlwaysFree{};
 
 }  // namespace
 
-Gate::Gate(Worker& worker, InFlight::MakeCurrent make_current) : worker_(worker), grant_(&kAlwaysFree) {
+Gate::Gate(Worker& worker, InFlight::MakeCurrent make_current)
+    : worker_(worker), grant_(&kAlwaysFree), drawing_grant_(&kAlwaysFree) {
   for (LeasePage* page : worker.leases) lanes_.push_back(std::make_unique<Lane>(worker, make_current, page));
+  if (!lanes_.empty() && lanes_.front()->page != nullptr) drawing_grant_ = &lanes_.front()->page->grant;
 }
 
 void Gate::enter(u32 context) {
@@ -71,6 +73,8 @@ void Gate::watch(Lane& lane, u64 now_ns) {
     const auto known = lane_of_.find(entry.context);
     if (entry.noted && known != lane_of_.end() && known->second == &lane) lane.flight.add(handle, now_ns);
   });
+  if (&lane == lanes_.front().get() && worker_.drawing != nullptr && worker_.drawing->has_work())
+    lane.flight.add_drawing(now_ns);
   if (!lane.flight.is_empty()) {
     set_busy(lane, true);
     lane.flight.close();
@@ -135,10 +139,13 @@ bool Gate::fits(Lane& lane, u64 now_ns) {
 }
 
 bool Gate::admit(const wire::Slot& slot) {
-  Lane& lane = *lane_;
   if (!slot.stream) throw wire::ProtocolError("work without a stream");  // it could not be marked
   const StreamEntry* stream = worker_.streams.find(slot.stream);
   if (stream != nullptr && stream->capturing) return true;  // recorded, not submitted
+  return admit(*lane_, slot.stream, false);
+}
+
+bool Gate::admit(Lane& lane, wire::Handle stream, bool draws) {
   const u64 now = wire::monotonic_ns();
   if (!lane.watched) watch(lane, now);
   if (lane.page->grant.state.load(std::memory_order_seq_cst) == LeaseState::free) {
@@ -157,7 +164,10 @@ bool Gate::admit(const wire::Slot& slot) {
     if (holds(lane) && fits(lane, now)) {
       if (lane.page->want.wants.load(std::memory_order_relaxed) != 0)
         lane.page->want.wants.store(0, std::memory_order_seq_cst);
-      lane.flight.add(slot.stream, now);
+      if (draws)
+        lane.flight.add_drawing(now);
+      else
+        lane.flight.add(stream, now);
       if (lane.emptied_ns != 0)
         lane.gap_ns = (3 * lane.gap_ns + std::min(now - std::min(now, lane.emptied_ns), kLongGapNs)) / 4;
       lane.empty_ns = lane.emptied_ns = 0;

@@ -31,6 +31,11 @@ class Gate {
     return grant_->state.load(std::memory_order_relaxed) != pages::LeaseState::free;
   }
 
+  // The same for OpenGL, which draws on the first GPU.
+  [[nodiscard]] bool is_drawing_watched() const {
+    return drawing_grant_->state.load(std::memory_order_relaxed) != pages::LeaseState::free;
+  }
+
   // A stream of the current context is about to be captured or destroyed: then what is in flight on it cannot
   // be marked any more. The driver's current context may be another afterwards.
   void mark() {
@@ -39,6 +44,7 @@ class Gate {
   // Whether this message, which submits work, may be executed now. The driver's current context may be
   // another afterwards.
   [[nodiscard]] bool admit(const wire::Slot& slot);
+  [[nodiscard]] bool admit_drawing() { return admit(*lanes_.front(), {}, true); }
   // After a refusal. Whether the same message may be admitted now, as far as one can see from here.
   [[nodiscard]] bool may_go_on(u64 now_ns);
   // Whether it waits for something in flight, which rings nowhere.
@@ -73,6 +79,7 @@ class Gate {
   };
 
   void enter(u32 context);
+  bool admit(Lane& lane, wire::Handle stream, bool draws);
   void watch(Lane& lane, u64 now_ns);
   void unwatch(Lane& lane);
   void ring(Lane& lane);
@@ -94,8 +101,9 @@ class Gate {
   std::unordered_map<u32, Lane*> lane_of_;    // by index of context
   Lane* lane_ = nullptr;                      // of the current context
   const pages::LeasePage::Grant* grant_;      // its page's, or one that is always free
-  Lane* refused_ = nullptr;                   // by the last admit() that refused
-  bool waits_on_many_ = true;                 // futex_waitv: Linux 5.16
+  const pages::LeasePage::Grant* drawing_grant_;
+  Lane* refused_ = nullptr;    // by the last admit() that refused
+  bool waits_on_many_ = true;  // futex_waitv: Linux 5.16
   u64 due_ns_ = ~u64{0};
 };
 

@@ -120,7 +120,9 @@ void InFlight::close() {
   if (worker_.crew != nullptr && worker_.crew->active()) worker_.crew->settle_all();
   Batch batch = std::move(open_);
   open_ = Batch{};
-  bool works = prepare_words();
+  if (batch.drawn && worker_.drawing != nullptr) batch.fence = worker_.drawing->fence();
+  // A session of OpenGL alone has no context of CUDA's, with which words are registered.
+  bool works = batch.streams.empty() || prepare_words();
   for (const wire::Handle stream : batch.streams) works = works && mark(stream, batch);
   if (!works) return forget();
   batches_.push_back(std::move(batch));
@@ -133,6 +135,7 @@ bool InFlight::mark_late(Batch& batch) {
 }
 
 bool InFlight::is_done(const Batch& batch) const {
+  if (batch.fence != 0 && !worker_.drawing->passed(batch.fence)) return false;
   return batch.unmarked.empty() && std::ranges::all_of(batch.marks, [&](const Mark& mark) {
            if (words_[mark.word].load(std::memory_order_acquire) >= mark.value) return true;
            // With its context the stream's work is gone, and the word is never written.

@@ -26,6 +26,11 @@ class InFlight {
 
   // Something is about to be submitted to this stream (null: to none of ours).
   void add(wire::Handle stream, u64 now_ns);
+  // OpenGL is about to be given commands.
+  void add_drawing(u64 now_ns) {
+    add({}, now_ns);
+    open_.drawn = true;
+  }
   // Whether the open batch is large enough to be closed.
   [[nodiscard]] bool wants_mark(u64 now_ns) const;
   // Ends the open batch. The driver's current context may be another afterwards.
@@ -56,6 +61,8 @@ class InFlight {
     u64 first_ns = 0;
     std::vector<wire::Handle> streams;
     std::vector<Mark> marks;
+    bool drawn = false;  // by OpenGL, too: a fence of its is a mark
+    u64 fence = 0;
     std::vector<wire::Handle> unmarked;  // of these streams: no mark may be put on them now
   };
 

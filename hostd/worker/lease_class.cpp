@@ -5,6 +5,7 @@ namespace gpupool::worker {
 LeaseClass lease_class(wire::Function function) {
   using enum wire::Function;
   switch (function) {
+    case gl_batch:
     case cuLaunchKernel:
     case cuGraphLaunch:
     case cuGraphUpload:

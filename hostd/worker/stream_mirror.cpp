@@ -279,15 +279,18 @@ class StreamMirror {
 
   bool send_answers() {
     bool any = false;
-    while (!answers_.empty()) {
-      const Watch& watch = answers_.front();
+    for (auto next = answers_.begin(); next != answers_.end();) {
+      const Watch watch = *next;
       const wire::ReplyBox& box = window_.reply(watch.index);
       const u64 done = box.done.load(std::memory_order_acquire);
       // A thread waits for its answer before it asks again. One that does not would have this queue wait for
       // ever, and grow.
       if (done > watch.ticket + 1)
         end_session(kExitProtocol, "the client broke the protocol", "two calls in one reply box");
-      if (done != watch.ticket + 1) break;
+      if (done != watch.ticket + 1) {
+        ++next;
+        continue;
+      }
       send_errors();  // an error that came before this answer must not arrive after it
       const u64 at = wire::kReplyOffset + watch.index * sizeof(wire::ReplyBox);
       const bool in_bulk = (watch.flags & wire::kAnswerInBulk) != 0;
@@ -296,7 +299,7 @@ class StreamMirror {
       const u64 header = offsetof(wire::ReplyBox, status);
       add_data(at + header, offsetof(wire::ReplyBox, payload) - header + (in_bulk ? 0 : box.size));
       add(wire::FrameKind::store, 0, at, watch.ticket + 1);
-      answers_.pop_front();
+      next = answers_.erase(next);
       any = true;
     }
     return any;
@@ -376,7 +379,7 @@ class StreamMirror {
 
   // The sending thread's own.
   std::unordered_map<u32, std::deque<Watch>> marks_;  // by word, oldest first
-  std::deque<Watch> answers_;                         // oldest first: the dispatcher answers in ticket order
+  std::deque<Watch> answers_;                         // oldest first; one may overtake others (drawing.hpp)
   std::vector<u8> out_;
   std::unordered_map<u32, u64> reached_;  // the words, as read_words() found them
   std::atomic<u64> sent_head_{0};

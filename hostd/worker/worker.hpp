@@ -20,6 +20,7 @@
 #include "hostd/pages/lease_page.hpp"
 #include "hostd/worker/caps.hpp"
 #include "hostd/worker/code_entries.hpp"
+#include "hostd/worker/drawing.hpp"
 #include "hostd/worker/exchange.hpp"
 #include "hostd/worker/handle_table.hpp"
 #include "hostd/worker/parcels.hpp"
@@ -46,7 +47,8 @@ struct Request {
   u64 bulk_size = 0;
   wire::Reader in{std::span<const u8>{}};
   wire::Writer* out = nullptr;
-  bool marked = false;  // set by a handler that has issued the mark itself
+  bool marked = false;          // set by a handler that has issued the mark itself
+  bool answered_later = false;  // ... that keeps the answer until the GPU is done (drawing.hpp)
 };
 
 struct StreamEntry {
@@ -155,6 +157,8 @@ class Worker {
   // OpenGL of this session (hostd/worker/opengl); null until the client asks for it, and where it may not.
   bool may_use_opengl = false;
   std::shared_ptr<GlServer> opengl;
+  std::shared_ptr<Drawing> drawing;  // the same
+  bool answers_wait = false;         // drawing->resume() has something to do, sooner or later
 
   // A handler that makes another context current in the driver (or destroys one) sets this.
   bool context_changed = false;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from tests.conftest import TRANSPORTS, Host
 from tests.opengl.generated import answer, generated
 from tests.opengl.test_pixels import compare, drawn
-from tests.opengl.ways import Way
+from tests.opengl.ways import Way, need_egl
 
 CLEAR = """
 import json
@@ -42,3 +44,15 @@ def test_scenes_of_moderngl_are_the_same(native: Way, way: Way, tmp_path: Path) 
     says, pictures = drawn(way, "moderngl", tmp_path)
     compare(drawn(native, "moderngl", tmp_path)[1], pictures)
     assert "llvmpipe" in str(says)
+
+
+def test_gpupool_run_chooses_it(native: Way, host: Host) -> None:
+    """EGL without a display is gpupool's; the session is the one that CUDA would have."""
+    need_egl()
+    command = (sys.executable, "-m", "gpupool.cli", "run", "--opengl", "direct", "--")
+    text = CLEAR
+    text += "vendor = egl.eglQueryString(gl.display, 0x3053).decode()\nprint(json.dumps(vendor))\n"
+    done = host.run("shm", *command, sys.executable, "-c", text)
+    drawn_there, vendor = (json.loads(line) for line in done.stdout.splitlines())
+    assert drawn_there == answer(native, CLEAR)
+    assert "gpupool" in vendor.lower()

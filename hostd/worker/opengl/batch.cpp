@@ -44,11 +44,11 @@ CUresult handle_gl_manage(Worker& worker, Request& request) {
     case wire::GlManage::open: {
       request.in.finish();
       if (!worker.may_use_opengl) {
-        text = "hostd's configuration does not allow it; set limits.generated_opengl = true there";
+        text = "hostd's configuration does not allow it; it says limits.generated_opengl = false";
       } else if (worker.opengl == nullptr) {
         auto server = std::make_shared<GlServer>();
         if (server->open(worker, text))
-          worker.opengl = std::move(server);
+          worker.drawing = worker.opengl = std::move(server);
         else
           log(LogLevel::warning, "no OpenGL for this session", text);
       }
@@ -87,6 +87,26 @@ CUresult handle_gl_manage(Worker& worker, Request& request) {
   return CUDA_SUCCESS;
 }
 
+void execute_last(Worker& worker, GlContext& context, Request& request, wire::CommandHead head,
+                  std::span<const u8> bytes) {
+  const bool in_window = (request.flags & wire::kBulkOut) != 0;
+  std::span<u8> window;
+  if (in_window) window = {worker.at(request.bulk_offset), request.bulk_size};
+  GlCommand command(head, bytes);
+  command.allow_answer(*request.out, in_window ? request.bulk_size : u64{wire::kReplyBytes} - 64, window);
+  execute(context, command);
+  if (!in_window) return;
+  u64 answered = command.in_window();
+  const std::span<const u8> small = request.out->bytes();
+  if (!small.empty()) {
+    if (small.size() > request.bulk_size) throw wire::ProtocolError("too little room for the answer");
+    std::memcpy(worker.at(request.bulk_offset), small.data(), small.size());
+    answered = small.size();
+    request.out->clear();
+  }
+  request.out->put(answered);
+}
+
 // All commands of a batch but the last are not answered; the last one is, if the client waits for the slot.
 CUresult handle_gl_batch(Worker& worker, Request& request) {
   GlServer& server = server_of(worker);
@@ -95,33 +115,25 @@ CUresult handle_gl_batch(Worker& worker, Request& request) {
   GlContext* const context = server.use(head.context);
   // Destroyed by another thread, which is a mistake of the program's: nothing happens.
   if (context == nullptr) return CUDA_SUCCESS;
+  if (context->waits) throw wire::ProtocolError("a batch of a context whose thread waits");
+  server.draws(*context);
   const bool waits = (request.flags & wire::kReply) != 0;
-  const bool in_window = waits && (request.flags & wire::kBulkOut) != 0;
   const bool content = (request.flags & wire::kBulkIn) != 0 && (request.flags & wire::kPayloadInBulk) == 0;
-  u64 answered = 0;
   while (request.in.left() != 0) {
     const auto command_head = request.in.get<wire::CommandHead>();
     if (command_head.bytes < sizeof command_head || command_head.bytes % 8 != 0)
       throw wire::ProtocolError("a command of a length that cannot be");
-    GlCommand command(command_head, request.in.get_span(command_head.bytes - sizeof command_head));
-    if (content) command.allow_bulk({worker.at(request.bulk_offset), request.bulk_size});
-    if (waits && request.in.left() == 0) {
-      std::span<u8> window;
-      if (in_window) window = {worker.at(request.bulk_offset), request.bulk_size};
-      command.allow_answer(*request.out, in_window ? request.bulk_size : u64{wire::kReplyBytes} - 64, window);
+    const std::span<const u8> bytes = request.in.get_span(command_head.bytes - sizeof command_head);
+    if (waits && !content && request.in.left() == 0) {
+      request.answered_later = GlServer::waits_for_gpu(command_head, bytes) &&
+                               server.hold_answer(*context, request, command_head, bytes);
+      if (!request.answered_later) execute_last(worker, *context, request, command_head, bytes);
+      return CUDA_SUCCESS;
     }
+    GlCommand command(command_head, bytes);
+    if (content) command.allow_bulk({worker.at(request.bulk_offset), request.bulk_size});
     execute(*context, command);
-    answered = command.in_window();
   }
-  if (!in_window) return CUDA_SUCCESS;
-  const std::span<const u8> bytes = request.out->bytes();
-  if (!bytes.empty()) {
-    if (bytes.size() > request.bulk_size) throw wire::ProtocolError("too little room for the answer");
-    std::memcpy(worker.at(request.bulk_offset), bytes.data(), bytes.size());
-    answered = bytes.size();
-    request.out->clear();
-  }
-  request.out->put(answered);
   return CUDA_SUCCESS;
 }
 

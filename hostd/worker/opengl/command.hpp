@@ -138,6 +138,8 @@ struct GlContext {
   u32 client_api = 0;                                    // EGL_OPENGL_API or EGL_OPENGL_ES_API
   std::unordered_map<u64, gl::GLsync>* syncs = nullptr;  // the session's, by the client's names
   std::shared_ptr<GlStorage> storage;                    // what the objects that it shares have taken
+  bool drew = false;                                     // no fence is behind what it has drawn
+  bool waits = false;                                    // an answer to its thread waits for the GPU
   u32 error = 0;                                         // one that we found, until glGetError takes it
 
   // An error of the program's that the driver is not asked about.

@@ -14,8 +14,9 @@ constexpr i32 value_of(u32 number) {
 
 }  // namespace
 
-bool GlServer::open(const Worker& worker, std::string& error) {
+bool GlServer::open(Worker& worker, std::string& error) {
   if (display_ != nullptr) return true;
+  worker_ = &worker;
   if (!loaded_ && !egl_.load(error)) return false;
   loaded_ = true;
   display_ = open_display(egl_, worker, error);
@@ -68,6 +69,7 @@ i32 GlServer::create_context(const wire::GlContextWish& wish) {
 void GlServer::destroy_context(u32 index) {
   const auto found = contexts_.find(index);
   if (found == contexts_.end()) throw wire::ProtocolError("no such context of OpenGL");
+  settle(index);
   if (current_ == index) {
     egl_.make_current(display_, nullptr, nullptr, nullptr);
     current_ = 0;

@@ -48,7 +48,6 @@ SCENES = (
     "desktop:effect=shadow:windows=4",
     "buffer:update-fraction=0.5:update-method=map",
 )
-_WRONG_WHEN_GENERATED = ("desktop",)
 _WORKS = {
     "draw_read_512": Row("draw and read back 512x512", "frames/s"),
     "draws_100_finish": Row("100 draws and finish", "frames/s"),
@@ -218,9 +217,6 @@ class Bench:
                 row.skipped = f"{'Xvfb' if program else wanted} is not installed"
                 continue
             for mode in self._turns():
-                # Wrong there as yet (docs/opengl.md): a rate would say nothing.
-                if mode == "generated" and name in _WRONG_WHEN_GENERATED:
-                    continue
                 try:
                     rate = self._scene(mode, scene, program, display)
                 except ModeError as error:

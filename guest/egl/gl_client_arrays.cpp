@@ -43,16 +43,26 @@ u64 stride_of(const Attribute& attribute) {
   return attribute.stride == 0 ? bytes_of(attribute) : static_cast<u64>(attribute.stride);
 }
 
+// The driver's number of attributes, asked for once a context.
+u32 attributes_there() {
+  GLint most = 0;
+  glGetIntegerv(GL_MAX_VERTEX_ATTRIBS, &most);
+  return static_cast<u32>(most);
+}
+
 // Takes note of an attribute. True when it is the program's own memory, and there is nothing to send.
 bool keep(Context& context, u32 index, const Attribute& given) {
   ClientArrays& arrays = context.arrays;
-  if (!arrays.possible || arrays.vertex_array != 0 || index >= ClientArrays::kMost) return false;
-  const u32 bit = 1u << index;
-  arrays.ours &= ~bit;
+  if (!arrays.possible || arrays.vertex_array != 0) return false;
+  const bool there = index < ClientArrays::kMost && index < attributes_there();
+  const u32 bit = there ? 1u << index : 0;
   const auto bound = context.bindings.find(GL_ARRAY_BUFFER);
-  if (given.pointer == nullptr || (bound != context.bindings.end() && bound->second != 0)) return false;
+  if (given.pointer == nullptr || (bound != context.bindings.end() && bound->second != 0)) {
+    arrays.ours &= ~bit;
+    return false;
+  }
   // As the driver, which does not see this call.
-  if (given.size < 1 || given.size > 4 || given.stride < 0) {
+  if (!there || given.size < 1 || given.size > 4 || given.stride < 0) {
     context.fail(GL_INVALID_VALUE);
     return true;
   }

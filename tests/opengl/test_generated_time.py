@@ -131,7 +131,7 @@ other = gl.create()
 drawn = []
 def slow():
     gl.make_current(other)
-    draw = scene(512, 500)
+    draw = scene(512, 4000)
     clear(0, 0, 0, 1)
     call("glFinish")
     ready.set()
@@ -141,24 +141,25 @@ def slow():
     if what == "finish":
         call("glFinish")
     drawn.append(read(512, 512)[:4].hex() if what == "read" else "")
-    drawn.append(time.monotonic() - start)
+    drawn.extend((start, time.monotonic()))
 thread = threading.Thread(target=slow)
 thread.start()
 gl.target(16, 16)
 clear(1, 0, 0, 1)
 ready.wait()
 begun.set()
-longest, turns, last = 0, 0, time.monotonic()
+times = []
 while thread.is_alive():
     assert error() == 0
-    call("glClearStencil", turns % 2)
+    call("glClearStencil", len(times) % 2)
     value = c_int()
     function("glGetIntegerv", None, c_uint, c_void_p)(0x0B91, byref(value))
-    assert value.value == turns % 2
-    now = time.monotonic()
-    longest, last, turns = max(longest, now - last), now, turns + 1
+    assert value.value == len(times) % 2
+    times.append(time.monotonic())
 thread.join()
-print(json.dumps([drawn[0], drawn[1], longest, turns]))
+pixels, start, end = drawn
+quarter = (end - start) / 4
+print(json.dumps([pixels, sum(start + quarter < at < end - quarter for at in times)]))
 """
 )
 
@@ -166,7 +167,14 @@ print(json.dumps([drawn[0], drawn[1], longest, turns]))
 @pytest.mark.parametrize("what", ["finish", "read"])
 @pytest.mark.parametrize("over", TRANSPORTS)
 def test_who_waits_for_the_gpu_holds_nobody_up(host: Host, over: str, what: str) -> None:
-    pixels, took_s, longest_s, turns = answer(generated(host, over), WAITING, what)
-    assert pixels == ("00ff00ff" if what == "read" else "")
-    assert turns > 20
-    assert longest_s < took_s / 2, (took_s, longest_s, turns)
+    """The other thread goes on in the middle half of the wait: the ends are compiling and flushing.
+
+    llvmpipe itself holds both up now and then, so it may have five tries; a worker that waits there
+    lets the other thread have no more than one turn in any of them.
+    """
+    for _ in range(5):
+        pixels, turns = answer(generated(host, over), WAITING, what)
+        assert pixels == ("00ff00ff" if what == "read" else "")
+        if turns > 20:
+            return
+    raise AssertionError(f"{turns} turns of the other thread")

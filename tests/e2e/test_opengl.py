@@ -132,14 +132,13 @@ def test_a_relay_lies_where_temporary_files_shall_and_leaves_nothing(host: Host)
     relay = native_dir() / "lib" / "guest" / "gpupool-opengl"
     # Not tmp_path: the name of a socket is short.
     with tempfile.TemporaryDirectory() as place:
-        own = {"TMPDIR": place}
         program = "import os; print(os.environ['VTEST_SOCKET_NAME'])"
-        done = host.run("shm", str(relay), "run", "--", sys.executable, "-c", program, **own)
+        done = host.run("shm", str(relay), "run", "--", sys.executable, "-c", program, TMPDIR=place)
         assert done.stdout.startswith(f"{place}/gpupool-opengl-"), done.stderr
         host.wait_until(lambda: not relays(place), "the relay's folder to go")
         # No descriptor is left for its socket: it does not start, and takes its folder away.
         starved = ["/bin/sh", "-c", f"ulimit -n 4; exec {relay} run -- /bin/true"]
-        done = host.run("shm", *starved, **own)
+        done = host.run("shm", *starved, TMPDIR=place)
         assert (done.returncode, "cannot listen at" in done.stderr) == (125, True), done.stderr
         assert not relays(place)
         long = Path(place) / ("x" * 90)

@@ -57,7 +57,7 @@ CUresult need_opengl(const char* name, u32& index) {
   index = opengl_context();
   if (index != 0) return CUDA_SUCCESS;
   log_debug("%s: this thread has no current context of OpenGL that gpupool forwards (docs/opengl.md)", name);
-  return CUDA_ERROR_INVALID_GRAPHICS_CONTEXT;
+  return CUDA_ERROR_INVALID_VALUE;  // as the driver's (580): without a context there is no such object
 }
 
 CUresult register_object(wire::Function function, const char* name, CUgraphicsResource* resource, u32 object,

@@ -18,6 +18,20 @@ struct Fill {
   wire::Memset message;
 };
 
+// Over a stream transport the worker has no more than a copy of this process's memory: the program's own is set
+// here, in the stream's order, which means after all that is on it.
+CUresult fill_on_host(const Fill& what, Stream& stream) {
+  if (const CUresult result = refuse_capturing(stream); result != CUDA_SUCCESS) return result;
+  if (const CUresult result = wait_for_stream(stream); result != CUDA_SUCCESS) return result;
+  const wire::Memset& memset = what.message;
+  for (u64 row = 0; row < memset.height; ++row) {
+    auto* const start = reinterpret_cast<u8*>(memset.device + row * memset.pitch);
+    for (u64 i = 0; i < memset.width; ++i)
+      std::memcpy(start + i * what.element_bytes, &memset.value, what.element_bytes);  // little-endian
+  }
+  return CUDA_SUCCESS;
+}
+
 CUresult fill(const Fill& what, CUstream handle, CopyCall call) {
   CUresult error = CUDA_SUCCESS;
   Stream* stream = resolve_stream(handle, error);
@@ -38,8 +52,7 @@ CUresult fill(const Fill& what, CUstream handle, CopyCall call) {
   if (error = check_device_range(memset.device, bytes); error != CUDA_SUCCESS) return error;
   const bool pinned = is_pinned(memset.device);
   const bool wait = call == CopyCall::synchronous && (pinned || address_space().synchronizes(memset.device));
-  if (pinned && !Session::current()->shared_memory())
-    return CUDA_ERROR_NOT_SUPPORTED;  // the GPU cannot reach this process's memory over a stream transport
+  if (pinned && !Session::current()->shared_memory()) return fill_on_host(what, *stream);
   CopySender sender(*Session::current(), *stream);
   const u64 value = sender.send(what.function, memset, static_cast<u16>(wait ? wire::kMark : 0));
   if (wait && value != 0) sender.wait(value);

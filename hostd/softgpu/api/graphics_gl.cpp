@@ -82,7 +82,7 @@ const Api* api() {
 
 const Api& gl() {
   const Api* const found = api();
-  require(found != nullptr && found->current_context() != nullptr, CUDA_ERROR_INVALID_GRAPHICS_CONTEXT);
+  require(found != nullptr && found->current_context() != nullptr, CUDA_ERROR_INVALID_VALUE);
   return *found;
 }
 

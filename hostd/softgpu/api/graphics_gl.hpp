@@ -25,8 +25,8 @@ struct Image {
   std::vector<ImageLevel> levels;
 };
 
-// A binding of a buffer or texture, for as long as this lives. Each throws Error: INVALID_GRAPHICS_CONTEXT
-// without a current context, INVALID_VALUE for a name that is none, MAP_FAILED.
+// A binding of a buffer or texture, for as long as this lives. Each throws Error: INVALID_VALUE
+// without a current context and for a name that is none, MAP_FAILED.
 class BufferAccess {
  public:
   explicit BufferAccess(u32 name);

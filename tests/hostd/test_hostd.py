@@ -179,7 +179,7 @@ def test_the_worker_gets_what_the_contract_says(daemon: Daemon) -> None:
         "--streams": "8191",
         "--launch-threads": "0",
         "--zero-copy": "auto",
-        "--opengl": "no",
+        "--opengl": "yes",
         "--scrub": "yes",
         "--log-level": "info",
         "--protocol": "1.2",

@@ -18,8 +18,8 @@ struct Fill {
   wire::Memset message;
 };
 
-// Over a stream transport the worker has no more than a copy of this process's memory: the program's own is set
-// here, in the stream's order, which means after all that is on it.
+// Over a stream transport the worker has no more than a copy of this process's memory: the program's own is
+// set here, in the stream's order, which means after all that is on it.
 CUresult fill_on_host(const Fill& what, Stream& stream) {
   if (const CUresult result = refuse_capturing(stream); result != CUDA_SUCCESS) return result;
   if (const CUresult result = wait_for_stream(stream); result != CUDA_SUCCESS) return result;

@@ -99,7 +99,8 @@ extern "C" int LLVMFuzzerTestOneInput(const u8* data, size_t size) {
   for (const int end : ends) close(end);
   connect(ends, data, size);
   protect(PROT_READ);
-  while (wire::read_lane_frame(ends[1], g_window) == wire::LaneRead::data) continue;
+  wire::ZeroCopy nothing_sent(wire::ZeroCopyMode::off, ends[1], {});
+  while (wire::read_lane_frame(ends[1], g_window, nothing_sent) == wire::LaneRead::data) continue;
   protect(PROT_READ | PROT_WRITE);
   for (const int end : ends) close(end);
   return 0;

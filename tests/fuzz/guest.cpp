@@ -45,7 +45,7 @@ void check_window() {
 }
 
 void receive(int socket) {
-  guest::Stream stream(socket, {}, nullptr, "fuzz", g_window);
+  guest::Stream stream(socket, {}, nullptr, "fuzz", g_window, wire::ZeroCopyMode::off);
   stream.receive_loop();
   require(!stream.peer_alive());
   // The destructor rings for the sender, which does not run here.
@@ -53,7 +53,8 @@ void receive(int socket) {
 
 void receive_on_lane(int socket) {
   std::atomic<bool> ended{false};
-  wire::Lanes lanes(g_window, {socket}, [&](wire::Lanes::End) {
+  wire::ZeroCopy nothing_sent(wire::ZeroCopyMode::off, -1, {socket});
+  wire::Lanes lanes(g_window, {socket}, nothing_sent, [&](wire::Lanes::End) {
     ended.store(true);
     ended.notify_all();
   });

@@ -56,6 +56,13 @@ def main(
             callback=parameters.checked(parameters.quota_mib),
         ),
     ] = None,
+    opengl_direct: Annotated[
+        bool,
+        typer.Option(
+            "--opengl-direct",
+            help="all programs' OpenGL without a display takes gpupool's EGL (docs/opengl.md)",
+        ),
+    ] = False,
 ) -> int:
     """Writes or prints it."""
     if vgpu and (compute or memory):
@@ -71,13 +78,11 @@ def main(
         "GPUPOOL_MEMORY_MIB": str(parameters.quota_mib(memory) if memory else ""),
     }
     found = native_files.locate()
-    wrong = _wrong_with(socket) or (
-        "" if found.guest_dir else f"no guest runtime below {found.root}: is gpupool installed?"
-    )
+    wrong = _wrong_with(socket) or _lacking(found, direct=opengl_direct)
     if wrong or found.guest_dir is None:
         print(f"gpupool cdi: {wrong}", file=sys.stderr)
         return 1
-    content = specification(name, found.guest_dir, socket, asked)
+    content = specification(name, found.guest_dir, socket, asked, direct=opengl_direct)
     text = json.dumps(content, indent=2) + "\n"
     if output is None:
         sys.stdout.write(text)
@@ -91,9 +96,11 @@ def main(
 
 
 def specification(
-    name: str, guest_dir: Path, socket: Path, asked: dict[str, str]
+    name: str, guest_dir: Path, socket: Path, asked: dict[str, str], *, direct: bool = False
 ) -> dict[str, Any]:
-    """The content of the file. `asked`: variables of the guest runtime; empty ones are left out."""
+    """The content of the file. `asked`: variables of the guest runtime; empty ones are left out.
+    `direct`: GLVND in the container asks gpupool's EGL first.
+    """
     mounts = cdi_edits.libraries(guest_dir)
     # The folder, as a socket that is mounted alone would be the old one after a restart of hostd.
     mounts.append(
@@ -105,11 +112,25 @@ def specification(
     )
     variables = {"GPUPOOL_ENDPOINT": f"unix:{socket}", **asked}
     environment = [f"{key}={value}" for key, value in variables.items() if value]
+    if direct:
+        environment.append(cdi_edits.DIRECT)
     return {
         "cdiVersion": cdi.VERSION,
         "kind": KIND,
         "devices": [{"name": name, "containerEdits": {"env": environment, "mounts": mounts}}],
     }
+
+
+def _lacking(found: native_files.NativeFiles, *, direct: bool) -> str:
+    """What this gpupool cannot give to containers; empty: nothing is missing."""
+    if found.guest_dir is None:
+        return f"no guest runtime below {found.root}: is gpupool installed?"
+    if direct and not (found.guest_dir / cdi_edits.EGL).is_file():
+        return (
+            f"--opengl-direct: {found.guest_dir} has no {cdi_edits.EGL}; install gpupool again, "
+            "or leave the option out"
+        )
+    return ""
 
 
 def _wrong_with(socket: Path) -> str:

@@ -1,4 +1,4 @@
-"""What CDI devices of ours have in common: the guest's libraries and OpenGL's relay, as mounts."""
+"""What CDI devices of ours have in common: the guest's libraries, OpenGL's too, as mounts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ _LIBRARIES = ("libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "libnvidia-ml.s
 # NVIDIA's runtime have in LD_LIBRARY_PATH. So nothing of the image's environment is replaced.
 _FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/lib64")
 READ_ONLY = ("ro", "nosuid", "nodev", "bind")
+EGL = "libEGL_gpupool.so"
+# Where containers have the description of gpupool's EGL, and Mesa's, where images have one.
+VENDOR = "/usr/share/gpupool/10_gpupool.json"
+DIRECT = f"__EGL_VENDOR_LIBRARY_FILENAMES={VENDOR}:/usr/share/glvnd/egl_vendor.d/50_mesa.json"
 
 
 def libraries(guest_dir: Path, *, elsewhere: bool = False) -> list[dict[str, Any]]:
@@ -25,9 +29,25 @@ def libraries(guest_dir: Path, *, elsewhere: bool = False) -> list[dict[str, Any
         for folder in _FOLDERS
         for library in _LIBRARIES
     ]
-    program = (guest_dir / "gpupool-opengl").resolve()
-    if not elsewhere and program.is_file():  # docs/opengl.md
-        options = list(READ_ONLY)
-        place = "/usr/bin/gpupool-opengl"
-        mounts.append({"hostPath": str(program), "containerPath": place, "options": options})
-    return mounts
+    return mounts if elsewhere else mounts + _opengl(guest_dir)
+
+
+def _opengl(guest_dir: Path) -> list[dict[str, Any]]:
+    """Mounts for both paths of OpenGL (docs/opengl.md), as far as that folder has them: the relay,
+    and gpupool's EGL with the description by which GLVND finds it.
+    """
+    places = {
+        "gpupool-opengl": ["/usr/bin/gpupool-opengl"],
+        EGL: [f"{folder}/{EGL}" for folder in _FOLDERS],
+        "10_gpupool.json": [VENDOR],
+    }
+    return [
+        {
+            "hostPath": str((guest_dir / name).resolve()),
+            "containerPath": place,
+            "options": list(READ_ONLY),
+        }
+        for name, inside in places.items()
+        if (guest_dir / name).is_file()
+        for place in inside
+    ]

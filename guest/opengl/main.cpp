@@ -6,7 +6,7 @@
 //   gpupool-opengl exec --socket PATH [--optional yes] -- PROGRAM...
 //       runs a program with the fixed name that older Mesa dials leading to PATH; where that cannot be, only
 //       if it is optional.
-//   gpupool-opengl run -- PROGRAM...
+//   gpupool-opengl run [--direct] -- PROGRAM...
 //       both for one program, with the variables set: for containers, where there is no `gpupool run`.
 //
 // A process each connection: it is the session's client to the host, and what breaks there ends one program.
@@ -30,6 +30,7 @@
 #include <vector>
 
 #include "guest/opengl/dial.hpp"
+#include "guest/opengl/direct.hpp"
 #include "guest/opengl/pump.hpp"
 #include "guest/opengl/room.hpp"
 #include "guest/runtime/log.hpp"
@@ -46,12 +47,30 @@ constexpr int kNotFound = 127;
 constexpr int kBacklog = 128;
 constexpr u32 kMostSessions = 256;  // more than a vGPU has
 constexpr int kEndGraceMs = 2000;
+constexpr char kHelpText[] = R"(OpenGL of programs on a gpupool vGPU, without Python (docs/opengl.md).
+
+usage:
+  gpupool-opengl run [--direct] -- PROGRAM [ARGUMENTS]
+      runs a program whose OpenGL is drawn on the vGPU, through Mesa. --direct: what it draws without a
+      display goes through gpupool's own EGL, libEGL_gpupool.so, at native speed; windows stay Mesa's.
+  gpupool-opengl serve --socket PATH [--socket PATH] [--parent PID] [--any-user yes]
+      serves programs that have GALLIUM_DRIVER=virpipe, LIBGL_ALWAYS_SOFTWARE=1 and VTEST_SOCKET_NAME=PATH
+      in their environment, until it or that parent is ended.
+  gpupool-opengl exec --socket PATH [--optional yes] -- PROGRAM [ARGUMENTS]
+      runs a program whose Mesa, before 23.1, knows no VTEST_SOCKET_NAME.
+
+Where the host is, and which vGPU: GPUPOOL_ENDPOINT, GPUPOOL_VGPU and the like (docs/configuration.md).
+exit codes: the program's; 64 the command line is wrong; 125 it was not run, stderr says why;
+126 the program cannot be run; 127 it was not found
+)";
 
 struct Options {
   std::vector<std::string> sockets;
   pid_t parent = 0;
   bool any_user = false;
   bool optional = false;
+  bool direct = false;
+  bool help = false;
 };
 
 int open_pidfd(pid_t pid) {
@@ -157,7 +176,9 @@ void accept_one(const Options& options, int listener, u32& sessions) {
 void remove_socket(const std::string& path) {
   unlink(path.c_str());
   const std::string folder = path.substr(0, path.rfind('/'));
-  if (folder.find("/gpupool-opengl-") != std::string::npos) rmdir(folder.c_str());
+  if (folder.find("/gpupool-opengl-") == std::string::npos) return;
+  unlink((folder + kVendorFile).c_str());
+  rmdir(folder.c_str());
 }
 
 bool listen_at_all(const Options& options, std::vector<pollfd>& waits) {
@@ -236,7 +257,9 @@ std::string make_folder() {
   constexpr char kName[] = "/gpupool-opengl-XXXXXX";
   constexpr size_t kMostPlace = sizeof(sockaddr_un::sun_path) - sizeof kName - sizeof "/socket";
   const char* named = std::getenv("TMPDIR");
-  const bool fits = named != nullptr && *named == '/' && std::strlen(named) <= kMostPlace;
+  // A colon separates names where GLVND is told of them.
+  const bool fits = named != nullptr && *named == '/' && std::strlen(named) <= kMostPlace &&
+                    std::strchr(named, ':') == nullptr;
   const std::string place = fits ? named : "/tmp";
   std::string folder = place + kName;
   if (mkdtemp(folder.data()) != nullptr) return folder;
@@ -251,11 +274,15 @@ int give_up(const Options& options) {
 }
 
 // The program takes this process over; the relay is a child, which lives as long, and removes the folder.
-int run(char** words) {
+int run(Options options, char** words) {
   const std::string folder = make_folder();
   if (folder.empty()) return kFailed;
-  Options options;
   options.sockets = {folder + "/socket"};
+  std::string why;
+  if (options.direct && !choose_direct(folder, why)) {
+    log_line("--direct: %s", why.c_str());
+    return give_up(options);
+  }
   std::vector<pollfd> listeners;
   const Descriptor self(open_pidfd(getpid()));
   if (self.get() < 0) log_line("this kernel has no pidfd: %s; Linux 5.3 is needed", std::strerror(errno));
@@ -282,17 +309,21 @@ int run(char** words) {
 }
 
 bool parse(int argc, char** argv, Options& options) {
-  enum { kSocket = 1, kParent, kAnyUser, kOptional };
+  enum { kSocket = 1, kParent, kAnyUser, kOptional, kDirect, kHelp };
   static constexpr option kOptions[] = {{"socket", required_argument, nullptr, kSocket},
                                         {"parent", required_argument, nullptr, kParent},
                                         {"any-user", required_argument, nullptr, kAnyUser},
                                         {"optional", required_argument, nullptr, kOptional},
+                                        {"direct", no_argument, nullptr, kDirect},
+                                        {"help", no_argument, nullptr, kHelp},
                                         {nullptr, 0, nullptr, 0}};
   for (int found; (found = getopt_long(argc, argv, "+", kOptions, nullptr)) != -1;) {
     if (found == '?') return false;
     if (found == kSocket) options.sockets.emplace_back(optarg);
     if (found == kParent) options.parent = std::atoi(optarg);
     if (found == kOptional) options.optional = std::strcmp(optarg, "yes") == 0;
+    if (found == kDirect) options.direct = true;
+    if (found == kHelp) options.help = true;
     if (found == kAnyUser) options.any_user = std::strcmp(optarg, "yes") == 0;
   }
   return true;
@@ -307,10 +338,14 @@ int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "";
   const bool understood = argc > 1 && parse(argc - 1, argv + 1, options);
   char** rest = argv + 1 + optind;
-  if (understood && what == "run" && *rest != nullptr) return run(rest);
-  if (understood && what == "serve" && !options.sockets.empty()) return serve(options);
-  if (understood && what == "exec" && !options.sockets.empty() && *rest != nullptr)
+  if (what == "--help" || what == "-h" || (understood && options.help)) {
+    std::fputs(kHelpText, stdout);
+    return 0;
+  }
+  if (understood && what == "run" && *rest != nullptr) return run(options, rest);
+  if (understood && !options.direct && what == "serve" && !options.sockets.empty()) return serve(options);
+  if (understood && !options.direct && what == "exec" && !options.sockets.empty() && *rest != nullptr)
     return execute(options, rest);
-  gpupool::guest::log_line("gpupool-opengl run -- PROGRAM, or serve|exec --socket PATH; docs/opengl.md");
+  gpupool::guest::log_line("gpupool-opengl run [--direct] -- PROGRAM; gpupool-opengl --help has the rest");
   return kUsage;
 }

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,36 @@ def test_a_container_draws(host: Host, tmp_path: Path) -> None:
     assert (code, output) == (0, "virgl 12288 {64} {128}\n"), host.log[-2000:]
 
 
+# moderngl asks for EGL's first device.
+VENDOR = """
+import ctypes
+egl = ctypes.CDLL("libEGL.so.1")
+egl.eglGetCurrentDisplay.restype = ctypes.c_void_p
+egl.eglQueryString.restype = ctypes.c_char_p
+print(egl.eglQueryString(ctypes.c_void_p(egl.eglGetCurrentDisplay()), 0x3053).decode())
+"""
+
+
+@needs_crun
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [(("/usr/bin/gpupool-opengl", "run", "--direct", "--"), ()), ((), ("--opengl-direct",))],
+)
+def test_a_container_draws_with_gpupools_own_egl(
+    host: Host, tmp_path: Path, words: tuple[str, ...], options: tuple[str, ...]
+) -> None:
+    pytest.importorskip("moderngl")
+    program = (sys.executable, "-c", CLEAR + VENDOR)
+    code, output = run_container(tmp_path / "draws", device(host, *options), *words, *program)
+    assert code == 0, f"{output}\n{host.log[-2000:]}"
+    drawn, vendor = output.splitlines()
+    assert drawn == "llvmpipe 12288 {64} {128}"  # the host's driver
+    assert "gpupool" in vendor.lower()
+    code, output = run_container(tmp_path / "without", device(host), *program)
+    assert code == 0, output
+    assert "gpupool" not in output.lower()
+
+
 @needs_crun
 def test_a_named_vgpu(host: Host, tmp_path: Path) -> None:
     from gpupool.cli import admin
@@ -197,6 +228,20 @@ def test_what_is_refused(host: Host, options: tuple[str, ...], text: str) -> Non
     assert done.returncode == 2
     assert text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_installation_without_our_egl(host: Host, tmp_path: Path) -> None:
+    lacking = tmp_path / "native" / "guest"
+    lacking.mkdir(parents=True)
+    for name in ("libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "libnvidia-ml.so"):
+        (lacking / name).write_bytes(b"library")
+    one = replace(host, native=lacking.parent)
+    done = cdi(one, "--opengl-direct")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--opengl-direct" in done.stderr
+    assert f"{lacking} has no libEGL_gpupool.so" in done.stderr
+    mounts = device(one)["mounts"]
+    assert all(Path(mount["hostPath"]).exists() for mount in mounts)
 
 
 def test_it_is_written_whole(host: Host, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 #include "guest/runtime/message.hpp"
 
 #include "guest/runtime/log.hpp"
+#include "guest/runtime/manual/graph.hpp"
 #include "guest/runtime/manual/kept_memory.hpp"
 #include "guest/runtime/profile.hpp"
 #include "guest/runtime/statistics.hpp"
@@ -91,6 +92,7 @@ CUresult Call::wait() {
   Session* session = Session::current();
   wire::ReplyBox* box = nullptr;
   if (const CUresult result = session->wait_reply(ticket_, box); result != CUDA_SUCCESS) return result;
+  note_graph_change(function_);
   const bool in_bulk = static_cast<bool>(answer_bulk_);
   const u64 capacity = in_bulk ? answer_bulk_.size : u64{wire::kReplyBytes};
   const u64 size = box->size < capacity ? box->size : capacity;

@@ -107,3 +107,86 @@ assert update(first, 11) != 0
 ok(driver.cuCtxSynchronize())
 """,
     )
+
+
+CHILDREN = (
+    PRELUDE
+    + NODES
+    + """
+from gpupool.guest import counters
+def asked():
+    return counters.read()["waits"].get("cuGraphExecChildGraphNodeSetParams", 0)
+a = alloc(4)
+def adds(value):
+    graph = new_graph()
+    return graph, add_kernel(graph, [], a, value)
+def update(child, of=None):
+    return driver.cuGraphExecChildGraphNodeSetParams(of or executable, node, child)
+one, kernel_of_one = adds(1)
+ten, _ = adds(10)
+graph, node = new_graph(), c_void_p()
+zero = add_memset(graph, [], a, 0)
+ok(driver.cuGraphAddChildGraphNode(byref(node), graph, *handles([zero]), one))
+executable = instantiate(graph)
+"""
+)
+
+
+def test_a_child_graph_is_asked_once(host: Host, transport: str) -> None:
+    host.run_python(
+        transport,
+        CHILDREN
+        + """
+before = asked()
+for _ in range(30):
+    ok(update(one)); run(executable); same(read(a), 1)
+    ok(update(ten)); run(executable); same(read(a), 10)
+same(asked() - before, 2)
+""",
+    )
+
+
+def test_a_changed_child_graph_is_asked_for(host: Host, transport: str) -> None:
+    """Its own nodes, a kernel's attributes, an update of the whole, another graph's end."""
+    host.run_python(
+        transport,
+        CHILDREN
+        + """
+def twice(asks):
+    before = asked()
+    ok(update(one)); ok(update(one))
+    same(asked() - before, asks)
+twice(1)
+params = kernel_params(a, 5)
+ok(driver.cuGraphKernelNodeSetParams_v2(kernel_of_one, byref(params)))
+twice(1); run(executable); same(read(a), 5)
+MAX_DYNAMIC = 8
+ok(driver.cuFuncSetAttribute(kernel, MAX_DYNAMIC, 4096)); twice(1)
+ok(driver.cuGraphDestroy(ten)); twice(1)
+assert update(ten) != 0
+twice(0)
+extra = add_kernel(one, [kernel_of_one], a, 7)  # two nodes now: not what the node has
+for _ in range(2): assert update(one) != 0
+run(executable); same(read(a), 5)
+ok(driver.cuGraphDestroyNode(extra)); twice(1)
+ok(driver.cuGraphDestroy(one))
+for _ in range(2): assert update(one) != 0
+ok(driver.cuCtxSynchronize())
+""",
+    )
+
+
+def test_a_child_graph_of_more_than_kernels_is_asked_for(host: Host, transport: str) -> None:
+    """A copy's memory may be gone, which is for the driver to say."""
+    host.run_python(
+        transport,
+        CHILDREN
+        + """
+fill, outer, node = new_graph(), new_graph(), c_void_p()
+add_memset(fill, [], a, 3)
+ok(driver.cuGraphAddChildGraphNode(byref(node), outer, None, c_size_t(0), fill))
+executable, before = instantiate(outer), asked()
+for _ in range(3): ok(update(fill)); run(executable); same(read(a), 3)
+same(asked() - before, 3)
+""",
+    )

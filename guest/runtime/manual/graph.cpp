@@ -91,6 +91,7 @@ CUresult cuGraphCreate(CUgraph* out, unsigned int flags) {
 CUresult cuGraphDestroy(CUgraph graph) {
   if (!forget_graph(bits(graph))) return CUDA_ERROR_INVALID_VALUE;
   forget_accepted(bits(graph));
+  g_graph_changes.fetch_add(1, std::memory_order_release);
   Call call(wire::Function::cuGraphDestroy);
   call.put(bits(graph));
   const CUresult result = call.send();
@@ -221,6 +222,7 @@ CUresult cuGraphExecUpdate_v2(CUgraphExec handle, CUgraph graph, CUgraphExecUpda
   const std::lock_guard lock(exec->mutex);
   exec->contents.swap(contents);
   exec->accepted.clear();
+  exec->accepted_children.clear();
   return CUDA_SUCCESS;
 }
 

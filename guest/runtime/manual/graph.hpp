@@ -19,6 +19,7 @@
 #include "guest/runtime/manual/host_function.hpp"
 #include "guest/runtime/objects.hpp"
 #include "wire/cpp/graph_message.hpp"
+#include "wire_functions.hpp"  // generated
 
 namespace gpupool::guest {
 
@@ -107,11 +108,21 @@ struct ExecContents {
   // Of kernel nodes, by node: what the driver has accepted in an update. Another one of the same shape cannot
   // fail, so it need not be waited for. Programs that update each node before each launch do nothing else.
   std::unordered_map<u64, KernelShape> accepted;
+  // Of child graph nodes, by node: the graphs of nothing but kernels that the driver has accepted, as long as
+  // no graph has changed since (g_graph_changes).
+  std::unordered_map<u64, std::vector<u64>> accepted_children;
+  u64 children_as_of = 0;
   // For launches that fill and empty pieces: those are the graph's, not the launch's.
   std::mutex launching;
   u32 word = 0;  // of the newest such launch's stream
   u64 value = 0;
 };
+
+// Counts the calls that may have changed a graph of this program's, or what a kernel in it may have.
+inline std::atomic<u64> g_graph_changes{0};
+
+// Called after each call that was waited for.
+void note_graph_change(wire::Function function);
 
 // A graph of this program has a node that allocates.
 inline std::atomic<bool> g_graphs_allocate{false};

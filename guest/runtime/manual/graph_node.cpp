@@ -269,16 +269,4 @@ CUresult cuGraphExecNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraphNod
   }
 }
 
-CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraph child) {
-  Call call(wire::Function::cuGraphExecChildGraphNodeSetParams);
-  call.put(bits(exec));
-  call.put(bits(node));
-  call.put(bits(child));
-  if (const CUresult result = call.wait(); result != CUDA_SUCCESS) return result;
-  GraphContents inherited;
-  const CUresult result = read_contents(bits(child), inherited);
-  if (result == CUDA_SUCCESS) change_exec(exec, [&](GraphContents& contents) { contents.merge(inherited); });
-  return result;
-}
-
 }  // namespace gpupool::guest::api

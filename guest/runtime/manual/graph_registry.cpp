@@ -338,6 +338,7 @@ void forget_accepted(u64 graph) {
   for (const auto& exec : of) {
     const std::lock_guard lock(exec->mutex);
     exec->accepted.clear();
+    exec->accepted_children.clear();
     if (graph != 0) exec->source.store(0, std::memory_order_relaxed);
   }
 }

@@ -29,6 +29,16 @@ CUgraphExec instantiate(CUgraph handle, u64 flags) {
 }
 
 // Replaces one step's operation; launches under way keep the old list.
+// Of child graphs: the driver wants the same topology and the same order of insertion.
+bool same_shape(const Operation& one, const Operation& other) {
+  if (one.type() != CU_GRAPH_NODE_TYPE_GRAPH) return true;
+  const auto& before = static_cast<const GraphOperation&>(one).steps;
+  const auto& after = static_cast<const GraphOperation&>(other).steps;
+  return std::ranges::equal(*before, *after, [](const GraphStep& a, const GraphStep& b) {
+    return a.operation->type() == b.operation->type() && same_shape(*a.operation, *b.operation);
+  });
+}
+
 CUresult replace(CUgraphExec handle, CUgraphNode node, const std::function<OperationPtr()>& make) {
   return call([&] {
     const auto exec = graph_execs().get(handle, CUDA_ERROR_INVALID_VALUE);
@@ -38,6 +48,7 @@ CUresult replace(CUgraphExec handle, CUgraphNode node, const std::function<Opera
     for (GraphStep& step : *steps)
       if (step.node == node) {
         require(step.operation->type() == operation->type());
+        require(same_shape(*step.operation, *operation));
         step.operation = std::move(operation);
         exec->steps = std::move(steps);
         return;

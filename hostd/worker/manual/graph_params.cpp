@@ -118,6 +118,19 @@ CUresult copy_parameters(Worker& worker, const CUDA_KERNEL_NODE_PARAMS_v2& param
   return CUDA_SUCCESS;
 }
 
+// Of a larger graph it is not said: nothing depends on it but a wait.
+bool only_kernels(Worker& worker, CUgraph graph) {
+  CUgraphNode nodes[64];
+  size_t count = 0;
+  if (worker.driver.cuGraphGetNodes(graph, nullptr, &count) != CUDA_SUCCESS || count > std::size(nodes) ||
+      worker.driver.cuGraphGetNodes(graph, nodes, &count) != CUDA_SUCCESS)
+    return false;
+  return std::all_of(nodes, nodes + count, [&](CUgraphNode node) {
+    CUgraphNodeType type{};
+    return worker.driver.cuGraphNodeGetType(node, &type) == CUDA_SUCCESS && type == CU_GRAPH_NODE_TYPE_KERNEL;
+  });
+}
+
 }  // namespace
 
 CUcontext find_context(Worker& worker, const Request& request, u32 index) {
@@ -307,12 +320,16 @@ CUresult handle_cuGraphExecMemsetNodeSetParams(Worker& worker, Request& request)
   return worker.driver.cuGraphExecMemsetNodeSetParams(of.exec, of.node, &memset.params, memset.context);
 }
 
+// exec, node, graph; u32, where an answer is wanted: whether that graph has kernels and nothing else.
 CUresult handle_cuGraphExecChildGraphNodeSetParams(Worker& worker, Request& request) {
   NodeOf of;
   if (const CUresult result = read_node(worker, request, of, true); result != CUDA_SUCCESS) return result;
   const CUgraph* child = worker.graphs.find(request.in.get<wire::Handle>());
   if (child == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  return worker.driver.cuGraphExecChildGraphNodeSetParams(of.exec, of.node, *child);
+  const CUresult result = worker.driver.cuGraphExecChildGraphNodeSetParams(of.exec, of.node, *child);
+  if (result == CUDA_SUCCESS && (request.flags & wire::kReply) != 0)
+    request.out->put<u32>(only_kernels(worker, *child) ? 1 : 0);
+  return result;
 }
 
 }  // namespace gpupool::worker

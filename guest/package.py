@@ -17,7 +17,7 @@ from pathlib import Path
 FOLDER = "opt/gpupool-guest"
 UNIT = "etc/systemd/system/gpupool-guest-agent.service"
 LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
-OPENGL = "gpupool-opengl"
+OPENGL = {"gpupool-opengl": 0o755, "libEGL_gpupool.so": 0o644}  # with their modes
 PACKAGE = Path(__file__).absolute().parents[1]
 TEMPLATES = PACKAGE / "templates" / "guest"
 _TIME = (2020, 1, 1, 0, 0, 0)  # the same content makes the same archive
@@ -43,8 +43,9 @@ def entries(libraries: Path, template: Path, unit: str = UNIT) -> list[Entry]:
     Raises PackageError and OSError.
     """
     found = _libraries(libraries)
-    if (libraries / OPENGL).is_file():  # a package without it has no OpenGL
-        found.append(Entry(f"{FOLDER}/lib/{OPENGL}", (libraries / OPENGL).read_bytes(), 0o755))
+    for name, mode in OPENGL.items():
+        if (libraries / name).is_file():  # a package without them has no OpenGL
+            found.append(Entry(f"{FOLDER}/lib/{name}", (libraries / name).read_bytes(), mode))
     text = template.read_text(encoding="utf-8").replace("{{ folder }}", f"/{FOLDER}")
     return [*found, Entry(f"{FOLDER}/agent", agent(), 0o755), Entry(unit, text.encode())]
 

@@ -14,7 +14,7 @@ from gpupool.guest.agent.channel import HOST, Channel
 from gpupool.guest.agent.failure import DRIVER_PRESENT, NO_RUNTIME, NOT_ALLOWED, AgentError
 from gpupool.guest.agent.health import probe
 from gpupool.guest.agent.log import Log
-from gpupool.guest.agent.opengl import OpenGl
+from gpupool.guest.agent.opengl import WAYS, OpenGl
 from gpupool.guest.agent.runtime import Runtime
 from gpupool.guest.agent.terms import Terms
 from gpupool.guest.agent.window import SOCKET, Window, is_handed_out
@@ -34,7 +34,8 @@ exit codes:
   0   done (--once, --uninstall), or ended by SIGTERM
   2   wrong options
   69  the host cannot be reached: no vsock device, no hostd, or no vGPU for this domain
-  72  libcuda.so.1 is not where --lib says, or programs find another one first
+  72  libcuda.so.1 is not where --lib says, or programs find another one first; or --opengl
+      direct, and libEGL_gpupool.so is not there
   74  all is in place, and a program still gets no vGPU; the text says why
   76  the host refuses, or says something that this version does not understand
   77  files below /etc cannot be written: run it as root
@@ -112,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     log = Log()
     runtime = Runtime(options.lib)
-    opengl = OpenGl(options.lib, options.config)
+    opengl = OpenGl(options.lib, options.config, way=options.opengl)
     try:
         if options.uninstall:
             return _uninstall(runtime, opengl, options.config, log)
@@ -232,6 +233,13 @@ def _parser() -> argparse.ArgumentParser:
         default=SOCKET,
         metavar="PATH",
         help="where programs get it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--opengl",
+        choices=WAYS,
+        default="virgl",
+        help="what login shells set for OpenGL: Mesa's driver virpipe (virgl, the default); for "
+        "programs without a display gpupool's own EGL, at native speed (direct); or nothing (off)",
     )
     parser.add_argument(
         "--force", action="store_true", help="install beside a real NVIDIA driver, and before it"

@@ -5,6 +5,8 @@
 
 #include "guest/runtime/session.hpp"
 #include "guest/runtime/statistics.hpp"
+#include "guest/runtime/thread_state.hpp"
+#include "wire/cpp/futex.hpp"
 #include "wire_functions.hpp"
 
 namespace gpupool::guest {
@@ -31,6 +33,17 @@ i32 post(const PrivateMessage& message, u16 extra_flags, u64& ticket) {
   return CUDA_SUCCESS;
 }
 
+// OpenGL's answers wait for the GPU more often than not, and waking a thread costs more than reading a small
+// picture. Longer than other answers, as long as a wait for a stream (waiting.cpp).
+void spin(const Session& session, u64 ticket) {
+  constexpr u64 kSpinNs = 2'000'000;
+  if (!wire::Backoff::spare_cores()) return;
+  const wire::ReplyBox& box = session.window().reply(thread_index());
+  const u64 start = wire::monotonic_ns();
+  while (box.done.load(std::memory_order_acquire) != ticket + 1 && wire::monotonic_ns() - start < kSpinNs)
+    for (int i = 0; i < 16; ++i) __builtin_ia32_pause();
+}
+
 i32 connect() {
   return Session::connect();
 }
@@ -44,6 +57,7 @@ i32 wait(const PrivateMessage& message, u64& ticket, void* answer, u32 room, u32
   if (const i32 result = post(message, wire::kReply, ticket); result != CUDA_SUCCESS) return result;
   count_wait(static_cast<wire::Function>(message.function));
   wire::ReplyBox* box = nullptr;
+  spin(*Session::current(), ticket);
   const CUresult result = Session::current()->wait_reply(ticket, box);
   if (result != CUDA_SUCCESS) return result;
   size = box->size < room ? box->size : room;

@@ -10,6 +10,7 @@
 #include "hostd/worker/lease_class.hpp"
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/memory_account.hpp"
+#include "hostd/worker/senders.hpp"
 #include "wire/cpp/futex.hpp"
 #include "worker_dispatch.hpp"  // generated: kHandlers, kHandlerCount
 
@@ -176,7 +177,10 @@ void Dispatcher::read_header(const wire::Slot& slot, Request& request) {
   if (slot.function >= kHandlerCount || kHandlers[slot.function] == nullptr)
     throw wire::ProtocolError("no such function: " + std::to_string(slot.function));
   if ((slot.flags & ~kKnownFlags) != 0) throw wire::ProtocolError("unknown slot flags");
-  if (slot.thread >= wire::kThreads) throw wire::ProtocolError("thread index out of range");
+  if (slot.thread != g_senders.last) [[unlikely]] {
+    if (slot.thread >= wire::kThreads) throw wire::ProtocolError("thread index out of range");
+    g_senders.sent(slot.thread, request.ticket);
+  }
   if (slot.inline_size > wire::kInlineBytes) throw wire::ProtocolError("inline payload too long");
   request.function = static_cast<wire::Function>(slot.function);
   request.flags = slot.flags;

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import TRANSPORTS, Host
+from tests.conftest import TRANSPORTS, Host, end_host, make_host
 from tests.e2e.observe import wait_for_line
 from tests.e2e.test_shares import RUNNER, count, leased_when
 from tests.opengl.generated import answer, generated
@@ -134,6 +136,8 @@ def slow():
     draw = scene(512, 4000)
     clear(0, 0, 0, 1)
     call("glFinish")
+    for _ in range(600):  # alone, with nobody to hold up
+        call("glFinish")
     ready.set()
     begun.wait()
     start = time.monotonic()
@@ -147,15 +151,18 @@ thread.start()
 gl.target(16, 16)
 clear(1, 0, 0, 1)
 ready.wait()
-begun.set()
 times = []
-while thread.is_alive():
+def turn():
     assert error() == 0
     call("glClearStencil", len(times) % 2)
     value = c_int()
     function("glGetIntegerv", None, c_uint, c_void_p)(0x0B91, byref(value))
     assert value.value == len(times) % 2
     times.append(time.monotonic())
+turn()  # from here on not alone any more
+begun.set()
+while thread.is_alive():
+    turn()
 thread.join()
 pixels, start, end = drawn
 quarter = (end - start) / 4
@@ -178,3 +185,43 @@ def test_who_waits_for_the_gpu_holds_nobody_up(host: Host, over: str, what: str)
         if turns > 20:
             return
     raise AssertionError(f"{turns} turns of the other thread")
+
+
+MANY = """
+import sys, threading
+from tests.opengl.egl_program import *
+gl = Egl()
+gl.target(16, 16)
+def frames(count):
+    for i in range(count):
+        clear(i % 2, 0.5, 0, 1)
+        assert read(16, 16)[:4].hex() == ("ff8000ff" if i % 2 else "008000ff")
+if sys.argv[1] == "alone":
+    frames(800)
+else:
+    turns = [threading.Semaphore(1), threading.Semaphore(0)]
+    def take_turns(which, context):
+        gl.make_current(context)
+        for _ in range(8):
+            turns[which].acquire()
+            gl.target(16, 16)
+            frames(50)
+            turns[1 - which].release()
+    other = threading.Thread(target=take_turns, args=(1, gl.create()))
+    other.start()
+    take_turns(0, gl.context)
+    other.join()
+"""
+SAYS = "OpenGL may wait in the driver"
+
+
+@pytest.mark.parametrize("who", ["alone", "two"])
+@pytest.mark.parametrize("over", TRANSPORTS)
+def test_only_a_thread_alone_waits_in_the_driver(over: str, who: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="gpupool-test-") as name:
+        host = make_host(Path(name), more='[log]\nlevel = "debug"\n')
+        try:
+            generated(host, over).run(sys.executable, "-c", MANY, who)
+            assert (SAYS in host.log) == (who == "alone")
+        finally:
+            end_host(host)

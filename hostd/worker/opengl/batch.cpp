@@ -125,8 +125,12 @@ CUresult handle_gl_batch(Worker& worker, Request& request) {
       throw wire::ProtocolError("a command of a length that cannot be");
     const std::span<const u8> bytes = request.in.get_span(command_head.bytes - sizeof command_head);
     if (waits && !content && request.in.left() == 0) {
-      request.answered_later = GlServer::waits_for_gpu(command_head, bytes) &&
-                               server.hold_answer(*context, request, command_head, bytes);
+      const bool for_gpu = GlServer::waits_for_gpu(command_head, bytes);
+      if (for_gpu && server.may_wait(request)) {
+        server.wait_in_driver(*context, request, command_head, bytes);
+        return CUDA_SUCCESS;
+      }
+      request.answered_later = for_gpu && server.hold_answer(*context, request, command_head, bytes);
       if (!request.answered_later) execute_last(worker, *context, request, command_head, bytes);
       return CUDA_SUCCESS;
     }

@@ -30,6 +30,11 @@ class GlServer : public Drawing {
 
   // Whether the driver would make this thread wait for the GPU, and with it the session's other threads.
   static bool waits_for_gpu(wire::CommandHead head, std::span<const u8> bytes);
+  // Whether it may: nobody is held up, as far as one can see, and it should not be for long.
+  [[nodiscard]] bool may_wait(const Request& request) const;
+  // A batch's last command, by the driver's own waiting.
+  void wait_in_driver(GlContext& context, Request& request, wire::CommandHead head,
+                      std::span<const u8> bytes);
   // Keeps a batch's last command until the GPU has done what came before it; false where that cannot be
   // known.
   bool hold_answer(GlContext& context, const Request& request, wire::CommandHead head,
@@ -79,6 +84,8 @@ class GlServer : public Drawing {
   u64 newest_fence_ = 0;
   std::deque<Fence> fences_;
   std::deque<Waiting> waiting_;
+  u64 last_wait_ns_ = ~u64{0};  // how long the GPU was waited for, the last time
+  bool said_ = false;
 };
 
 // Executes a batch's last command, which may answer; the answer is in request.out, or in the window.

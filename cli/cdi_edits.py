@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +17,29 @@ VENDOR = "/usr/share/gpupool/10_gpupool.json"
 DIRECT = f"__EGL_VENDOR_LIBRARY_FILENAMES={VENDOR}:/usr/share/glvnd/egl_vendor.d/50_mesa.json"
 
 
-def libraries(guest_dir: Path, *, elsewhere: bool = False) -> list[dict[str, Any]]:
-    """Mounts of the libraries in that folder, wherever loaders look. `elsewhere`: the folder is not
-    this machine's.
-    """
-    mounts = [
-        {
-            "hostPath": str(guest_dir / library if elsewhere else (guest_dir / library).resolve()),
-            "containerPath": f"{folder}/{library}",
-            "options": list(READ_ONLY),
-        }
-        for folder in _FOLDERS
-        for library in _LIBRARIES
-    ]
-    return mounts if elsewhere else mounts + _opengl(guest_dir)
+OPENGL = {  # files of both paths (docs/opengl.md), and where containers have them
+    "gpupool-opengl": ("/usr/bin/gpupool-opengl",),
+    EGL: tuple(f"{folder}/{EGL}" for folder in _FOLDERS),
+    "10_gpupool.json": (VENDOR,),
+}
 
 
-def _opengl(guest_dir: Path) -> list[dict[str, Any]]:
-    """Mounts for both paths of OpenGL (docs/opengl.md), as far as that folder has them: the relay,
-    and gpupool's EGL with the description by which GLVND finds it.
+def libraries(guest_dir: Path, elsewhere: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """Mounts of the libraries in that folder, wherever loaders look, and of as much of OPENGL as
+    it has. `elsewhere`: the folder is not this machine's, and these are the files that it has.
     """
-    places = {
-        "gpupool-opengl": ["/usr/bin/gpupool-opengl"],
-        EGL: [f"{folder}/{EGL}" for folder in _FOLDERS],
-        "10_gpupool.json": [VENDOR],
-    }
+    places = {name: tuple(f"{folder}/{name}" for folder in _FOLDERS) for name in _LIBRARIES}
+    for name, inside in OPENGL.items():
+        if (guest_dir / name).is_file() if elsewhere is None else name in elsewhere:
+            places[name] = inside
     return [
         {
-            "hostPath": str((guest_dir / name).resolve()),
+            "hostPath": str(
+                (guest_dir / name).resolve() if elsewhere is None else guest_dir / name
+            ),
             "containerPath": place,
             "options": list(READ_ONLY),
         }
         for name, inside in places.items()
-        if (guest_dir / name).is_file()
         for place in inside
     ]

@@ -37,6 +37,7 @@ example:    gpupool doctor --json | jq '.[] | select(.state == "fail")'
 """
 
 _OPENGL_LIBRARIES = ("libvirglrenderer.so.1", "libEGL.so.1")
+_DIRECT = ("libEGL_gpupool.so", "10_gpupool.json")  # what `--opengl direct` takes
 _MIN_KERNEL = (5, 6)  # memfd seals (3.17), pidfd_open (5.3), pidfd_getfd (5.6)
 _MIN_CORES = 2
 
@@ -142,16 +143,26 @@ def _native() -> list[Finding]:
 
 
 def _opengl() -> list[Finding]:
-    """What programs' OpenGL needs on this host (docs/opengl.md)."""
+    """What programs' OpenGL needs on this host, by either path (docs/opengl.md)."""
+    folder = native_files.locate().guest_dir
+    missing = [name for name in _DIRECT if folder is None or not (folder / name).is_file()]
+    what = "OpenGL for programs, direct"
+    if missing:
+        found = f"there is no {' and no '.join(missing)} beside libcuda.so.1"
+        return [_virgl(), Finding(what, "info", found, "install gpupool again")]
+    return [_virgl(), Finding(what, "ok", f"{_DIRECT[0]} is there")]
+
+
+def _virgl() -> Finding:
     what = "OpenGL for programs"
     if native_files.locate().renderer is None:
         advice = "to have it: apt install libvirglrenderer-dev libegl-dev, then install gpupool"
-        return [Finding(what, "info", "gpupool-renderer is not built", advice)]
+        return Finding(what, "info", "gpupool-renderer is not built", advice)
     missing = [name for name in _OPENGL_LIBRARIES if not _loads(name)]
     if not missing:
-        return [Finding(what, "ok", "virglrenderer and EGL are there")]
+        return Finding(what, "ok", "virglrenderer and EGL are there")
     advice = "Debian, Ubuntu: apt install libvirglrenderer1 libegl1"
-    return [Finding(what, "info", f"{' and '.join(missing)} cannot be loaded", advice)]
+    return Finding(what, "info", f"{' and '.join(missing)} cannot be loaded", advice)
 
 
 def _loads(library: str) -> bool:

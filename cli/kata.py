@@ -277,9 +277,11 @@ def package(
     ] = None,
 ) -> int:
     """Writes it."""
-    inside = kata_device.in_guest(Path("/", guest.FOLDER, "lib"))
     try:
-        used = guest.make_kata(archive, json.dumps(inside, indent=2) + "\n", folder)
+        used = folder or guest.find_libraries(guest.PACKAGE)
+        files = [name for name in guest.OPENGL if (used / name).is_file()]
+        inside = kata_device.in_guest(Path("/", guest.FOLDER, "lib"), files)
+        guest.make_kata(archive, json.dumps(inside, indent=2) + "\n", used)
     except (guest.PackageError, OSError) as problem:
         raise RefusedError(str(problem)) from problem
     if asking.as_json:

@@ -6,6 +6,7 @@ with this device begins or ends; Kata's two runtimes run different ones (kata_ho
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ GUEST_KIND = "gpupool.dev/vgpu"
 GUEST_NAME = "all"
 
 
-def in_guest(folder: Path) -> dict[str, Any]:
-    """The specification for a guest image that has the libraries in that folder."""
+def in_guest(folder: Path, files: Collection[str] = ()) -> dict[str, Any]:
+    """The specification for a guest image that has the libraries in that folder, and these files
+    of OpenGL's.
+    """
     return {
         "cdiVersion": cdi.VERSION,
         "kind": GUEST_KIND,
@@ -38,7 +41,7 @@ def in_guest(folder: Path) -> dict[str, Any]:
                 "name": GUEST_NAME,
                 "containerEdits": {
                     "env": [_ENDPOINT],
-                    "mounts": cdi_edits.libraries(folder, elsewhere=True),
+                    "mounts": cdi_edits.libraries(folder, files),
                 },
             }
         ],

@@ -17,7 +17,8 @@ from pathlib import Path
 FOLDER = "opt/gpupool-guest"
 UNIT = "etc/systemd/system/gpupool-guest-agent.service"
 LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
-OPENGL = {"gpupool-opengl": 0o755, "libEGL_gpupool.so": 0o644}  # with their modes
+# With their modes; a package without them has no OpenGL.
+OPENGL = {"gpupool-opengl": 0o755, "libEGL_gpupool.so": 0o644, "10_gpupool.json": 0o644}
 PACKAGE = Path(__file__).absolute().parents[1]
 TEMPLATES = PACKAGE / "templates" / "guest"
 _TIME = (2020, 1, 1, 0, 0, 0)  # the same content makes the same archive
@@ -43,9 +44,6 @@ def entries(libraries: Path, template: Path, unit: str = UNIT) -> list[Entry]:
     Raises PackageError and OSError.
     """
     found = _libraries(libraries)
-    for name, mode in OPENGL.items():
-        if (libraries / name).is_file():  # a package without them has no OpenGL
-            found.append(Entry(f"{FOLDER}/lib/{name}", (libraries / name).read_bytes(), mode))
     text = template.read_text(encoding="utf-8").replace("{{ folder }}", f"/{FOLDER}")
     return [*found, Entry(f"{FOLDER}/agent", agent(), 0o755), Entry(unit, text.encode())]
 
@@ -103,6 +101,9 @@ def _libraries(folder: Path) -> list[Entry]:
     for name in LIBRARIES:
         found.append(Entry(f"{FOLDER}/lib/{name}", (folder / name).read_bytes()))
         found.append(Entry(f"{FOLDER}/lib/{name.removesuffix('.1')}", mode=0o777, link=name))
+    for name, mode in OPENGL.items():
+        if (folder / name).is_file():
+            found.append(Entry(f"{FOLDER}/lib/{name}", (folder / name).read_bytes(), mode))
     return found
 
 
@@ -115,12 +116,10 @@ def make(target: Path, libraries: Path | None = None) -> Path:
     return folder
 
 
-def make_kata(target: Path, specification: str, libraries: Path | None = None) -> Path:
+def make_kata(target: Path, specification: str, libraries: Path) -> None:
     """The same for a guest image of Kata's."""
-    folder = libraries or find_libraries(PACKAGE)
     template = PACKAGE / "templates" / "kata" / "tmpfiles.conf.j2"
-    write(target, kata_entries(folder, specification, template))
-    return folder
+    write(target, kata_entries(libraries, specification, template))
 
 
 def find_libraries(package: Path) -> Path:

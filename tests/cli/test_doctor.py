@@ -54,6 +54,19 @@ def test_missing_native_files(tmp_path: Path, short_path: Path) -> None:
     assert "GPUPOOL_NATIVE_DIR" in found["gpupool's own programs"]["advice"]
 
 
+def test_an_installation_without_our_egl(native: Path, short_path: Path, tmp_path: Path) -> None:
+    whole = shutil.copytree(native, tmp_path / "native")
+    (guest,) = (one.parent for one in whole.rglob("libcuda.so.1"))
+    (guest / "10_gpupool.json").touch()
+    _, found = examine(whole, short_path)
+    about = found["OpenGL for programs, direct"]
+    assert about["state"] == "info"
+    assert about["found"] == "there is no libEGL_gpupool.so beside libcuda.so.1"
+    (guest / "libEGL_gpupool.so").touch()
+    _, found = examine(whole, short_path)
+    assert found["OpenGL for programs, direct"]["state"] == "ok"
+
+
 def test_a_broken_software_gpu(native: Path, short_path: Path) -> None:
     _, found = examine(native, short_path, GPUPOOL_SOFTGPU_BROKEN="1")
     assert found["software GPU"]["state"] in ("fail", "warn")  # warn where there is a card

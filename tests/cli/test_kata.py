@@ -117,9 +117,15 @@ def test_libraries_of_the_guest_image() -> None:
     assert {mount["hostPath"].rpartition("/")[0] for mount in inside} == {"/opt/gpupool-guest/lib"}
 
 
-def test_the_archive_for_a_guest_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+OPENGL = ("gpupool-opengl", "libEGL_gpupool.so", "10_gpupool.json")
+
+
+@pytest.mark.parametrize("opengl", [(), OPENGL[:1], OPENGL])
+def test_the_archive_for_a_guest_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], opengl: tuple[str, ...]
+) -> None:
     (tmp_path / "lib").mkdir()
-    for name in ("libcuda.so.1", "libnvidia-ml.so.1"):
+    for name in ("libcuda.so.1", "libnvidia-ml.so.1", *opengl):
         (tmp_path / "lib" / name).write_bytes(b"library")
     archive, words = tmp_path / "a.tar.gz", ["--folder", str(tmp_path / "lib")]
     assert main(["kata", "package", str(archive), *words]) == 0
@@ -128,8 +134,13 @@ def test_the_archive_for_a_guest_image(tmp_path: Path, capsys: pytest.CaptureFix
         content.extractall(tmp_path / "root", filter="data")
     root = tmp_path / "root"
     written = json.loads((root / "opt/gpupool-guest/gpupool.dev-vgpu.json").read_text())
-    assert written == IN_GUEST
-    for mount in written["devices"][0]["containerEdits"]["mounts"]:
+    mounts = written["devices"][0]["containerEdits"].pop("mounts")
+    plain = json.loads(json.dumps(IN_GUEST))
+    known = plain["devices"][0]["containerEdits"].pop("mounts")
+    assert written == plain
+    assert mounts[: len(known)] == known
+    assert {Path(mount["hostPath"]).name for mount in mounts[len(known) :]} == set(opengl)
+    for mount in mounts:  # a runtime starts no container when one is missing
         assert (root / mount["hostPath"].lstrip("/")).read_bytes() == b"library"
     (conf,) = (root / "usr/lib/tmpfiles.d").iterdir()
     lines = conf.read_text().splitlines()

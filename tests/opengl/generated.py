@@ -24,7 +24,9 @@ def generated(host: Host, transport: str) -> Way:
     vendor.write_text(json.dumps(about))
     given = host.client_environment(transport)
     names = ("GPUPOOL_ENDPOINT", "GPUPOOL_TRANSPORT", "GPUPOOL_TOKEN_FILE", "LD_LIBRARY_PATH")
-    variables = {name: given[name] for name in (*names, "GPUPOOL_TLS_FINGERPRINT") if name in given}
+    # The last three are of programs in a machine with a window (tests/stand_in.py).
+    more = ("GPUPOOL_TLS_FINGERPRINT", "GPUPOOL_WINDOW_SOCKET", "LD_PRELOAD", "VSOCK_FOLDER")
+    variables = {name: given[name] for name in (*names, *more) if name in given}
     variables["__EGL_VENDOR_LIBRARY_FILENAMES"] = str(vendor)
     return Way(f"generated-{transport}", variables)
 

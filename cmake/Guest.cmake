@@ -53,7 +53,8 @@ file(GLOB OPENGL_SOURCES CONFIGURE_DEPENDS ${GPUPOOL_ROOT}/guest/opengl/*.cpp)
 add_executable(guest_opengl ${OPENGL_SOURCES} ${GPUPOOL_ROOT}/guest/runtime/log.cpp
                ${GPUPOOL_ROOT}/guest/runtime/transport/endpoint.cpp
                ${GPUPOOL_ROOT}/guest/runtime/transport/guest_file.cpp
-               ${GPUPOOL_ROOT}/guest/runtime/transport/secure.cpp ${TLS_SOURCES})
+               ${GPUPOOL_ROOT}/guest/runtime/transport/secure.cpp
+               ${GPUPOOL_ROOT}/guest/runtime/transport/window_offer.cpp ${TLS_SOURCES})
 target_link_libraries(guest_opengl PRIVATE gpupool_flags ${CMAKE_DL_LIBS})
 target_include_directories(guest_opengl PRIVATE ${GPUPOOL_GENERATED_DIR})
 target_link_options(guest_opengl PRIVATE $<$<CXX_COMPILER_ID:GNU>:-static-libstdc++;-static-libgcc> -Wl,-z,now)

@@ -7,6 +7,7 @@ if(GPUPOOL_VIRGL_INCLUDE AND GPUPOOL_EGL_INCLUDE)
                  hostd/renderer/main.cpp hostd/renderer/connection.cpp hostd/renderer/display.cpp
                  hostd/renderer/formats.cpp hostd/renderer/library.cpp hostd/renderer/resources.cpp
                  hostd/renderer/session.cpp hostd/renderer/turn.cpp hostd/renderer/virgl.cpp
+                 hostd/renderer/window.cpp
                  hostd/worker/log.cpp hostd/worker/options.cpp hostd/worker/sandbox.cpp
                  hostd/worker/sandbox_calls.cpp hostd/worker/sandbox_files.cpp hostd/worker/usage_page.cpp
                  hostd/worker/vgpu_memory.cpp)

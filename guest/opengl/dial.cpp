@@ -1,13 +1,17 @@
 #include "guest/opengl/dial.hpp"
 
+#include <sys/mman.h>
 #include <sys/socket.h>
 
+#include <bit>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
 #include "guest/runtime/log.hpp"
+#include "guest/runtime/transport/machine_window.hpp"
+#include "wire/cpp/byte_rings.hpp"
 #include "wire/cpp/stream_io.hpp"
 #include "wire/cpp/version.hpp"
 
@@ -36,8 +40,45 @@ bool make_hello(wire::TransportKind kind, const Program& program, wire::Hello& h
          read_number("GPUPOOL_WAIT_S", kMostWaitSeconds, hello.wait_s, why);
 }
 
-bool receive_welcome(int fd, u32 wait_s, std::string& why) {
-  set_timeout(fd, SO_RCVTIMEO, kWelcomeTimeoutSeconds + static_cast<int>(wait_s));
+// In a virtual machine that has a window its descriptor, and in the Hello its size: an offer that the host
+// may take up. Without it all bytes go through vsock, as the user is told once; false where that must not be.
+bool offer_window(const Endpoint& endpoint, MachineWindow& machine, wire::Hello& hello, std::string& why) {
+  const char* named = transport_name(wire::TransportKind::window);
+  const bool must = endpoint.wanted_transport == named;
+  const bool wanted = endpoint.wanted_transport.empty() || must;
+  if (endpoint.kind != wire::TransportKind::vsock || !wanted) return true;
+  std::string reason = "guest.toml names no window_socket";
+  if (!endpoint.window_socket.empty() && fetch_machine_window(endpoint.window_socket, machine, reason)) {
+    hello.window_bits = static_cast<u16>(std::bit_width(machine.bytes) - 1);
+    return true;
+  }
+  if (must)
+    why = "transport window was asked for: " + reason;
+  else if (!endpoint.window_socket.empty())
+    log_line("%s; OpenGL of this program goes through vsock", reason.c_str());
+  return !must;
+}
+
+bool map_slot(u64 bytes, u64 offset, const MachineWindow& machine, Session& session, std::string& why) {
+  if (bytes < wire::kByteRingsBytes || bytes > machine.bytes || offset % 4096 != 0 ||
+      offset > machine.bytes - bytes) {
+    why = "the host answered with an impossible place in the window";
+    return false;
+  }
+  void* mapped =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, machine.fd.get(), static_cast<off_t>(offset));
+  if (mapped == MAP_FAILED) {
+    why = std::string("cannot map the machine's window: ") + std::strerror(errno);
+    return false;
+  }
+  session.slot = static_cast<u8*>(mapped);
+  session.slot_bytes = bytes;
+  return true;
+}
+
+bool receive_welcome(int fd, const wire::Hello& hello, const MachineWindow& machine, Session& session,
+                     std::string& why) {
+  set_timeout(fd, SO_RCVTIMEO, kWelcomeTimeoutSeconds + static_cast<int>(hello.wait_s));
   wire::Welcome welcome;
   do {
     if (!wire::read_all(fd, &welcome, sizeof welcome)) {
@@ -51,12 +92,19 @@ bool receive_welcome(int fd, u32 wait_s, std::string& why) {
     welcome.text[sizeof welcome.text - 1] = 0;
     if (welcome.status == wire::WelcomeStatus::waiting) log_line("%s", welcome.text);
   } while (welcome.status == wire::WelcomeStatus::waiting);
-  set_timeout(fd, SO_RCVTIMEO, 0);
-  set_timeout(fd, SO_SNDTIMEO, 0);
   if (welcome.status != wire::WelcomeStatus::ok) {
     why = welcome.text;
     return false;
   }
+  wire::WelcomeWindow place;
+  const bool in_window = hello.window_bits != 0 && welcome.bytes == sizeof welcome + sizeof place;
+  if (in_window && !wire::read_all(fd, &place, sizeof place)) {
+    why = "the host closed the connection while it answered; its log says why";
+    return false;
+  }
+  set_timeout(fd, SO_RCVTIMEO, 0);
+  set_timeout(fd, SO_SNDTIMEO, 0);
+  if (in_window) return map_slot(welcome.window_bytes, place.offset, machine, session, why);
   if (welcome.window_bytes == 0) return true;
   why = "the host knows no OpenGL; update gpupool there";
   return false;
@@ -66,7 +114,10 @@ bool receive_welcome(int fd, u32 wait_s, std::string& why) {
 bool dial_endpoint(const Endpoint& endpoint, const Program& program, Session& session, std::string& why,
                    bool& refused) {
   wire::Hello hello;
-  if (!check_transport(endpoint, why) || !make_hello(endpoint.kind, program, hello, why)) return false;
+  MachineWindow machine;
+  if (!check_transport(endpoint, why) || !make_hello(endpoint.kind, program, hello, why) ||
+      !offer_window(endpoint, machine, hello, why))
+    return false;
   std::vector<Descriptor> dialled;
   dialled.emplace_back(dial_socket(endpoint, kDialTimeoutSeconds, why));
   if (dialled.front().get() < 0) return false;
@@ -78,7 +129,16 @@ bool dial_endpoint(const Endpoint& endpoint, const Program& program, Session& se
   const int fd = dialled.front().get();
   // A host that refuses may have closed already: its answer is there to be read all the same.
   static_cast<void>(send_all(fd, &hello, sizeof hello));
-  if (!receive_welcome(fd, hello.wait_s, why)) return false;
+  if (!receive_welcome(fd, hello, machine, session, why)) return false;
+  const bool must = endpoint.wanted_transport == transport_name(wire::TransportKind::window);
+  if (hello.window_bits != 0 && session.slot == nullptr) {
+    constexpr char kNoneLeft[] = "the machine's window has no room left for OpenGL";
+    if (must)
+      why = std::string("transport window was asked for: ") + kNoneLeft;
+    else
+      log_line("%s; this program's goes through vsock", kNoneLeft);
+    if (must) return false;
+  }
   session.socket.reset(dialled.front().release());
   session.shared = endpoint.kind == wire::TransportKind::shm;
   return true;

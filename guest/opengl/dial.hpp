@@ -18,6 +18,9 @@ struct Session {
   std::unique_ptr<Secured> secured;  // outlives the socket, whose end ends its thread
   Descriptor socket;
   bool shared = false;  // the host is on this machine: it takes the program's own socket
+  // A slot of this machine's window, mapped for good; null: all bytes go through the socket.
+  u8* slot = nullptr;
+  u64 slot_bytes = 0;
 };
 
 // Dials and is welcomed. False with `why`, in words for the user.

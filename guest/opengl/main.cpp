@@ -33,6 +33,7 @@
 #include "guest/opengl/direct.hpp"
 #include "guest/opengl/pump.hpp"
 #include "guest/opengl/room.hpp"
+#include "guest/opengl/window.hpp"
 #include "guest/runtime/log.hpp"
 #include "wire/cpp/descriptor_passing.hpp"
 #include "wire/cpp/opengl.hpp"
@@ -111,6 +112,12 @@ void step_aside(const Program& program, Session& session, Descriptor connection)
   if (got > 0) log_line("OpenGL of %s (%u): %s", program.name, program.pid, text);
 }
 
+FirstEnd carry(int program, const Session& session) {
+  const int host = session.socket.get();
+  if (session.slot == nullptr) return pump(program, host);
+  return pump_window(program, host, wire::ByteRings(session.slot, session.slot_bytes));
+}
+
 [[noreturn]] void serve_connection(const Options& options, Descriptor connection) {
   Program program;
   if (!identify(connection.get(), options.any_user, program)) _exit(0);
@@ -123,7 +130,7 @@ void step_aside(const Program& program, Session& session, Descriptor connection)
   }
   if (session.shared) {
     step_aside(program, session, std::move(connection));
-  } else if (pump(connection.get(), session.socket.get()) == FirstEnd::host) {
+  } else if (carry(connection.get(), session) == FirstEnd::host) {
     log_line("OpenGL of %s (%u): the host has ended the session; its log says why", program.name,
              program.pid);
   }

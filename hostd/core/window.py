@@ -1,4 +1,5 @@
 """The pieces of a virtual machine's window: one a session, which then has its ring and data there.
+Sessions of OpenGL, whose bytes alone go through it, share the last piece: each has a slot of that.
 
 Invariants: a piece belongs to one session at a time, from before its worker starts until after that
 has ended, and is zeroed before the next one gets it. Which pieces are taken stands in the sessions'
@@ -23,6 +24,7 @@ log = logging.getLogger("gpupool.hostd")
 
 _MOST_PIECES = 8  # of one window, so that those of a large one are large
 _MOST_BITS = 64  # of an address
+SLOT_BYTES = 4 * MIB  # kByteRingsBytes of wire/cpp/byte_rings.hpp
 
 
 class VmWindows(Protocol):
@@ -77,6 +79,17 @@ def free_piece(window_bytes: int, taken: Iterable[Piece]) -> Piece | None:
     return next((one for one in pieces if not any(one.meets(other) for other in there)), None)
 
 
+def free_slot(window_bytes: int, taken: Iterable[Piece]) -> Piece | None:
+    """The first one of the last piece, in a window that has another piece for CUDA."""
+    there = tuple(taken)
+    size = piece_bytes(window_bytes)
+    if window_bytes < 2 * size:
+        return None
+    end = window_bytes - window_bytes % size
+    slots = (Piece(start, SLOT_BYTES) for start in range(end - size, end, SLOT_BYTES))
+    return next((one for one in slots if not any(one.meets(other) for other in there)), None)
+
+
 def piece_of(session: Session) -> Piece | None:
     """The piece that a session has."""
     if not session.window_bytes:
@@ -87,15 +100,16 @@ def piece_of(session: Session) -> Piece | None:
 def take_piece(
     windows: VmWindows, hello: Hello, door: Door, sessions: Iterable[Session]
 ) -> OpenPiece | None:
-    """A piece for a client that can map its virtual machine's window; None, and logged: its data
-    goes through vsock.
+    """A piece, or a slot of OpenGL's, for a client that can map its virtual machine's window; None,
+    and logged: its data goes through vsock.
     """
-    if not hello.window_bits or hello.kind != SessionKind.CUDA:
+    if not hello.window_bits:
         return None
+    opengl = hello.kind == SessionKind.OPENGL
     window_bytes = door.window_mib * MIB
     mine = [one for one in sessions if door.vm and vm_of_owner(one.owner) == door.vm]
     taken = [piece for piece in map(piece_of, mine) if piece is not None]
-    piece = free_piece(window_bytes, taken)
+    piece = (free_slot if opengl else free_piece)(window_bytes, taken)
     if hello.window_bits >= _MOST_BITS or 1 << hello.window_bits != window_bytes:
         why = (
             f"the guest says that its window has 2^{hello.window_bits} bytes; it has "
@@ -106,6 +120,8 @@ def take_piece(
             f"a window of {door.window_mib} MiB is too small for a session, which needs "
             f"{WINDOW_MIN_BYTES // MIB} (gpupool vm attach --window)"
         )
+    elif piece is None and opengl and window_bytes < 2 * piece_bytes(window_bytes):
+        why = "OpenGL has a part of a window of two sessions or more (gpupool vm attach --window)"
     elif piece is None:
         why = f"{len(taken)} sessions have all of it (gpupool vm attach --window: a larger one)"
     else:

@@ -26,12 +26,19 @@ Connection::Connection(int fd, bool is_unix, std::function<void()> when_empty,
       before_sleep_(std::move(before_sleep)),
       ahead_(kAhead) {}
 
+ssize_t Connection::take(u8* data, size_t size) {
+  return recv(fd_, data, size, MSG_DONTWAIT);
+}
+
+int Connection::sleep(int timeout_ms) {
+  pollfd one{fd_, POLLIN, 0};
+  return poll(&one, 1, timeout_ms);
+}
+
 // Something can be read without sleeping, or before_sleep() has had its say.
 bool Connection::wait_for_bytes() {
   while (true) {
-    const int sleep_ms = before_sleep_();
-    pollfd one{fd_, POLLIN, 0};
-    const int ready = poll(&one, 1, sleep_ms);
+    const int ready = sleep(before_sleep_());
     if (ready > 0) return true;
     if (ready < 0 && errno != EINTR) return false;
   }
@@ -50,7 +57,7 @@ bool Connection::spin_on() {
 bool Connection::receive(u8* data, size_t size, size_t& got) {
   bool told = false;
   while (true) {
-    const ssize_t count = recv(fd_, data, size, MSG_DONTWAIT);
+    const ssize_t count = take(data, size);
     if (count > 0) {
       got = static_cast<size_t>(count);
       spun_since_ns_ = 0;

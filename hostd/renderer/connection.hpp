@@ -1,6 +1,8 @@
 // The stream of a client's commands and of the answers.
 #pragma once
 
+#include <sys/types.h>
+
 #include <functional>
 #include <vector>
 
@@ -35,6 +37,13 @@ class Connection : public Stream {
   bool write_descriptor(int fd) override;
   [[nodiscard]] bool passes_descriptors() const override { return is_unix_; }
   bool ended() override;
+
+ protected:
+  // What is there, without sleeping, as recv() answers: 0 at the end, -1 with EAGAIN.
+  virtual ssize_t take(u8* data, size_t size);
+  // As poll() does for this alone: positive when something is there.
+  virtual int sleep(int timeout_ms);
+  [[nodiscard]] bool has_ahead() const { return next_ != end_; }
 
  private:
   bool wait_for_bytes();

@@ -14,11 +14,13 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 
 #include "hostd/renderer/session.hpp"
 #include "hostd/renderer/turn.hpp"
 #include "hostd/renderer/virgl.hpp"
+#include "hostd/renderer/window.hpp"
 #include "hostd/worker/log.hpp"
 #include "hostd/worker/options.hpp"
 #include "hostd/worker/sandbox.hpp"
@@ -45,15 +47,29 @@ using worker::Options;
 constexpr int kExitMemory = 75;  // hostd/core/ports.py knows it
 constexpr int kHandOverSeconds = 20;
 
+// Of its virtual machine's window.
+bool has_slot(const Options& options) {
+  return options.transport == wire::TransportKind::window;
+}
+
 void welcome(const Options& options, wire::WelcomeStatus status, const std::string& text) {
-  wire::Welcome message;
-  message.bytes = sizeof message;
+  struct {
+    wire::Welcome message;
+    wire::WelcomeWindow window;
+  } answer;
+  wire::Welcome& message = answer.message;
+  const bool in_window = status == wire::WelcomeStatus::ok && has_slot(options);
+  message.bytes = in_window ? sizeof answer : sizeof message;
   message.status = status;
+  if (in_window) {
+    message.window_bytes = options.window_bytes;
+    answer.window.offset = options.window_offset;
+  }
   message.session_id = options.session_id;
   message.device_count = 1;
   std::strncpy(message.text, text.c_str(), sizeof message.text - 1);
   std::strncpy(message.host_version, wire::kVersion, sizeof message.host_version - 1);
-  if (send(options.socket_fd, &message, sizeof message, MSG_NOSIGNAL) != sizeof message)
+  if (send(options.socket_fd, &answer, message.bytes, MSG_NOSIGNAL) != static_cast<ssize_t>(message.bytes))
     worker::end_session(worker::kExitClientGone, "client left before the welcome");
 }
 
@@ -165,6 +181,21 @@ pages::LeasePage* map_lease(const Options& options) {
   return static_cast<pages::LeasePage*>(page);
 }
 
+bool slot_fits(const Options& options) {
+  return !has_slot(options) ||
+         (options.window_fd >= 0 && options.window_offset % wire::kByteRingsPage == 0 &&
+          options.window_bytes >= wire::kByteRingsBytes && options.window_bytes <= wire::kWindowBaseStep);
+}
+
+u8* map_slot(const Options& options) {
+  if (!has_slot(options)) return nullptr;
+  void* slot = mmap(nullptr, options.window_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, options.window_fd,
+                    static_cast<off_t>(options.window_offset));
+  if (slot == MAP_FAILED) refuse(options, std::string("cannot map the window: ") + std::strerror(errno));
+  close(options.window_fd);
+  return static_cast<u8*>(slot);
+}
+
 void map_memory(const Options& options, worker::VgpuMemory& memory) {
   std::string error;
   if (options.quota_fds.empty()) return;
@@ -194,6 +225,7 @@ void settle_environment(const Options& options) {
   worker::UsagePage* usage = worker::open_usage_page(options.usage_fd, 1);
   map_memory(options, memory);
   pages::LeasePage* lease = map_lease(options);
+  u8* slot = map_slot(options);
   if (!worker::enter_sandbox(options.sandbox, options.library, error))
     refuse(options, "the renderer cannot enter its sandbox: " + error);
   welcome(options, wire::WelcomeStatus::ok, "");
@@ -210,14 +242,19 @@ void settle_environment(const Options& options) {
   LeaseTurn turn(lease, virgl, [&] {
     if (stream->ended()) worker::end_session(worker::kExitClientGone, "session ended");
   });
-  Connection connection(
-      program, shared, [&] { current->flush(); },
-      [&] {
-        figures.note(false, current->tally());
-        return turn.idle();
-      });
-  stream = &connection;
-  Session session(connection, virgl, resources, turn);
+  const auto when_empty = [&] { current->flush(); };
+  const auto before_sleep = [&] {
+    figures.note(false, current->tally());
+    return turn.idle();
+  };
+  std::unique_ptr<Connection> connection;
+  if (slot == nullptr)
+    connection = std::make_unique<Connection>(program, shared, when_empty, before_sleep);
+  else
+    connection = std::make_unique<WindowConnection>(program, wire::ByteRings(slot, options.window_bytes),
+                                                    when_empty, before_sleep);
+  stream = connection.get();
+  Session session(*connection, virgl, resources, turn);
   current = &session;
   try {
     while (session.serve()) figures.note(true, session.tally());
@@ -242,13 +279,13 @@ int main(int argc, char** argv) {
   const bool understood = worker::parse_options(argc, argv, options, error);
   const bool fits = options.socket_fd >= 0 && options.quota_fds.size() == options.vgpu_rows.size() &&
                     options.quota_fds.size() == options.account_fds.size() &&
-                    options.quota_fds.size() == options.account_rows.size();
+                    options.quota_fds.size() == options.account_rows.size() && renderer::slot_fits(options);
   if (!understood || !fits) {
     worker::log(worker::LogLevel::error, "bad command line; this program is started by hostd", error);
     return worker::kExitUsage;
   }
   worker::configure_log(options.log, options.session_id);
-  std::vector<int> given = {options.socket_fd, options.usage_fd, options.client_pidfd};
+  std::vector<int> given = {options.socket_fd, options.usage_fd, options.client_pidfd, options.window_fd};
   for (const std::vector<int>* fds : {&options.quota_fds, &options.account_fds, &options.lease_fds})
     given.insert(given.end(), fds->begin(), fds->end());
   worker::close_other_descriptors(given);

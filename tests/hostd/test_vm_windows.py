@@ -16,6 +16,7 @@ from gpupool.hostd.core.ports import PortError
 from gpupool.hostd.core.session import Session, SessionState
 from gpupool.hostd.core.vm import owner_of_vm
 from gpupool.hostd.core.window import (
+    SLOT_BYTES,
     Piece,
     free_again,
     free_piece,
@@ -30,6 +31,7 @@ from tests.hostd.test_host import HELLO
 MIB = 1 << 20
 VM = "2fe20f45-15dc-48bf-8271-c2bcd2e6b34c"
 OTHER = "0de1a7c1-2ad1-4c5d-8a34-5a0f4e3d8f11"
+GL_HELLO = replace(HELLO, kind=SessionKind.OPENGL, window_bits=27)
 ANY_DOOR = Door("unix:/x", frozenset(TransportKind), b"", vm=VM, window_mib=128)
 
 
@@ -95,6 +97,29 @@ def test_a_session_gets_a_piece_and_gives_it_back() -> None:
     assert opened.piece == Piece(0, 64 * MIB)
 
 
+def test_sessions_of_opengl_share_the_last_piece() -> None:
+    windows, sessions = FakeVmWindows(), list[Session]()
+    cuda = replace(HELLO, window_bits=27)
+    for number in range(64 * MIB // SLOT_BYTES):
+        opened = take_piece(windows, GL_HELLO, ANY_DOOR, sessions)
+        assert opened is not None
+        assert opened.piece == Piece(64 * MIB + number * SLOT_BYTES, SLOT_BYTES)
+        sessions.append(session(number, opened.piece))
+    assert take_piece(windows, GL_HELLO, ANY_DOOR, sessions) is None
+    # The other one is CUDA's, and as long as a slot is taken CUDA has no other.
+    opened = take_piece(windows, cuda, ANY_DOOR, sessions)
+    assert opened is not None
+    assert opened.piece == Piece(0, 64 * MIB)
+    sessions.append(session(100, opened.piece))
+    assert take_piece(windows, cuda, ANY_DOOR, sessions) is None
+    opened = take_piece(windows, GL_HELLO, ANY_DOOR, sessions[1:])
+    assert opened is not None
+    assert opened.piece == Piece(64 * MIB, SLOT_BYTES)
+    # Where CUDA has all of it there is no slot.
+    both = [session(0, Piece(0, 64 * MIB)), session(1, Piece(64 * MIB, 64 * MIB))]
+    assert take_piece(windows, GL_HELLO, ANY_DOOR, both) is None
+
+
 def test_a_record_says_which_piece_is_taken() -> None:
     one = session(3, Piece(64 * MIB, 64 * MIB))
     assert Session.from_dict(one.as_dict()) == one
@@ -108,7 +133,7 @@ def test_a_record_says_which_piece_is_taken() -> None:
         (ANY_DOOR, replace(HELLO, window_bits=0)),
         (ANY_DOOR, replace(HELLO, window_bits=28)),
         (ANY_DOOR, replace(HELLO, window_bits=0xFFFF)),
-        (ANY_DOOR, replace(HELLO, window_bits=27, kind=SessionKind.OPENGL)),
+        (replace(ANY_DOOR, window_mib=64), replace(GL_HELLO, window_bits=26)),
         (replace(ANY_DOOR, vm="", window_mib=0), replace(HELLO, window_bits=27)),
         (replace(ANY_DOOR, window_mib=0), replace(HELLO, window_bits=27)),
         (replace(ANY_DOOR, window_mib=32), replace(HELLO, window_bits=25)),

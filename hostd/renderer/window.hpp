@@ -1,0 +1,31 @@
+// A client's commands out of a slot of its virtual machine's window (wire/cpp/byte_rings.hpp). Over the
+// connection there come and go nothing but bells.
+#pragma once
+
+#include "hostd/renderer/connection.hpp"
+#include "wire/cpp/byte_rings.hpp"
+
+namespace gpupool::renderer {
+
+class WindowConnection final : public Connection {
+ public:
+  // `rings` is mapped for as long as this is. Counters that cannot be throw wire::ProtocolError.
+  WindowConnection(int bells, const wire::ByteRings& rings, std::function<void()> when_empty,
+                   std::function<int()> before_sleep);
+  bool write(const void* data, size_t size) override;
+  bool write_descriptor(int) override { return false; }
+  bool ended() override;
+
+ private:
+  ssize_t take(u8* data, size_t size) override;
+  int sleep(int timeout_ms) override;
+  void ring();
+  void hear();
+
+  int bells_;
+  wire::RingReader in_;
+  wire::RingWriter out_;
+  bool gone_ = false;
+};
+
+}  // namespace gpupool::renderer

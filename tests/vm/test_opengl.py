@@ -36,7 +36,7 @@ def house(guest_kernel: Kernel) -> Iterator[House]:
 @pytest.fixture(scope="module")
 def machine(house: House) -> Machine:
     """A guest with a vGPU and the guest package."""
-    one = house.boot(house.prepare("draws"))
+    one = house.boot(house.prepare("draws", window_mib=128))
     one.wait_ready()
     house.install(one)
     return one
@@ -57,12 +57,17 @@ def agent(house: House, machine: Machine, *options: str) -> Iterator[None]:
     assert one.wait() == 0
 
 
-def test_a_guest_draws_on_the_hosts_gpu(house: House, machine: Machine) -> None:
-    with agent(house, machine):
+@pytest.mark.parametrize(("options", "transport"), [((), "window"), (("--no-window",), "vsock")])
+def test_a_guest_draws_on_the_hosts_gpu(
+    house: House, machine: Machine, options: tuple[str, ...], transport: str
+) -> None:
+    before = len(house.host.log)
+    with agent(house, machine, *options):
         done = machine.run([sys.executable, "-c", CLEAR], VARIABLES)
-    assert done.out == "virgl 12288 {64} {128}\n", machine.explain(f"{done.err}\n{house.host.log}")
-    assert "kind=opengl" in house.host.log
-    assert "transport=vsock" in house.host.log
+    said = house.host.log[before:]
+    assert done.out == "virgl 12288 {64} {128}\n", machine.explain(f"{done.err}\n{said}")
+    assert "kind=opengl" in said
+    assert f"transport={transport}" in said
 
 
 def test_a_guest_draws_with_gpupools_own_egl(house: House, machine: Machine) -> None:

@@ -90,7 +90,8 @@ void Context::lost(i32 result) {
   fail(gl::GL_CONTEXT_LOST);
 }
 
-i32 Context::post(const u8* payload, u64 bytes, u16 flags, WindowPiece* bulk, bool wait, u32& answered) {
+i32 Context::post(const u8* payload, u64 bytes, u16 flags, WindowPiece* bulk, bool wait, u32& answered,
+                  void* copy_to) {
   PrivateMessage message;
   message.function = static_cast<u16>(wire::Function::gl_batch);
   message.flags = flags;
@@ -99,6 +100,8 @@ i32 Context::post(const u8* payload, u64 bytes, u16 flags, WindowPiece* bulk, bo
   if (bulk != nullptr) {
     message.bulk_offset = bulk->offset;
     message.bulk_size = bulk->size;
+    message.copy_to = copy_to;
+    message.copy_bytes = copy_to == nullptr ? 0 : bulk->size;
   }
   if (bytes <= wire::kInlineBytes) {
     message.payload = payload;
@@ -133,7 +136,7 @@ void Context::send_with_content() {
   flush();
   WindowPiece piece;
   if (!table_.take(content_bytes_, piece)) return fail(gl::GL_OUT_OF_MEMORY);
-  std::memcpy(piece.address, content, content_bytes_);
+  table_.copy(piece.address, content, content_bytes_);
   piece.size = content_bytes_;
   start_ = used_;
   append(command.data(), command.size());
@@ -169,7 +172,20 @@ Answer Context::ask(u64 room) {
   return result == 0 ? Answer(answer_.data(), answered) : Answer();
 }
 
-Answer Context::ask_in_window(u64 room, WindowPiece& piece) {
+bool Context::ask_into(void* to, u64 bytes) {
+  if (bytes <= kReplyRoom) {
+    const Answer small = ask(bytes);
+    if (small.left() != bytes || bytes == 0) return false;
+    std::memcpy(to, small.rest(), bytes);
+    return true;
+  }
+  WindowPiece piece;
+  const Answer answer = ask_in_window(bytes, piece, to);
+  if (piece.address != nullptr) table_.give_back(piece, ticket_);
+  return answer.left() == bytes;
+}
+
+Answer Context::ask_in_window(u64 room, WindowPiece& piece, void* copy_to) {
   seal();
   const std::vector<u8> command(batch_.begin() + static_cast<std::ptrdiff_t>(start_),
                                 batch_.begin() + static_cast<std::ptrdiff_t>(used_));
@@ -185,7 +201,7 @@ Answer Context::ask_in_window(u64 room, WindowPiece& piece) {
   piece.size = room;
   if (answer_.size() < kReplyRoom) answer_.resize(kReplyRoom);
   u32 answered = 0;
-  const i32 result = post(batch_.data(), bytes, wire::kBulkOut, &piece, true, answered);
+  const i32 result = post(batch_.data(), bytes, wire::kBulkOut, &piece, true, answered, copy_to);
   const u64 size = result == 0 ? Answer(answer_.data(), answered).get<u64>() : 0;
   return {piece.address, size < room ? size : room};
 }

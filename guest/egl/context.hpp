@@ -124,6 +124,9 @@ class Context {
     if (answer.left() != 0) take(answer.rest(), answer.left());
     if (piece.address != nullptr) table_.give_back(piece, ticket_);
   }
+  // The same for exactly so many bytes that are to lie at `to`, where nothing else is written; true when they
+  // are there.
+  bool ask_into(void* to, u64 bytes);
   void flush();
 
   // Names, of which the worker makes many at a time.
@@ -168,8 +171,9 @@ class Context {
   void append(const void* data, u64 bytes);
   void send_with_content();
   void lost(i32 result);
-  Answer ask_in_window(u64 room, WindowPiece& piece);
-  i32 post(const u8* payload, u64 bytes, u16 flags, WindowPiece* bulk, bool wait, u32& answered);
+  Answer ask_in_window(u64 room, WindowPiece& piece, void* copy_to = nullptr);
+  i32 post(const u8* payload, u64 bytes, u16 flags, WindowPiece* bulk, bool wait, u32& answered,
+           void* copy_to = nullptr);
 
   const PrivateTable& table_;
   u32 index_;

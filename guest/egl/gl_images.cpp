@@ -181,10 +181,6 @@ namespace {
 void spread(const wire::ImageLayout& layout, u64 rows, u64 images, const u8* from, u64 size, void* pixels) {
   if (size != layout.row * rows * images) return;
   auto* const out = static_cast<u8*>(pixels) + layout.skip;
-  if (images == 1 && layout.row == layout.row_stride) {
-    std::memcpy(out, from, size);
-    return;
-  }
   for (u64 image = 0; image < images; ++image)
     for (u64 row = 0; row < rows; ++row, from += layout.row)
       std::memcpy(out + image * layout.image_stride + row * layout.row_stride, from, layout.row);
@@ -207,7 +203,12 @@ void download(Context& context, wire::GlFunction function, const Shape& shape, v
   if (flags != 0) return context.end(true);
   const auto rows = static_cast<u64>(shape.height);
   const auto images = static_cast<u64>(shape.depth);
-  context.ask_large(layout.row * rows * images,
+  const u64 bytes = layout.row * rows * images;
+  if (images == 1 && layout.row == layout.row_stride) {
+    context.ask_into(static_cast<u8*>(pixels) + layout.skip, bytes);
+    return;
+  }
+  context.ask_large(bytes,
                     [&](const u8* from, u64 size) { spread(layout, rows, images, from, size, pixels); });
 }
 

@@ -7,7 +7,7 @@
 
 namespace gpupool::guest {
 
-inline constexpr u32 kPrivateTableVersion = 2;
+inline constexpr u32 kPrivateTableVersion = 3;
 
 // A piece of the window, given back when what used it has been executed.
 struct WindowPiece {
@@ -24,6 +24,9 @@ struct PrivateMessage {
   const void* payload = nullptr;
   u64 bulk_offset = 0;
   u64 bulk_size = 0;
+  // wait(): where the piece's first bytes go, if the answer is that there are so many (a u64).
+  void* copy_to = nullptr;
+  u64 copy_bytes = 0;
 };
 
 // Sends what this thread's context of OpenGL has gathered; the context's index, 0 for none.
@@ -43,6 +46,8 @@ struct PrivateTable {
   bool (*idle)() = nullptr;
   // Once, before the first context: what cuGraphicsGL* ask (manual/graphics_resource.cpp).
   void (*use_opengl)(FlushCurrent flush) = nullptr;
+  // As memcpy, by several threads where that is faster.
+  void (*copy)(void* to, const void* from, u64 bytes) = nullptr;
 };
 
 // What use_opengl() was given, or null.

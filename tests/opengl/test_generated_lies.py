@@ -22,7 +22,8 @@ clear(1, 0, 0, 1)
 assert read(16, 16)[:4] == bytes([255, 0, 0, 255])
 class Message(Structure):
     _fields_ = [("function", c_uint16), ("flags", c_uint16), ("bytes", c_uint32),
-                ("payload", c_char_p), ("offset", c_uint64), ("size", c_uint64)]
+                ("payload", c_char_p), ("offset", c_uint64), ("size", c_uint64),
+                ("copy_to", c_void_p), ("copy_bytes", c_uint64)]
 class Table(Structure):
     _fields_ = [("version", c_uint32), ("bytes", c_uint32), ("connect", c_void_p),
                 ("send", c_void_p),
@@ -30,9 +31,9 @@ class Table(Structure):
                                    POINTER(c_uint32)))]
 find = CDLL("libcuda.so.1").gpupool_private_table
 find.restype = POINTER(Table)
-table = find(2).contents
+table = find(3).contents
 def wait(payload, function=60):
-    message = Message(function, 0, len(payload), payload, 0, 0)
+    message = Message(function, 0, len(payload), payload, 0, 0, None, 0)
     size = c_uint32()
     room = create_string_buffer(4096)
     result = table.wait(byref(message), byref(c_uint64()), room, 4000, byref(size))

@@ -27,6 +27,12 @@ void execute(GlContext& context, GlCommand& command) {
   handler(context, command);
 }
 
+// While nothing more has come the GPU may begin: the driver may keep what it has until it is full.
+bool has_next(const Worker& worker, const Request& request) {
+  const u64 next = request.ticket + 1;
+  return worker.window.slot(next).sequence.load(std::memory_order_relaxed) == next + 1;
+}
+
 }  // namespace
 
 u64* probe_room(bool second) {
@@ -125,6 +131,7 @@ CUresult handle_gl_batch(Worker& worker, Request& request) {
       throw wire::ProtocolError("a command of a length that cannot be");
     const std::span<const u8> bytes = request.in.get_span(command_head.bytes - sizeof command_head);
     if (waits && !content && request.in.left() == 0) {
+      server.ends_waiting();
       const bool for_gpu = GlServer::waits_for_gpu(command_head, bytes);
       if (for_gpu && server.may_wait(request)) {
         server.wait_in_driver(*context, request, command_head, bytes);
@@ -138,6 +145,7 @@ CUresult handle_gl_batch(Worker& worker, Request& request) {
     if (content) command.allow_bulk({worker.at(request.bulk_offset), request.bulk_size});
     execute(*context, command);
   }
+  if (!content && !has_next(worker, request)) server.begin(*context);
   return CUDA_SUCCESS;
 }
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "hostd/worker/drawing.hpp"
 #include "hostd/worker/opengl/command.hpp"
@@ -25,6 +26,12 @@ class GlServer : public Drawing {
   i32 use_surfaces(u32 index, u32 draw, u32 read);
   // That context, current in the driver; null for an index without one.
   GlContext* use(u32 index);
+  // Has the GPU begin with what there is, once before the program waits again: more often would cost drivers
+  // that begin a picture anew each time.
+  void begin(const GlContext& context) {
+    if (!std::exchange(begun_, true)) context.api.glFlush();
+  }
+  void ends_waiting() { begun_ = false; }
   // It is about to get work.
   void draws(GlContext& context) { context.drew = drew_ = true; }
 
@@ -86,6 +93,7 @@ class GlServer : public Drawing {
   std::deque<Waiting> waiting_;
   u64 last_wait_ns_ = ~u64{0};  // how long the GPU was waited for, the last time
   bool said_ = false;
+  bool begun_ = false;
 };
 
 // Executes a batch's last command, which may answer; the answer is in request.out, or in the window.

@@ -26,6 +26,7 @@ WANTED = (
     "overlay",
     "vmw_vsock_virtio_transport",
     "virtio-rng",
+    "virtio_net",
 )
 
 

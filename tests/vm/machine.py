@@ -91,7 +91,8 @@ class Program:
 
 class Machine:
     """One guest. `folder` gets its sockets and its serial log; `vhost` is its vsock device,
-    `window` the file that it shares with its host, as libvirt's <shmem> has it.
+    `window` the file that it shares with its host, as libvirt's <shmem> has it; `card` are QEMU's
+    words for its network card.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Machine:
         *,
         vhost: Path | None = None,
         window: Path | None = None,
+        card: Sequence[str] = (),
         memory_mib: int = 768,
         processors: int = 1,
     ) -> None:
@@ -108,6 +110,7 @@ class Machine:
         self.kernel = kernel
         self.vhost = vhost
         self.window = window
+        self.card = card
         self.memory_mib = memory_mib
         self.processors = processors
         self.process: subprocess.Popen[bytes] | None = None
@@ -151,6 +154,7 @@ class Machine:
             *("-device", "virtio-serial-pci"),
             *("-chardev", f"socket,id=port,path={self.folder}/port,server=on,wait=off"),
             *("-device", f"virtserialport,chardev=port,name={PORT}"),
+            *self.card,
         ]
         if self.vhost is not None:
             line += ["-chardev", f"socket,id=vsock,path={self.vhost}"]

@@ -225,3 +225,33 @@ def test_only_a_thread_alone_waits_in_the_driver(over: str, who: str) -> None:
             assert (SAYS in host.log) == (who == "alone")
         finally:
             end_host(host)
+
+
+BEGUN = (
+    SCENE
+    + """
+import json
+draw = scene(256, 2000)
+def drawn(pause):
+    call("glFinish")
+    time.sleep(0.1)  # the worker has nothing to do
+    for number in range(400):  # more than a batch that a draw may end early
+        call("glStencilMask", number)
+    begin = time.monotonic()
+    draw()
+    time.sleep(pause)
+    waits = time.monotonic()
+    call("glFinish")
+    end = time.monotonic()
+    return waits - begin - pause, end - waits
+once = sum(drawn(0))
+print(json.dumps([once, min(drawn(3 * once)[1] for _ in range(3))]))
+"""
+)
+
+
+@pytest.mark.parametrize("over", TRANSPORTS)
+def test_the_gpu_begins_before_the_program_waits(host: Host, over: str) -> None:
+    """A large batch that nothing follows is begun with: after a pause nothing is left."""
+    whole, left = answer(generated(host, over), BEGUN)
+    assert left < whole / 2

@@ -38,6 +38,9 @@ def reference_server(folder: Path, variables: Mapping[str, str]) -> Iterator[Pat
             stdout=log,
             stderr=log,
             env=dict(variables),
+            # As hostd's renderers: in the program's own session Linux would count both as one for
+            # their share of the processors (autogroup), and on a busy host that decides.
+            start_new_session=True,
         )
     try:
         until = time.monotonic() + _START_TIMEOUT_S

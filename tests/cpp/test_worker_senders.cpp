@@ -24,6 +24,7 @@ TEST_CASE("A thread is alone when no other has sent for a while") {
     for (u64 i = 0; i < times; ++i) dispatcher.execute(slot, ticket++);
     return g_senders.is_alone(ticket - 1);
   };
+  for (const u32 thread : {wire::kThreads, ~0u}) CHECK_THROWS_AS(send(thread, 1), wire::ProtocolError);
   CHECK_FALSE(send(3, Senders::kAlone));
   CHECK(send(3, 1));
   CHECK_FALSE(send(5, 1));

@@ -57,6 +57,7 @@ LIES = {
     "a function that is never sent": (slot(64), "no such function"),  # cuInit, or a hole
     "unknown flag": (slot(flags=0x8000), "unknown slot flags"),
     "thread": (slot(flags=REPLY, thread=1024), "thread index"),
+    "no thread": (slot(flags=REPLY, thread=0xFFFFFFFF), "thread index"),
     "inline size": (slot(size=209), "inline payload too long"),
     "bulk wraps": (slot(flags=BULK_IN, bulk=(2**64 - 256, 4096)), "outside the window"),
     "bulk over the ring": (slot(flags=BULK_IN, bulk=(0x100000, 4096)), "outside the window"),

@@ -11,7 +11,7 @@ struct Senders {
   // Messages of one thread in a row after which the others are taken for silent.
   static constexpr u64 kAlone = 256;
 
-  u32 last = 0;   // the thread of the last message; always below wire::kThreads: its next is not checked again
+  u32 last = 0;  // the thread of the last message; always below wire::kThreads: its next is not checked again
   u64 since = 0;  // the first ticket that it has sent in a row
 
   void sent(u32 thread, u64 ticket) {

@@ -27,6 +27,8 @@ class Pump {
   FirstEnd run() {
     u64 idle_since_ns = 0;
     while (true) {
+      // The host leaves when we have all that it wrote. The slot is then another session's, perhaps.
+      if (host_gone_) return FirstEnd::host;
       const Step up = to_host();
       const Step down = to_program();
       if (up == Step::ended || down == Step::ended) return FirstEnd::program;
@@ -39,7 +41,6 @@ class Pump {
         continue;
       }
       if (program_gone_) return FirstEnd::program;
-      if (host_gone_) return FirstEnd::host;
       if (spin(idle_since_ns)) continue;
       sleep();
       idle_since_ns = 0;
@@ -69,8 +70,8 @@ class Pump {
 
   void ring() {
     const u8 bell = 0;
-    // A full buffer holds bells already; that the host has gone shows when we sleep.
-    [[maybe_unused]] const ssize_t sent = send(bells_, &bell, sizeof bell, MSG_DONTWAIT | MSG_NOSIGNAL);
+    // A full buffer holds bells already.
+    if (send(bells_, &bell, sizeof bell, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && !would_wait()) host_gone_ = true;
   }
 
   static bool spin(u64& since_ns) {

@@ -37,6 +37,9 @@ class Connection : public Stream {
   bool write_descriptor(int fd) override;
   [[nodiscard]] bool passes_descriptors() const override { return is_unix_; }
   bool ended() override;
+  // Called before the end: what was written is the client's by then, or some seconds have passed. A socket
+  // keeps it itself.
+  virtual void finish() {}
 
  protected:
   // What is there, without sleeping, as recv() answers: 0 at the end, -1 with EAGAIN.

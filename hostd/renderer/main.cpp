@@ -79,8 +79,9 @@ void welcome(const Options& options, wire::WelcomeStatus status, const std::stri
 }
 
 // Where the program's user sees why, if its socket is not this one.
-[[noreturn]] void end(const Options& options, bool tells, int code, const char* message,
-                      const std::string& detail) {
+[[noreturn]] void end(const Options& options, Connection& connection, bool tells, int code,
+                      const char* message, const std::string& detail) {
+  connection.finish();
   if (tells) {
     const std::string text = std::string(message) + ": " + detail;
     static_cast<void>(send(options.socket_fd, text.data(), std::min<size_t>(text.size(), wire::kMostNotice),
@@ -259,11 +260,11 @@ void settle_environment(const Options& options) {
   try {
     while (session.serve()) figures.note(true, session.tally());
   } catch (const wire::ProtocolError& problem) {
-    end(options, shared, worker::kExitProtocol, "the client broke the protocol", problem.what());
+    end(options, *connection, shared, worker::kExitProtocol, "the client broke the protocol", problem.what());
   } catch (const OutOfMemory& problem) {
-    end(options, shared, kExitMemory, "the OpenGL session ends", problem.what());
+    end(options, *connection, shared, kExitMemory, "the OpenGL session ends", problem.what());
   } catch (const std::exception& problem) {
-    end(options, shared, worker::kExitDriver, "the session failed", problem.what());
+    end(options, *connection, shared, worker::kExitDriver, "the session failed", problem.what());
   }
   worker::end_session(worker::kExitClientGone, "session ended");
 }

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "wire/cpp/futex.hpp"
 #include "wire/cpp/reader.hpp"
 
 namespace gpupool::renderer {
@@ -76,6 +77,19 @@ bool WindowConnection::ended() {
   if (has_ahead() || !in_.there().empty()) return false;
   hear();
   return gone_;
+}
+
+void WindowConnection::finish(u64 at_most_ns) {
+  const u64 until_ns = wire::monotonic_ns() + at_most_ns;
+  while (!gone_ && !out_.taken()) {
+    const u64 now_ns = wire::monotonic_ns();
+    if (now_ns >= until_ns) return;
+    out_.sleep(true);
+    pollfd one{bells_, POLLIN, 0};
+    if (!out_.taken()) poll(&one, 1, static_cast<int>((until_ns - now_ns) / 1'000'000 + 1));
+    out_.sleep(false);
+    if (one.revents != 0) hear();
+  }
 }
 
 void WindowConnection::ring() {

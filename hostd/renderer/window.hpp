@@ -15,8 +15,12 @@ class WindowConnection final : public Connection {
   bool write(const void* data, size_t size) override;
   bool write_descriptor(int) override { return false; }
   bool ended() override;
+  // The slot is another session's after the end: until then the client has taken what is in it.
+  void finish() override { finish(kFinishNs); }
+  void finish(u64 at_most_ns);
 
  private:
+  static constexpr u64 kFinishNs = 5'000'000'000;
   ssize_t take(u8* data, size_t size) override;
   int sleep(int timeout_ms) override;
   void ring();

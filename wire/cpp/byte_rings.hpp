@@ -75,6 +75,8 @@ class RingWriter : public ByteRing {
     words_.written.store(written_, std::memory_order_release);
     return must_tell(words_.reader_sleeps);
   }
+  // Whether the reader has all of it.
+  [[nodiscard]] bool taken() const { return words_.read.load(std::memory_order_acquire) == written_; }
   // Said before one looks for room a last time and sleeps, and unsaid afterwards.
   void sleep(bool value) { say(words_.writer_sleeps, value); }
 

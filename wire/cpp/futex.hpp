@@ -73,15 +73,18 @@ class Backoff {
 
   // One step. True while still in the spinning phase.
   bool step() {
-    if (start_ == 0) start_ = monotonic_ns();
-    if (spin_ns_ != 0 && monotonic_ns() - start_ < spin_ns_) {
-      for (int i = 0; i < 32; ++i) __builtin_ia32_pause();
-      return true;
-    }
+    if (spin()) return true;
     const timespec nap{0, static_cast<long>(nap_us_) * 1000};
     nanosleep(&nap, nullptr);
     nap_us_ = nap_us_ * 2 < longest_us_ ? nap_us_ * 2 : longest_us_;
     return false;
+  }
+  // The same without naps: false, at once, when the spinning phase is over.
+  bool spin() {
+    if (start_ == 0) start_ = monotonic_ns();
+    if (spin_ns_ == 0 || monotonic_ns() - start_ >= spin_ns_) return false;
+    for (int i = 0; i < 32; ++i) __builtin_ia32_pause();
+    return true;
   }
   [[nodiscard]] u64 elapsed_ns() const { return start_ == 0 ? 0 : monotonic_ns() - start_; }
 

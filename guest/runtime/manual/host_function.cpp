@@ -24,9 +24,11 @@
 namespace gpupool::guest {
 namespace {
 
-constexpr u32 kSpinUs = 50;  // 200 took a quarter more processor time in a chain of JAX steps, for nothing
-constexpr u32 kLongestNapUs =
-    1000;  // while something is outstanding; with nothing outstanding the thread sleeps
+// After a host function, for the next one: to wake this thread costs the program's own one tens of
+// microseconds in a virtual machine, and during a nap that is too long the GPU waits (docs/performance.md).
+constexpr u32 kSpinUs = 2000;
+constexpr u32 kSpinForJobsUs = 50;   // nobody waits for those
+constexpr u32 kLongestNapUs = 1000;  // while something is outstanding
 
 struct Waiter {
   u32 word = 0;
@@ -86,15 +88,17 @@ bool serve_request(Session& session, u32& served) {
   return true;
 }
 
-// Takes over what was added since. The thread spins: with a mutex in each turn the program's threads would
-// sleep for it again and again.
-void take_added(HostThread& host, u64& taken, std::vector<Waiter>& waiters) {
+// Takes over what was added since. True when host functions are among it. The thread spins: with a mutex in
+// each turn the program's threads would sleep for it again and again.
+bool take_added(HostThread& host, u64& taken, std::vector<Waiter>& waiters) {
   const u64 additions = host.additions.load(std::memory_order_acquire);
-  if (additions == taken) return;
+  if (additions == taken) return false;
   taken = additions;
   const std::lock_guard lock(host.mutex);
+  const bool calls = std::ranges::any_of(host.added, [](const Waiter& one) { return !one.calls.empty(); });
   std::ranges::move(host.added, std::back_inserter(waiters));
   host.added.clear();
+  return calls;
 }
 
 // Takes out the waiters that are done; all of them when the session has failed.
@@ -131,18 +135,18 @@ void serve(HostThread& host) {
       std::unique_lock lock(host.mutex);
       host.changed.wait(lock, [&] { return !host.added.empty(); });
     }
-    wire::Backoff backoff(kSpinUs, kLongestNapUs);
-    while (true) {
+    wire::Backoff backoff(kSpinForJobsUs, kLongestNapUs);
+    bool awake = true;
+    while (awake) {
       Session* session = Session::current();
       if (session == nullptr) return;
-      take_added(host, taken, waiters);
+      const bool expected = take_added(host, taken, waiters);
       const bool ran = serve_request(*session, served);
       const CUresult failed = backoff.elapsed_ns() > 5'000'000 ? session->check_alive() : session->failed();
       std::vector<Waiter> done = take_done(waiters, *session, failed != CUDA_SUCCESS);
       finish(done, failed);
-      if (ran) backoff = wire::Backoff(kSpinUs, kLongestNapUs);
-      if (waiters.empty()) break;
-      if (!ran) backoff.step();
+      if (ran || expected) backoff = wire::Backoff(kSpinUs, kLongestNapUs);
+      if (!ran) awake = waiters.empty() ? backoff.spin() : (backoff.step(), true);
     }
   }
 }

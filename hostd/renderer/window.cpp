@@ -57,11 +57,7 @@ bool WindowConnection::write(const void* data, size_t size) {
     check(out_);
     if (room.empty()) {
       if (gone_) return false;
-      out_.sleep(true);
-      pollfd one{bells_, POLLIN, 0};
-      if (out_.room().empty() && !out_.broken()) poll(&one, 1, -1);
-      out_.sleep(false);
-      if (one.revents != 0) hear();
+      wait_for_client([this] { return out_.room().empty() && !out_.broken(); }, -1);
       continue;
     }
     const size_t count = std::min(size, room.size());
@@ -84,12 +80,18 @@ void WindowConnection::finish(u64 at_most_ns) {
   while (!gone_ && !out_.taken()) {
     const u64 now_ns = wire::monotonic_ns();
     if (now_ns >= until_ns) return;
-    out_.sleep(true);
-    pollfd one{bells_, POLLIN, 0};
-    if (!out_.taken()) poll(&one, 1, static_cast<int>((until_ns - now_ns) / 1'000'000 + 1));
-    out_.sleep(false);
-    if (one.revents != 0) hear();
+    const u64 left_ms = (until_ns - now_ns) / 1'000'000 + 1;
+    wait_for_client([this] { return !out_.taken(); }, static_cast<int>(left_ms));
   }
+}
+
+// Sleeps until the client has taken something, if it is still `stuck` when the client knows that we sleep.
+void WindowConnection::wait_for_client(const std::function<bool()>& stuck, int timeout_ms) {
+  out_.sleep(true);
+  pollfd one{bells_, POLLIN, 0};
+  if (stuck()) poll(&one, 1, timeout_ms);
+  out_.sleep(false);
+  if (one.revents != 0) hear();
 }
 
 void WindowConnection::ring() {

@@ -21,8 +21,10 @@ class WindowConnection final : public Connection {
 
  private:
   static constexpr u64 kFinishNs = 5'000'000'000;
+
   ssize_t take(u8* data, size_t size) override;
   int sleep(int timeout_ms) override;
+  void wait_for_client(const std::function<bool()>& stuck, int timeout_ms);
   void ring();
   void hear();
 

@@ -136,8 +136,7 @@ void serve(HostThread& host) {
       host.changed.wait(lock, [&] { return !host.added.empty(); });
     }
     wire::Backoff backoff(kSpinForJobsUs, kLongestNapUs);
-    bool awake = true;
-    while (awake) {
+    while (true) {
       Session* session = Session::current();
       if (session == nullptr) return;
       const bool expected = take_added(host, taken, waiters);
@@ -146,7 +145,11 @@ void serve(HostThread& host) {
       std::vector<Waiter> done = take_done(waiters, *session, failed != CUDA_SUCCESS);
       finish(done, failed);
       if (ran || expected) backoff = wire::Backoff(kSpinUs, kLongestNapUs);
-      if (!ran) awake = waiters.empty() ? backoff.spin() : (backoff.step(), true);
+      if (ran) continue;
+      if (!waiters.empty())
+        backoff.step();
+      else if (!backoff.spin())
+        break;
     }
   }
 }

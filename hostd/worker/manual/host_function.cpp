@@ -11,7 +11,7 @@
 namespace gpupool::worker {
 namespace {
 
-constexpr u32 kSpinUs = 200;
+constexpr u32 kSpinUs = 200;  // for the client's thread, which may have to be woken
 constexpr u32 kNapUs = 500;
 
 // The driver's threads know no Worker. Published with the first host function; a session has one window.

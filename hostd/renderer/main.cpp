@@ -150,20 +150,8 @@ int take_over(int control) {
   const timeval timeout{kHandOverSeconds, 0};
   setsockopt(control, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
   u8 byte = 0;
-  iovec piece{&byte, 1};
-  alignas(cmsghdr) char room[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &piece;
-  message.msg_iovlen = 1;
-  message.msg_control = room;
-  message.msg_controllen = sizeof room;
-  if (recvmsg(control, &message, MSG_CMSG_CLOEXEC) != 1) return -1;
-  const cmsghdr* rights = CMSG_FIRSTHDR(&message);
-  if (rights == nullptr || rights->cmsg_level != SOL_SOCKET || rights->cmsg_type != SCM_RIGHTS ||
-      rights->cmsg_len != CMSG_LEN(sizeof(int)))
-    return -1;
   int fd = -1;
-  std::memcpy(&fd, CMSG_DATA(rights), sizeof fd);
+  if (wire::receive_with_descriptor(control, &byte, sizeof byte, fd, 0) != sizeof byte) return -1;
   int kind = 0;
   socklen_t size = sizeof kind;
   // Anything else would not do what is expected of reads and writes here.

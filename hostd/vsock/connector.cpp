@@ -78,23 +78,12 @@ bool Connector::ask(u64 serial, u32 port) {
 }
 
 Connector::Got Connector::take(Answer& answer) {
-  iovec part{&answer.serial, sizeof answer.serial};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  const ssize_t count = recvmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  int file = -1;
+  const ssize_t count =
+      wire::receive_with_descriptor(socket_.get(), &answer.serial, sizeof answer.serial, file, MSG_DONTWAIT);
   if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return Got::nothing;
+  answer.socket.reset(file);
   if (count != sizeof answer.serial) return Got::end;
-  answer.socket.reset();
-  const cmsghdr* rights = CMSG_FIRSTHDR(&message);
-  if (rights != nullptr && rights->cmsg_type == SCM_RIGHTS) {
-    int file = -1;
-    std::memcpy(&file, CMSG_DATA(rights), sizeof file);
-    answer.socket.reset(file);
-  }
   return Got::answer;
 }
 

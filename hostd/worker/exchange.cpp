@@ -33,20 +33,11 @@ bool Exchange::ask(ExchangeMessage& message, int fd, Descriptor& received) {
 bool Exchange::receive(ExchangeMessage& answer, Descriptor& received) {
   pollfd readable{connection_.get(), POLLIN, 0};
   if (poll(&readable, 1, kAnswerWithinMs) <= 0) return false;
-  iovec piece{&answer, sizeof answer};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr header{};
-  header.msg_iov = &piece;
-  header.msg_iovlen = 1;
-  header.msg_control = control;
-  header.msg_controllen = sizeof control;
-  if (recvmsg(connection_.get(), &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) != sizeof answer) return false;
-  const cmsghdr* rights = CMSG_FIRSTHDR(&header);
-  if (rights != nullptr && rights->cmsg_type == SCM_RIGHTS) {
-    int fd = -1;
-    std::memcpy(&fd, CMSG_DATA(rights), sizeof fd);
-    received = Descriptor(fd);
-  }
+  int fd = -1;
+  const ssize_t got =
+      wire::receive_with_descriptor(connection_.get(), &answer, sizeof answer, fd, MSG_DONTWAIT);
+  received = Descriptor(fd);
+  if (got != sizeof answer) return false;
   return answer.magic == ExchangeMessage::kMagic && answer.size <= sizeof answer.payload;
 }
 

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "wire/cpp/descriptor_passing.hpp"
 #include "wire/cpp/parcel.hpp"
 
 namespace gpupool::worker {
@@ -28,26 +29,11 @@ Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
 
 bool Parcels::receive(int socket) {
   wire::Parcel parcel;
-  iovec piece{&parcel, sizeof parcel};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &piece;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  const ssize_t got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+  int fd = -1;
+  const ssize_t got = wire::receive_with_descriptor(socket, &parcel, sizeof parcel, fd, MSG_DONTWAIT);
   if (got < 0) return errno == EAGAIN || errno == EINTR;
-  Descriptor descriptor;
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
-    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
-    if (header->cmsg_len != CMSG_LEN(sizeof(int))) return false;  // room for one was all there is
-    int fd = -1;
-    std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
-    descriptor = Descriptor(fd);
-  }
-  if (got != sizeof parcel || parcel.magic != wire::kParcelMagic || descriptor.get() < 0 ||
-      (message.msg_flags & MSG_CTRUNC) != 0)
-    return false;
+  Descriptor descriptor(fd);
+  if (got != sizeof parcel || parcel.magic != wire::kParcelMagic || descriptor.get() < 0) return false;
   const std::lock_guard lock(mutex_);
   if (waiting_.size() >= kMostWaiting) return false;
   if (!waiting_.try_emplace(parcel.id, std::move(descriptor)).second) return false;

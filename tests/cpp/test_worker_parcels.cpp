@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
+#include <iterator>
 #include <thread>
 
 #include "hostd/worker/parcels.hpp"
@@ -28,7 +30,7 @@ struct Pair {
 // Sends `bytes` of the parcel with so many copies of /dev/null.
 void send_parcel(int socket, const wire::Parcel& parcel, int copies, size_t bytes = sizeof(wire::Parcel)) {
   const Descriptor file(open("/dev/null", O_RDWR | O_CLOEXEC));
-  const int fds[2] = {file.get(), file.get()};
+  const int fds[3] = {file.get(), file.get(), file.get()};
   iovec piece{const_cast<wire::Parcel*>(&parcel), bytes};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof fds)] = {};
   msghdr message{};
@@ -97,6 +99,21 @@ TEST_CASE("parcels: anything else is refused") {
   CHECK_FALSE(taken(numbered(1), 2, sizeof(wire::Parcel)));
   CHECK_FALSE(taken(numbered(1), 1, 5));
   CHECK_FALSE(taken(wrong, 1, sizeof(wire::Parcel)));
+}
+
+TEST_CASE("parcels: of descriptors that nobody asked for none stays open") {
+  const auto open_files = [] {
+    const std::filesystem::directory_iterator files("/proc/self/fd");
+    return std::distance(begin(files), end(files));
+  };
+  for (const int copies : {2, 3}) {  // two come through, where there is room for one; the third is cut off
+    Pair pair;
+    Parcels parcels;
+    const auto before = open_files();
+    send_parcel(pair.ends[0], numbered(1), copies);
+    CHECK_FALSE(parcels.receive(pair.ends[1]));
+    CHECK(open_files() == before);
+  }
 }
 
 TEST_CASE("parcels: a number twice, or more than 64 that nobody takes, end the session") {

@@ -14,6 +14,7 @@
 #include "guest/runtime/transport/machine_window.hpp"
 #include "guest/runtime/transport/secure.hpp"
 #include "guest/runtime/transport/transport.hpp"
+#include "wire/cpp/descriptor_passing.hpp"
 #include "wire/cpp/version.hpp"
 
 namespace gpupool::guest {
@@ -70,27 +71,16 @@ bool make_hello(wire::TransportKind kind, wire::Hello& hello, std::string& why) 
 bool receive(int fd, void* data, size_t size, Descriptor& window_fd, std::string& why) {
   size_t got = 0;
   while (got < size) {
-    iovec piece{static_cast<u8*>(data) + got, size - got};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
-    msghdr message{};
-    message.msg_iov = &piece;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    const ssize_t count = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+    int received = -1;
+    const ssize_t count =
+        wire::receive_with_descriptor(fd, static_cast<u8*>(data) + got, size - got, received, 0);
     if (count < 0 && errno == EINTR) continue;
     if (count <= 0) {
       why = count == 0 ? "the host closed the connection before it answered; its log says why"
                        : std::string("no answer from the host: ") + std::strerror(errno);
       return false;
     }
-    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
-         header = CMSG_NXTHDR(&message, header)) {
-      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
-      int received = -1;
-      std::memcpy(&received, CMSG_DATA(header), sizeof received);
-      window_fd.reset(received);
-    }
+    if (received >= 0) window_fd.reset(received);
     got += static_cast<size_t>(count);
   }
   return true;

@@ -20,24 +20,12 @@ constexpr u64 kPage = 4096;
 // Reads the offer and takes its descriptor. False where that is not what came.
 bool receive_offer(int socket, MachineWindow& window) {
   wire::WindowOffer offer;
-  iovec piece{&offer, sizeof offer};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &piece;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
+  int fd = -1;
   ssize_t got = 0;
   errno = 0;
-  do got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+  do got = wire::receive_with_descriptor(socket, &offer, sizeof offer, fd, MSG_WAITALL);
   while (got < 0 && errno == EINTR);
-  for (cmsghdr* header = got < 0 ? nullptr : CMSG_FIRSTHDR(&message); header != nullptr;
-       header = CMSG_NXTHDR(&message, header)) {
-    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
-    int received = -1;
-    std::memcpy(&received, CMSG_DATA(header), sizeof received);
-    window.fd.reset(received);
-  }
+  window.fd.reset(fd);
   window.bytes = offer.bytes;
   return got == sizeof offer && offer.magic == wire::kWindowOfferMagic && window.fd.get() >= 0;
 }

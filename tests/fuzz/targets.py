@@ -63,6 +63,7 @@ TARGETS = {
         Target("ptx", 8192, "what the software GPU reads of an image"),
         Target("vtest", 1024, "what an OpenGL client sends its renderer"),
         Target("relay", 4096, "what a host and a program send gpupool-opengl"),
+        Target("rings", 2048, "the renderer's end of a slot in a VM's window"),
         Target("vsock", 2048, "a VM's vsock device, by its guest and its QEMU"),
     )
 }
